@@ -1,0 +1,1 @@
+"""Classic recommenders to stand beside ours in every report."""

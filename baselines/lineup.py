@@ -1,0 +1,201 @@
+"""All baselines of one report: fitted on the training log, their settings chosen on validation users."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from baselines.base import Skipped
+from baselines.ease import Ease, EaseConfig
+from baselines.ials import IalsConfig, ImplicitAls
+from baselines.item_knn import ItemKnn, ItemKnnConfig
+from baselines.popularity import Popularity, RecentPopularity
+from baselines.transitions_text import TransitionsText, TransitionsTextConfig
+from data.schema import Histories, Holdout, Scores
+from eval.metrics import ndcg_at_k, relevance_of
+from retrieval.base import CandidateSource
+
+TUNING_DEPTH = 10
+
+
+class BaselineKind(StrEnum):
+    """What a system is compared with."""
+
+    POPULARITY = "popularity"
+    RECENT_POPULARITY = "recent-popularity"
+    ITEM_KNN = "item-knn"
+    EASE = "ease"
+    IALS = "ials"
+    TRANSITIONS_TEXT = "transitions-text"
+
+
+class BaselinesConfig(BaseModel):
+    """Which baselines are fitted, and the settings that each may choose from on validation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kinds: tuple[BaselineKind, ...] = Field(tuple(BaselineKind), description="baselines that are fitted")
+    tuning_users: int = Field(5_000, ge=1, description="validation users that settings are chosen on, at most")
+    recent_days: tuple[float, ...] = Field((7, 30, 90, 365), min_length=1, description="windows of recency, days")
+    knn_history_decay: tuple[float, ...] = Field((0.5, 0.7, 0.9), min_length=1, description="see ItemKnnConfig")
+    knn_shrinkage: tuple[float, ...] = Field((0.0, 10.0), min_length=1, description="see ItemKnnConfig")
+    ease_l2: tuple[float, ...] = Field((20.0, 150.0, 1000.0), min_length=1, description="see EaseConfig")
+    ease_max_items: int = Field(20_000, ge=1, description="larger catalogs skip EASE")
+    ials_factors: tuple[int, ...] = Field((64, 128), min_length=1, description="see IalsConfig")
+    ials_alpha: tuple[float, ...] = Field((2.0, 10.0, 40.0), min_length=1, description="see IalsConfig")
+    text_weight: tuple[float, ...] = Field(
+        (0.0, 0.025, 0.05, 0.1, 0.2, 0.4), min_length=1, description="see TransitionsTextConfig"
+    )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What baselines are fitted on.
+
+    Attributes:
+        train: one history for each user.
+        n_items: N, the size of the catalog.
+        text_vectors: (N, D) float32 of an untrained encoder, or None.
+        config: what may be chosen.
+        seed: of random starts and of the choice of tuning users.
+    """
+
+    train: Histories
+    n_items: int
+    text_vectors: Scores | None
+    config: BaselinesConfig
+    seed: int
+
+
+Option = tuple[str, CandidateSource]
+"""The chosen settings in words, and what they give."""
+
+
+def fit_all(
+    train: Histories,
+    validation: Holdout,
+    n_items: int,
+    *,
+    text_vectors: Scores | None = None,
+    config: BaselinesConfig | None = None,
+    seed: int = 0,
+    log: Callable[[str], None],
+) -> list[CandidateSource | Skipped]:
+    """Fits every baseline of the config, each with the setting of highest validation NDCG@10.
+
+    Args:
+        train: what they are fitted on; nothing of validation is in it.
+        validation: the users that settings are chosen on. Without any, the first setting of each is taken.
+        n_items: size of the catalog.
+        text_vectors: (N, D) float32 of an untrained encoder; without, what needs them is skipped.
+        config: None: the defaults.
+        seed: of random starts and of the choice of tuning users.
+        log: gets a line for each baseline, with its settings and seconds.
+
+    Returns:
+        For each kind of the config, in its order, a fitted source or the reason why there is none.
+    """
+    config = config or BaselinesConfig()
+    task = Task(train, n_items, text_vectors, config, seed)
+    if len(validation) > config.tuning_users:
+        rng = np.random.default_rng(seed)
+        validation = validation.take(np.sort(rng.choice(len(validation), config.tuning_users, replace=False)))
+    fitted: list[CandidateSource | Skipped] = []
+    for kind in config.kinds:
+        fitted.append(found := _skipped(kind, task) or _best(BASELINES[kind](task), validation, log))
+        if isinstance(found, Skipped):
+            log(f"{found.name}: skipped; {found.reason}")
+    return fitted
+
+
+def validation_ndcg(source: CandidateSource, validation: Holdout) -> float:
+    """Mean NDCG@10 over all users of the holdout."""
+    found = source.candidates(validation.histories, TUNING_DEPTH)
+    relevance = relevance_of(found, validation.targets)
+    return float(ndcg_at_k(relevance, validation.targets.lengths, k=TUNING_DEPTH).mean())
+
+
+def _best(options: Iterator[Option], validation: Holdout, log: Callable[[str], None]) -> CandidateSource:
+    """The option of highest validation NDCG@10, the earlier of equal ones; fits no more than needed."""
+    started = time.perf_counter()
+    words, best = next(options)
+    if not len(validation):
+        log(f"{best.name}: {words} (no validation users to choose on), {time.perf_counter() - started:.1f} s")
+        return best
+    highest, tried = validation_ndcg(best, validation), 1
+    for other_words, other in options:
+        reached, tried = validation_ndcg(other, validation), tried + 1
+        if reached > highest:
+            words, best, highest = other_words, other, reached
+    log(
+        f"{best.name}: {words}; validation NDCG@10 {highest:.4f}, best of {tried}, "
+        f"{time.perf_counter() - started:.1f} s"
+    )
+    return best
+
+
+def _skipped(kind: BaselineKind, task: Task) -> Skipped | None:
+    if kind is BaselineKind.EASE:
+        return Ease.refuses(task.n_items, EaseConfig(max_items=task.config.ease_max_items))
+    if kind is BaselineKind.IALS and not len(task.train.item_rows):
+        return Skipped(ImplicitAls.name, "the training log is empty")
+    if kind is BaselineKind.TRANSITIONS_TEXT and task.text_vectors is None:
+        return Skipped(TransitionsText.name, "no text vectors were given")
+    return None
+
+
+def _popularity(task: Task) -> Iterator[Option]:
+    yield "all interactions", Popularity.fit(task.train, task.n_items)
+
+
+def _recent_popularity(task: Task) -> Iterator[Option]:
+    windows = set()
+    for days in task.config.recent_days:
+        source = RecentPopularity.fit(task.train, task.n_items, days=days)
+        if source.window not in windows:  # a log without times has one window only
+            windows.add(source.window)
+            yield source.window, source
+
+
+def _item_knn(task: Task) -> Iterator[Option]:
+    for shrinkage in task.config.knn_shrinkage:
+        fitted = ItemKnn.fit(task.train, task.n_items, ItemKnnConfig(shrinkage=shrinkage))
+        for decay in task.config.knn_history_decay:
+            settings = fitted.config.model_copy(update={"history_decay": decay})
+            yield f"shrinkage {shrinkage:g}, history decay {decay:g}", replace(fitted, config=settings)
+
+
+def _ease(task: Task) -> Iterator[Option]:
+    for l2 in task.config.ease_l2:
+        settings = EaseConfig(l2=l2, max_items=task.config.ease_max_items)
+        yield f"l2 {l2:g}", Ease.fit(task.train, task.n_items, settings)
+
+
+def _ials(task: Task) -> Iterator[Option]:
+    for factors in task.config.ials_factors:
+        for alpha in task.config.ials_alpha:
+            settings = IalsConfig(factors=factors, alpha=alpha)
+            source = ImplicitAls.fit(task.train, task.n_items, settings, seed=task.seed)
+            yield f"{factors} factors, alpha {alpha:g}", source
+
+
+def _transitions_text(task: Task) -> Iterator[Option]:
+    assert task.text_vectors is not None  # _skipped has asked
+    fitted = TransitionsText.fit(task.train, task.n_items, TransitionsTextConfig(), text_vectors=task.text_vectors)
+    for weight in task.config.text_weight:
+        settings = fitted.config.model_copy(update={"text_weight": weight})
+        yield f"text weight {weight:g}", replace(fitted, config=settings)
+
+
+BASELINES: dict[BaselineKind, Callable[[Task], Iterator[Option]]] = {
+    BaselineKind.POPULARITY: _popularity,
+    BaselineKind.RECENT_POPULARITY: _recent_popularity,
+    BaselineKind.ITEM_KNN: _item_knn,
+    BaselineKind.EASE: _ease,
+    BaselineKind.IALS: _ials,
+    BaselineKind.TRANSITIONS_TEXT: _transitions_text,
+}
+"""Kind → its settings, fitted one after another as they are asked for."""

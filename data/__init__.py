@@ -1,0 +1,1 @@
+"""From files to validated rows: schema, loading, ids, splits and item text."""

@@ -1,0 +1,70 @@
+"""Validated rows of a log and a catalog, as a Dataset of rows."""
+
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from data.schema import ITEM_ID, TIMESTAMP, USER_ID, Catalog, Dataset, Histories
+from data.vocabulary import Vocabulary
+
+_USER_ROW = "user_row"
+_ITEM_ROW = "item_row"
+
+
+class Duplicates(StrEnum):
+    """What becomes of a user's second interaction with the same item.
+
+    In every case a row that equals an earlier one in all columns of the file is dropped.
+    """
+
+    KEEP_ALL = "keep-all"
+    KEEP_FIRST = "keep-first"
+    KEEP_LAST = "keep-last"
+
+
+class Order(StrEnum):
+    """What puts a user's interactions in order; ties keep the order of the file."""
+
+    POSITION = "position"
+    TIMESTAMP = "timestamp"
+    FILE = "file"
+
+
+def assemble(log: pl.DataFrame, items: pl.DataFrame, duplicates: Duplicates) -> tuple[Dataset, Order, int]:
+    """User rows by first appearance in `log`, item rows as in `items`, interactions in order.
+
+    Args:
+        log: user_id, item_id and, where known, position and timestamp (s), in the order of the file; every item_id
+            is one of `items`.
+        items: item_id, title, text, and any other columns.
+        duplicates: what to keep of a user's interactions with one item.
+
+    Returns:
+        The data set, what ordered it, and how many repeated interactions were dropped.
+    """
+    users = log[USER_ID].unique(maintain_order=True)
+    order = next((way for way in (Order.POSITION, Order.TIMESTAMP) if way in log.columns), Order.FILE)
+    keys = [_USER_ROW] if order == Order.FILE else [_USER_ROW, order]
+    frame = log.with_columns(
+        _row_of(log[USER_ID], users).alias(_USER_ROW), _row_of(log[ITEM_ID], items[ITEM_ID]).alias(_ITEM_ROW)
+    ).sort(keys, maintain_order=True)
+    if duplicates != Duplicates.KEEP_ALL:
+        keep: Literal["first", "last"] = "first" if duplicates == Duplicates.KEEP_FIRST else "last"
+        frame = frame.unique(subset=[_USER_ROW, _ITEM_ROW], keep=keep, maintain_order=True)
+    catalog = Catalog(items, Vocabulary(items[ITEM_ID].to_list()))
+    dataset = Dataset(_histories(frame, len(users)), Vocabulary(users.to_list(), noun="user"), catalog)
+    return dataset, order, len(log) - len(frame)
+
+
+def _histories(frame: pl.DataFrame, n_users: int) -> Histories:
+    counts = np.bincount(frame[_USER_ROW].to_numpy(), minlength=n_users)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    times = frame[TIMESTAMP].fill_null(Histories.NO_TIME).to_numpy() if TIMESTAMP in frame.columns else None
+    return Histories(frame[_ITEM_ROW].to_numpy(), offsets, times)
+
+
+def _row_of(ids: pl.Series, vocabulary: pl.Series) -> pl.Series:
+    rows = pl.DataFrame({"id": vocabulary, "row": np.arange(len(vocabulary), dtype=np.int64)})
+    return pl.DataFrame({"id": ids}).join(rows, on="id", how="left", maintain_order="left")["row"]

@@ -1,0 +1,120 @@
+"""A validated data set on disk, quick to open: plain Parquet and a manifest."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from data.schema import ITEM_ID, TEXT, TIMESTAMP, TITLE, USER_ID, Catalog, Dataset, Histories
+from data.vocabulary import Vocabulary
+from store.artifacts import Verify, check_files
+from store.atomic import sha256_of
+from store.errors import CorruptArtifact, MissingStep
+
+FORMAT = 1
+MANIFEST = "dataset.json"
+
+_USER_ROW = "user_row"
+_ITEM_ROW = "item_row"
+_INTERACTIONS = "interactions.parquet"
+_USERS = "users.parquet"
+_ITEMS = "items.parquet"
+_LENGTH = "interactions"
+
+
+def save_prepared(
+    folder: Path,
+    dataset: Dataset,
+    *,
+    report: Mapping[str, Any],
+    made_from: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes users.parquet, items.parquet, interactions.parquet (rows of these two, user by user) and dataset.json.
+
+    Args:
+        folder: an empty folder, such as `Run.write_folder` and `Run.write_artifact` hand out.
+        dataset: what to write.
+        report: what loading and splitting counted, as JSON.
+        made_from: configs and sources, as JSON.
+
+    Returns:
+        The manifest: format, fingerprint, counts, report, made_from, files.
+    """
+    log = dataset.interactions
+    columns = {_USER_ROW: log.list_of_row.astype(np.int32), _ITEM_ROW: log.item_rows.astype(np.int32)}
+    frame = pl.DataFrame(columns)
+    if log.timestamps is not None:
+        times = pl.Series(TIMESTAMP, log.timestamps)
+        frame = frame.with_columns(times.set(times == Histories.NO_TIME, None))
+    frame.write_parquet(folder / _INTERACTIONS)
+    users = pl.DataFrame({USER_ID: pl.Series(dataset.users.ids, dtype=pl.String), _LENGTH: log.lengths})
+    users.write_parquet(folder / _USERS)
+    dataset.catalog.items.write_parquet(folder / _ITEMS)
+    names = (_INTERACTIONS, _USERS, _ITEMS)
+    sizes = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
+    manifest = {
+        "format": FORMAT,
+        "fingerprint": dataset_fingerprint(dataset),
+        "users": len(dataset.users),
+        "items": len(dataset.catalog),
+        "interactions": len(log.item_rows),
+        "report": dict(report),
+        "made_from": dict(made_from),
+        "files": sizes,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return manifest
+
+
+def load_prepared(folder: Path, *, verify: Verify = Verify.SIZES) -> tuple[Dataset, dict[str, Any]]:
+    """The data set of `save_prepared` and its manifest.
+
+    Raises:
+        MissingStep: when nothing has been prepared there.
+        CorruptArtifact: when a file is missing, truncated, altered or unreadable.
+    """
+    if not folder.is_dir():
+        raise MissingStep(f"{folder} does not exist: make it with 'python cli.py prepare'")
+    remedy = "prepare the data again with 'python cli.py prepare'"
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        faults = check_files(folder, manifest["files"], verify)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptArtifact(f"{folder / MANIFEST} is unreadable ({error}): {remedy}") from error
+    if faults:
+        raise CorruptArtifact(f"{folder} is damaged ({'; '.join(faults)}): {remedy}")
+    try:
+        dataset = _read(folder)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise CorruptArtifact(f"{folder} cannot be read ({error}): {remedy}") from error
+    return dataset, manifest
+
+
+def dataset_fingerprint(dataset: Dataset) -> str:
+    """16 hexadecimal digits that change with any interaction, time, order, id, title or text."""
+    log, items = dataset.interactions, dataset.catalog.items
+    digest = hashlib.sha256()
+    arrays = (log.item_rows, log.offsets, log.timestamps if log.timestamps is not None else np.zeros(0, np.int64))
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    for texts in (dataset.users.ids, items[ITEM_ID], items[TITLE], items[TEXT]):
+        digest.update(json.dumps(list(texts)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _read(folder: Path) -> Dataset:
+    # Memory maps save nothing here: everything is decoded at once.
+    log = pl.read_parquet(folder / _INTERACTIONS)
+    users = pl.read_parquet(folder / _USERS)
+    items = pl.read_parquet(folder / _ITEMS)
+    offsets = np.concatenate([[0], np.cumsum(users[_LENGTH].to_numpy())]).astype(np.int64)
+    times = None
+    if TIMESTAMP in log.columns:
+        times = log[TIMESTAMP].fill_null(Histories.NO_TIME).to_numpy().astype(np.int64)
+    histories = Histories(log[_ITEM_ROW].to_numpy().astype(np.int64), offsets, times)
+    catalog = Catalog(items, Vocabulary(items[ITEM_ID].to_list()))
+    return Dataset(histories, Vocabulary(users[USER_ID].to_list(), noun="user"), catalog)

@@ -1,0 +1,213 @@
+"""Column names, and the frozen values that cross the borders between folders."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from data.vocabulary import Vocabulary
+
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+TIMESTAMP = "timestamp"
+POSITION = "position"
+RATING = "rating"
+TITLE = "title"
+TEXT = "text"
+RANK = "rank"
+SCORE = "score"
+
+NO_ITEM = -1
+"""Stands in an array of item rows where a list ends early."""
+
+Rows = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """Ragged lists of item rows, each oldest first: what B users took, in order.
+
+    Attributes:
+        item_rows: (R,) int64, all lists one after another.
+        offsets: (B + 1,) int64; list b is `item_rows[offsets[b]:offsets[b + 1]]`.
+        timestamps: (R,) int64 Unix seconds beside item_rows, `NO_TIME` where unknown; None without any time.
+    """
+
+    item_rows: Rows
+    offsets: Rows
+    timestamps: Rows | None = None
+
+    NO_TIME = np.iinfo(np.int64).min
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[int]]) -> "Histories":
+        """Histories without time from plain lists of item rows, oldest first."""
+        lengths = np.array([len(rows) for rows in lists], dtype=np.int64)
+        flat = np.array([row for rows in lists for row in rows], dtype=np.int64)
+        return cls(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, place: int) -> Rows:
+        return self.item_rows[self.offsets[place] : self.offsets[place + 1]]
+
+    @property
+    def lengths(self) -> Rows:
+        """(B,) int64, the number of items in each list."""
+        return np.diff(self.offsets)
+
+    @property
+    def list_of_row(self) -> Rows:
+        """(R,) int64, for every entry of item_rows the list that it stands in."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
+
+    def keep(self, mask: npt.NDArray[np.bool_]) -> "Histories":
+        """The same lists with only the entries where `mask` (R,) is true."""
+        kept = np.bincount(self.list_of_row[mask], minlength=len(self))
+        offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+        return Histories(self.item_rows[mask], offsets, None if self.timestamps is None else self.timestamps[mask])
+
+    def take(self, places: Rows) -> "Histories":
+        """The lists at `places`, in that order."""
+        lengths = self.lengths[places]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        entries = np.repeat(self.offsets[places] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        times = None if self.timestamps is None else self.timestamps[entries]
+        return Histories(self.item_rows[entries], offsets, times)
+
+    def last(self, count: int) -> Rows:
+        """(B, count) int64: the last items of each list, most recent first, then NO_ITEM."""
+        steps = np.arange(1, count + 1)
+        entries = self.offsets[1:, None] - steps  # (B, count)
+        inside = steps <= self.lengths[:, None]
+        if not len(self.item_rows):
+            return np.full(inside.shape, NO_ITEM, dtype=np.int64)
+        return np.where(inside, self.item_rows[np.where(inside, entries, 0)], NO_ITEM)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All items, by row.
+
+    Attributes:
+        items: one row an item: item_id, title (for people), text (for models), and the user's own columns.
+        vocabulary: item_id ↔ item_row, in the order of `items`.
+    """
+
+    items: pl.DataFrame
+    vocabulary: Vocabulary
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each item, by row."""
+        return self.items[TEXT].to_list()
+
+    @property
+    def titles(self) -> list[str]:
+        """The title of each item, by row."""
+        return self.items[TITLE].to_list()
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A validated log and catalog: one history for each user row."""
+
+    interactions: Histories
+    users: Vocabulary
+    catalog: Catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Holdout:
+    """Who is asked, what is known of them, and what they took next.
+
+    Attributes:
+        part: "validation" or "test".
+        user_rows: (n,) int64.
+        histories: n lists, all that is known at the time of asking.
+        targets: n lists of at least one item; leave one out has exactly one each.
+    """
+
+    part: str
+    user_rows: Rows
+    histories: Histories
+    targets: Histories
+
+    def __len__(self) -> int:
+        return len(self.user_rows)
+
+    def take(self, places: Rows) -> "Holdout":
+        """The same question for the users at `places` only."""
+        return Holdout(self.part, self.user_rows[places], self.histories.take(places), self.targets.take(places))
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A data set divided in time: `train` has a (possibly empty) list for every user row."""
+
+    train: Histories
+    validation: Holdout
+    test: Holdout
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Ranked items for B users, with every source's score for every one of them.
+
+    Attributes:
+        item_rows: (B, K) int64, NO_ITEM where a list ends early.
+        score: (B, K) float32, falling along each row; -inf where there is no item.
+        sources: name → (B, K) float32, each source's own score for the item in that place.
+    """
+
+    item_rows: Rows
+    score: Scores
+    sources: Mapping[str, Scores] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.item_rows)
+
+    @property
+    def depth(self) -> int:
+        """K, the length of the lists."""
+        return int(self.item_rows.shape[1])
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """(B, K), true where there is an item."""
+        return np.asarray(self.item_rows != NO_ITEM)
+
+    def head(self, depth: int) -> "Candidates":
+        """The first `depth` places of every list."""
+        cut = {name: scores[:, :depth] for name, scores in self.sources.items()}
+        return Candidates(self.item_rows[:, :depth], self.score[:, :depth], cut)
+
+    def take(self, places: Rows) -> "Candidates":
+        """The lists at `places`, in that order."""
+        taken = {name: scores[places] for name, scores in self.sources.items()}
+        return Candidates(self.item_rows[places], self.score[places], taken)
+
+    def with_source(self, name: str, scores: Scores) -> "Candidates":
+        """The same lists with one more source's (B, K) scores beside them."""
+        return replace(self, sources={**self.sources, name: scores})
+
+    def ranked_by(self, score: Scores) -> "Candidates":
+        """The same items ordered by another (B, K) score; ties keep the present order.
+
+        Raises:
+            ValueError: when a score of a present item is NaN.
+        """
+        if np.isnan(score[self.present]).any():
+            raise ValueError("a candidate's score is NaN")
+        keyed = np.where(self.present, score, -np.inf).astype(np.float32)
+        # Absent items go last even behind a present item whose score is -inf.
+        order = np.lexsort((-keyed, ~self.present), axis=-1)
+        moved = {name: np.take_along_axis(scores, order, 1) for name, scores in self.sources.items()}
+        return Candidates(np.take_along_axis(self.item_rows, order, 1), np.take_along_axis(keyed, order, 1), moved)

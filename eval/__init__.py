@@ -1,0 +1,1 @@
+"""Scores ranked lists against what users chose next. Knows no model."""

@@ -1,0 +1,151 @@
+"""The HTML page of a report: one file, no script, nothing loaded from elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from eval.metrics import KS, METRICS
+from eval.plots import recall_picture, slices_picture, systems_picture
+from eval.results import MAIN_METRIC, Fit, Report, System
+from eval.significance import DRAWS, Interval
+from eval.words import SMALL_SLICE, conclusion, evidence, metric_words, number, slice_words, symbol
+
+_COLUMNS = ("recall@10", "ndcg@10", "mrr@10", "recall@100", "coverage@10", "novelty@10")
+
+
+def render(report: Report, intervals: dict[str, Interval]) -> str:
+    """The page as text; every title, id and note in it is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(_view(report, intervals))
+
+
+def _view(report: Report, intervals: dict[str, Interval]) -> dict[str, Any]:
+    return {
+        "report": report,
+        "warning": _warning(report),
+        "verdicts": _verdicts(report),
+        "systems": _systems_table(report, intervals),
+        "columns": [metric_words(name) for name in _COLUMNS],
+        "everything": _full_table(report),
+        "ks": KS,
+        "ceiling": _ceiling(report),
+        "slices": _slices_table(report),
+        "focus": report.in_focus,
+        "small_slice": SMALL_SLICE,
+        "systems_picture": systems_picture(report, intervals),
+        "recall_picture": recall_picture(report),
+        "slices_picture": slices_picture(report),
+        "users": len(report.user_ids),
+        "depth": max(system.evaluation.depth for system in report.systems),
+        "unserved": [system for system in report.systems if system.evaluation.unserved],
+        "main_metric": metric_words(MAIN_METRIC),
+        "draws": DRAWS,
+        "number": number,
+    }
+
+
+def _warning(report: Report) -> str:
+    if report.fit is Fit.FINAL:
+        return (
+            "These models were fitted on every interaction, the held-out ones among them. "
+            "The figures below show what they remember, not what they predict; do not quote them."
+        )
+    if report.part == "validation":
+        return (
+            "Validation figures. Models, weights and stopping times are chosen on validation interactions, "
+            "so these figures flatter; the test part decides, and is looked at once."
+        )
+    return ""
+
+
+def _verdicts(report: Report) -> list[dict[str, str]]:
+    return [
+        {
+            "question": found.question or f"Is {found.ours} better than {found.theirs}?",
+            "verdict": found.test.verdict.value,
+            "kind": found.test.verdict.value.replace(" ", "-"),
+            "symbol": symbol(found.test.verdict),
+            "conclusion": conclusion(found.ours, found.theirs, found.test.verdict),
+            "evidence": evidence(found.metric, found.test),
+        }
+        for found in report.comparisons
+    ]
+
+
+def _systems_table(report: Report, intervals: dict[str, Interval]) -> list[dict[str, Any]]:
+    # Bold where more is better; more coverage or novelty is only different.
+    accuracy = [name for name in _COLUMNS if not name.startswith(("coverage", "novelty"))]
+    best = {name: max(system.evaluation.metrics.get(name, 0.0) for system in report.systems) for name in accuracy}
+    rows = []
+    for system in report.ranked:
+        metrics, interval = system.evaluation.metrics, intervals[system.name]
+        cells = [
+            {
+                "text": _cell(name, metrics.get(name)),
+                "best": name in best and metrics.get(name) == best[name],
+                "range": f"{interval.low:.4f} – {interval.high:.4f}" if name == MAIN_METRIC else "",
+            }
+            for name in _COLUMNS
+        ]
+        rows.append({"name": system.name, "note": system.note, "role": system.role.value, "cells": cells})
+    return rows
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if name.startswith("coverage"):
+        return f"{value * 100:.1f} %"
+    return f"{value:.2f}" if name.startswith("novelty") else f"{value:.4f}"
+
+
+def _full_table(report: Report) -> list[dict[str, Any]]:
+    """Metric by metric, a row a system, a column a k."""
+    return [
+        {
+            "metric": metric_words(metric),
+            "rows": [
+                {
+                    "name": system.name,
+                    "role": system.role.value,
+                    "cells": [_cell(metric, system.evaluation.metrics.get(f"{metric}@{k}")) for k in KS],
+                }
+                for system in report.ranked
+            ],
+        }
+        for metric in METRICS
+    ]
+
+
+def _ceiling(report: Report) -> list[dict[str, str]]:
+    return [
+        {"depth": f"{depth:,}", "recall": f"{value:.4f}", "width": f"{100 * value:.2f}"}
+        for depth, value in sorted(report.ceiling.items())
+    ]
+
+
+def _slices_table(report: Report) -> list[dict[str, Any]]:
+    focus = report.in_focus
+    return [
+        {
+            "name": slice_words(name),
+            "users": int(figures["users"]),
+            "targets": int(figures["targets"]),
+            "small": figures["users"] < SMALL_SLICE,
+            "cells": [_pair(system, name) for system in focus],
+        }
+        for name, figures in focus[0].evaluation.slices.items()
+        if MAIN_METRIC in figures
+    ]
+
+
+def _pair(system: System, name: str) -> str:
+    found = system.evaluation.slices[name]
+    return f"{found['recall@10']:.4f} / {found[MAIN_METRIC]:.4f}"

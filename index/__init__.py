@@ -1,0 +1,1 @@
+"""Vectors in, rows out: nearest-neighbour search behind one Protocol."""

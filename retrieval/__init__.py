@@ -1,0 +1,1 @@
+"""First stage: towers and transitions find candidates in the whole catalog."""

@@ -1,0 +1,99 @@
+"""Item → item counts: what a low-rank tower cannot memorise, as a second, sparse source of candidates."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import scipy.sparse as sp
+from pydantic import BaseModel, ConfigDict, Field
+
+from data.schema import NO_ITEM, Histories
+
+
+class TransitionsConfig(BaseModel):
+    """How pairs are counted, normalised, and summed over a history."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    window: int = Field(10, ge=1, description="pairs up to this many steps apart are counted")
+    gap_decay: float = Field(0.8, gt=0, le=1, description="weight of a pair: gap_decay ** (steps apart - 1)")
+    backward: float = Field(0.5, ge=0, description="weight of the pair read backwards (later item → earlier item)")
+    row_power: float = Field(0.5, ge=0, le=1, description="counts are divided by (row sum) ** row_power")
+    column_power: float = Field(0.3, ge=0, le=1, description="and by (column sum) ** column_power")
+    history_items: int = Field(10, ge=1, description="most recent items of a history that are summed")
+    history_decay: float = Field(0.5, gt=0, le=1, description="weight of the item j steps back: decay ** j")
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """A normalised (N, N) float32 matrix of item → item weights, fitted by counting."""
+
+    weights: sp.csr_matrix
+    config: TransitionsConfig
+
+    @classmethod
+    def fit(cls, train: Histories, n_items: int, config: TransitionsConfig) -> "Transitions":
+        """Counts all pairs of `train` within the window; seconds on millions of interactions."""
+        return cls.from_counts(count_pairs(train, n_items, config), config)
+
+    @classmethod
+    def from_counts(cls, counts: sp.csr_matrix, config: TransitionsConfig) -> "Transitions":
+        """Normalises what `count_pairs` counted with the same window, gap decay and backward weight."""
+        row_sum = np.asarray(counts.sum(1)).ravel()
+        column_sum = np.asarray(counts.sum(0)).ravel()
+        scale_rows = sp.diags(_inverse_power(row_sum, config.row_power))
+        scale_columns = sp.diags(_inverse_power(column_sum, config.column_power))
+        return cls((scale_rows @ counts @ scale_columns).tocsr().astype(np.float32), config)
+
+    def history_weights(self, histories: Histories) -> sp.csr_matrix:
+        """(B, N) float32: how much each item of a history counts, the most recent most."""
+        recent = histories.last(self.config.history_items)  # (B, H)
+        place = np.broadcast_to(np.arange(recent.shape[1]), recent.shape)
+        present = recent != NO_ITEM
+        values = (self.config.history_decay ** place[present]).astype(np.float32)
+        users = np.nonzero(present)[0]
+        shape = (len(histories), self.weights.shape[0])
+        return sp.csr_matrix((values, (users, recent[present])), shape=shape)
+
+    def scores(self, histories: Histories) -> sp.csr_matrix:
+        """(B, N) float32, sparse: the decayed sum of the rows of each history's last items."""
+        return (self.history_weights(histories) @ self.weights).tocsr()
+
+    def save(self, folder: Path) -> None:
+        """Writes the non-zero weights as triples of row, column and weight."""
+        triples = self.weights.tocoo()
+        frame = pl.DataFrame(
+            {
+                "from_row": triples.row.astype(np.int32),
+                "to_row": triples.col.astype(np.int32),
+                "weight": triples.data,
+            }
+        )
+        frame.write_parquet(folder / "transitions.parquet")
+
+    @classmethod
+    def load(cls, folder: Path, n_items: int, config: TransitionsConfig) -> "Transitions":
+        """Reads what `save` wrote for a catalog of `n_items`."""
+        frame = pl.read_parquet(folder / "transitions.parquet")
+        rows, columns = frame["from_row"].to_numpy(), frame["to_row"].to_numpy()
+        weights = sp.csr_matrix((frame["weight"].to_numpy(), (rows, columns)), shape=(n_items, n_items))
+        return cls(weights, config)
+
+
+def count_pairs(train: Histories, n_items: int, config: TransitionsConfig) -> sp.csr_matrix:
+    """(N, N) float32: how often column follows row within the window, decayed by the steps between them."""
+    list_of_row = train.list_of_row
+    counts = sp.csr_matrix((n_items, n_items), dtype=np.float32)
+    for gap in range(1, min(config.window, max(len(train.item_rows) - 1, 0)) + 1):
+        together = list_of_row[gap:] == list_of_row[:-gap]
+        earlier, later = train.item_rows[:-gap][together], train.item_rows[gap:][together]
+        ones = np.full(len(earlier), config.gap_decay ** (gap - 1), dtype=np.float32)
+        forward = sp.csr_matrix((ones, (earlier, later)), shape=(n_items, n_items))
+        counts = counts + forward + config.backward * forward.T.tocsr()
+    return counts.tocsr()
+
+
+def _inverse_power(sums: np.ndarray, power: float) -> np.ndarray:
+    """sums ** -power, and 0 for empty sums."""
+    return np.where(sums > 0, np.maximum(sums, 1e-12) ** -power, 0.0).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Files on disk: runs, artifacts, locks and named assets. Knows no stage."""

@@ -1,0 +1,245 @@
+"""A run directory: what each stage made, from what, and which of it belongs together."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from store.atomic import atomic_folder, atomic_write, present, sha256_of
+from store.errors import CorruptArtifact, MissingStep
+from store.fingerprint import canonical, fingerprint
+from store.lock import writer_lock
+
+__all__ = ["Release", "Run", "Verify", "atomic_write", "fingerprint"]
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+_MADE_BY = {
+    "data": "prepare",
+    "dataset": "prepare",
+    "retriever": "train-retriever",
+    "vectors": "build-index",
+    "index": "build-index",
+    "reranker": "train-reranker",
+    "reports": "evaluate",
+}
+
+
+class Verify(StrEnum):
+    """How an artifact is checked against its manifest before it is used."""
+
+    SIZES = "sizes"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The keys of the artifacts that belong together and are served; None where there is none yet."""
+
+    dataset: str | None = None
+    retriever: str | None = None
+    vectors: str | None = None
+    index: str | None = None
+    reranker: str | None = None
+
+
+class Run:
+    """One run directory: data/, artifacts/<kind>/<hash>/, current.json, reports/, config.toml.
+
+    Every writing method takes the run's lock by itself. A command of several steps takes it around them all.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    @property
+    def data_dir(self) -> Path:
+        """The prepared data; the last whole version, even after a killed command."""
+        return present(self.root / "data")
+
+    @property
+    def reports_dir(self) -> Path:
+        """The folder of evaluation reports."""
+        return self.root / "reports"
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.toml"
+
+    @contextmanager
+    def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
+        """Holds the run against other writing commands; the same process may hold it several times over.
+
+        Raises:
+            RunBusy: when another process holds it after `wait_s` seconds; the message names that process.
+        """
+        with writer_lock(self.root, wait_s=wait_s):
+            yield
+
+    def write_artifact(self, kind: str, made_from: Mapping[str, Any], write: Callable[[Path], None]) -> str:
+        """Lets `write` fill a new folder and puts it at artifacts/<kind>/<key> by one rename.
+
+        Args:
+            kind: what it is, such as "retriever".
+            made_from: everything that it depends on: configs, fingerprints, keys of other artifacts.
+            write: called with an empty folder; may make folders in it.
+
+        Returns:
+            The key: 16 hexadecimal digits that follow from kind and made_from alone.
+
+        Raises:
+            NoSpace: when the disk is full or refuses the write; an older version of the artifact stays.
+        """
+        key = fingerprint({"kind": kind, "made_from": made_from})
+        with self.lock(), atomic_folder(self._place(kind, key)) as folder:
+            write(folder)
+            manifest = {
+                "format": FORMAT,
+                "kind": kind,
+                "hash": key,
+                "made_from": canonical(made_from),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "files": listing_of(folder),
+            }
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+        return key
+
+    def artifact(self, kind: str, key: str, *, verify: Verify = Verify.SIZES) -> Path:
+        """The folder of a whole artifact: every file of its manifest is there with the size it was written.
+
+        Args:
+            kind: as given to `write_artifact`.
+            key: as returned by `write_artifact`.
+            verify: FULL compares the SHA-256 of every file, too.
+
+        Raises:
+            MissingStep: when there is none; the message names the command that makes it.
+            CorruptArtifact: when a file is missing, truncated or altered.
+        """
+        manifest = self.manifest(kind, key)
+        folder = present(self._place(kind, key))
+        faults = check_files(folder, manifest["files"], Verify(verify))
+        if faults:
+            raise CorruptArtifact(
+                f"{folder} is damaged ({'; '.join(faults)}): make it again with {_command(kind, self.root)}"
+            )
+        return folder
+
+    def manifest(self, kind: str, key: str) -> dict[str, Any]:
+        """What an artifact was made from, and its files, as written by `write_artifact`.
+
+        Raises:
+            MissingStep, CorruptArtifact: as `artifact`.
+        """
+        folder = present(self._place(kind, key))
+        if not folder.is_dir():
+            raise MissingStep(f"{self.root} has no {kind} {key}: make it with {_command(kind, self.root)}")
+        return read_manifest(folder, f"make it again with {_command(kind, self.root)}", key=key)
+
+    def release(self) -> Release:
+        """The release that current.json names; an empty one when nothing has been published.
+
+        Raises:
+            CorruptArtifact: when current.json cannot be read.
+        """
+        path = self.root / "current.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            parts = {field.name: content[field.name] for field in fields(Release)}
+        except FileNotFoundError:
+            return Release()
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise CorruptArtifact(
+                f"{path} is unreadable ({error}): delete it and run the commands from "
+                f"{_command('retriever', self.root)} on again; finished artifacts are found and reused"
+            ) from error
+        return Release(**parts)
+
+    def publish(self, **parts: str | None) -> Release:
+        """Merges `parts`, by the names of Release, into the release and publishes it by one rename.
+
+        Raises:
+            NoSpace: when the disk is full or refuses the write; the release stays as it was.
+        """
+        with self.lock():
+            release = replace(self.release(), **parts)
+            content = {"format": FORMAT, **asdict(release)}
+            atomic_write(self.root / "current.json", json.dumps(content, indent=1) + "\n")
+        return release
+
+    def write_folder(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Lets `write` fill a new folder that replaces root/<name> when whole, and not before.
+
+        Raises:
+            NoSpace: when the disk is full or refuses the write; the old folder stays.
+        """
+        target = self.root / name
+        with self.lock(), atomic_folder(target) as folder:
+            write(folder)
+        return target
+
+    def folder(self, name: str) -> Path:
+        """The last whole version of root/<name>.
+
+        Raises:
+            MissingStep: when there is none.
+        """
+        found = present(self.root / name)
+        if not found.is_dir():
+            raise MissingStep(f"{self.root} has no {name}: make it with {_command(name, self.root)}")
+        return found
+
+    def _place(self, kind: str, key: str) -> Path:
+        return self.root / "artifacts" / kind / key
+
+
+def read_manifest(folder: Path, remedy: str, *, key: str | None = None) -> dict[str, Any]:
+    """The manifest of a folder; its files are not looked at.
+
+    Raises:
+        CorruptArtifact: when it is missing, unreadable, or names another key; the message ends with `remedy`.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found, listing = manifest.get("hash"), manifest["files"]
+        if key is not None and found != key:
+            raise ValueError(f"it names {found}, not {key}")
+        if not isinstance(listing, dict):
+            raise ValueError("files is no table")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CorruptArtifact(f"{path} is unreadable ({error}): {remedy}") from error
+    return manifest
+
+
+def check_files(folder: Path, listing: Mapping[str, Mapping[str, Any]], verify: Verify) -> list[str]:
+    """What is wrong with the files of `folder` by their listing {name: {bytes, sha256}}; empty when whole."""
+    faults = []
+    for name, expected in listing.items():
+        path = folder / name
+        if not path.is_file():
+            faults.append(f"{name} is missing")
+        elif path.stat().st_size != expected["bytes"]:
+            faults.append(f"{name} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}")
+        elif verify == Verify.FULL and sha256_of(path) != expected["sha256"]:
+            faults.append(f"{name} has been altered")
+    return faults
+
+
+def listing_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """{name: {bytes, sha256}} of every file under `folder`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
+    }
+
+
+def _command(kind: str, root: Path) -> str:
+    command = _MADE_BY.get(kind.split("/")[0], "quickstart")
+    return f"'python cli.py {command} --run {root}'"

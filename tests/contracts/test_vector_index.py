@@ -1,0 +1,151 @@
+"""What every VectorIndex must do, against exact search written out in float64."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.schema import NO_ITEM
+from index.faiss_index import INDEXES, IndexKind, load_index
+from store.errors import BadInput, Mismatch
+
+KINDS = pytest.mark.parametrize("kind", list(INDEXES))
+ROOT = Path(__file__).parents[2]
+
+
+def exact(vectors, queries, k, exclude=None):
+    """The definition: sort all items by falling inner product, then by row, without the excluded."""
+    rows = np.full((len(queries), k), NO_ITEM)
+    scores = np.full((len(queries), k), -np.inf)
+    for place, query in enumerate(queries):
+        inner = vectors.astype(np.float64) @ query.astype(np.float64)
+        known = set() if exclude is None else set(exclude[place].tolist())
+        ranked = sorted((-score, row) for row, score in enumerate(inner) if row not in known)[:k]
+        for rank, (score, row) in enumerate(ranked):
+            rows[place, rank], scores[place, rank] = row, -score
+    return scores, rows
+
+
+def whole_numbers(rng, shape, high=4):
+    """Vectors whose inner products are exact, so that ties are ties in every order of summation."""
+    return rng.integers(-high, high + 1, shape).astype(np.float32)
+
+
+@KINDS
+@pytest.mark.parametrize("queries", [1, 3, 40])
+def test_agrees_with_exact_search(kind: IndexKind, queries: int) -> None:
+    rng = np.random.default_rng(1)
+    vectors, asked = whole_numbers(rng, (300, 16), 50), whole_numbers(rng, (queries, 16), 50)
+    scores, rows = INDEXES[kind](vectors).search(asked, 20)
+    expected_scores, expected_rows = exact(vectors, asked, 20)
+    assert scores.dtype == np.float32
+    assert rows.dtype == np.int64
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_allclose(scores, expected_scores)
+
+
+@KINDS
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_ties_and_exclusions_agree_with_exact_search(kind: IndexKind, data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    n_items, queries = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 12))
+    k = data.draw(st.integers(1, 70))
+    vectors = whole_numbers(rng, (n_items, 3), 1)  # 27 different vectors at most: many ties
+    asked = whole_numbers(rng, (queries, 3), 1)
+    exclude = [rng.integers(0, n_items, rng.integers(0, n_items + 1)) for _ in range(queries)]
+    scores, rows = INDEXES[kind](vectors).search(asked, k, exclude=exclude)
+    expected_scores, expected_rows = exact(vectors, asked, k, exclude)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_array_equal(scores, expected_scores.astype(np.float32))
+
+
+@KINDS
+def test_equal_vectors_come_back_by_lower_row(kind: IndexKind) -> None:
+    index = INDEXES[kind](np.ones((500, 4), dtype=np.float32))
+    for queries in (1, 20):
+        _, rows = index.search(np.zeros((queries, 4), dtype=np.float32), 7)
+        np.testing.assert_array_equal(rows, np.tile(np.arange(7), (queries, 1)))
+
+
+@KINDS
+def test_more_than_the_catalog_gives_the_whole_catalog(kind: IndexKind) -> None:
+    vectors = np.eye(3, dtype=np.float32)
+    scores, rows = INDEXES[kind](vectors).search(np.array([[3, 2, 1]], dtype=np.float32), 5)
+    assert rows.tolist() == [[0, 1, 2, NO_ITEM, NO_ITEM]]
+    assert scores.tolist() == [[3, 2, 1, -np.inf, -np.inf]]
+
+
+@KINDS
+def test_k_rows_come_back_however_many_are_excluded(kind: IndexKind) -> None:
+    rng = np.random.default_rng(2)
+    vectors, asked = whole_numbers(rng, (50, 4)), whole_numbers(rng, (3, 4))
+    exclude = [np.arange(45), np.arange(0), np.arange(50)]
+    _, rows = INDEXES[kind](vectors).search(asked, 5, exclude=exclude)
+    assert sorted(rows[0]) == [45, 46, 47, 48, 49]
+    assert (rows[1] != NO_ITEM).all()
+    assert (rows[2] == NO_ITEM).all()
+
+
+@KINDS
+@pytest.mark.parametrize("queries", [1, 2])
+def test_rows_outside_the_index_may_be_excluded(kind: IndexKind, queries: int) -> None:
+    index = INDEXES[kind](np.eye(4, dtype=np.float32))
+    outside = np.array([NO_ITEM, 4, 5, 400])
+    asked = np.tile(np.array([[4, 3, 2, 1]], dtype=np.float32), (queries, 1))
+    _, rows = index.search(asked, 4, exclude=[outside] * queries)
+    np.testing.assert_array_equal(rows, np.tile(np.arange(4), (queries, 1)))
+
+
+@KINDS
+def test_no_queries_give_no_lists(kind: IndexKind) -> None:
+    scores, rows = INDEXES[kind](np.eye(4, dtype=np.float32)).search(np.zeros((0, 4), dtype=np.float32), 3)
+    assert scores.shape == rows.shape == (0, 3)
+
+
+@KINDS
+def test_refuses_what_it_cannot_search(kind: IndexKind) -> None:
+    index = INDEXES[kind](np.eye(4, dtype=np.float32))
+    with pytest.raises(Mismatch, match=r"dimension 4.*have 3"):
+        index.search(np.ones((1, 3), dtype=np.float32), 2)
+    with pytest.raises(ValueError, match="k is 0"):
+        index.search(np.ones((1, 4), dtype=np.float32), 0)
+    with pytest.raises(ValueError, match="NaN"):
+        index.search(np.full((1, 4), np.nan, dtype=np.float32), 2)
+    with pytest.raises(ValueError, match="1 queries but 2 lists"):
+        index.search(np.ones((1, 4), dtype=np.float32), 2, exclude=[np.arange(1), np.arange(1)])
+
+
+@KINDS
+def test_refuses_vectors_that_cannot_be_indexed(kind: IndexKind) -> None:
+    broken = np.eye(4, dtype=np.float32)
+    broken[1, 2], broken[3, 0] = np.nan, np.inf
+    with pytest.raises(BadInput, match=r"2 of 4 .*first rows: 1, 3"):
+        INDEXES[kind](broken)
+    with pytest.raises(BadInput, match=r"\(0, 4\)"):
+        INDEXES[kind](np.zeros((0, 4), dtype=np.float32))
+
+
+@KINDS
+def test_a_fresh_process_gives_the_same_answers(kind: IndexKind, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    index = INDEXES[kind](rng.standard_normal((200, 8)).astype(np.float32))
+    asked = rng.standard_normal((5, 8)).astype(np.float32)
+    index.save(tmp_path, retriever="r1", catalog="c1")
+    np.save(tmp_path / "asked.npy", asked)
+    script = (
+        "import numpy as np, sys; from pathlib import Path; from index.faiss_index import load_index;"
+        "folder = Path(sys.argv[1]); index = load_index(folder, retriever='r1', catalog='c1');"
+        "scores, rows = index.search(np.load(folder / 'asked.npy'), 9);"
+        "np.savez(folder / 'answers.npz', scores=scores, rows=rows)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=True)
+    answers = np.load(tmp_path / "answers.npz")
+    scores, rows = index.search(asked, 9)
+    np.testing.assert_array_equal(answers["rows"], rows)
+    np.testing.assert_array_equal(answers["scores"], scores)
+    assert len(load_index(tmp_path)) == 200
