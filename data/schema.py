@@ -49,6 +49,15 @@ class Histories:
         flat = np.array([row for rows in lists for row in rows], dtype=np.int64)
         return cls(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
+    @classmethod
+    def joined(cls, parts: Sequence["Histories"]) -> "Histories":
+        """The lists of all parts, one part after another; with times only where every part has them."""
+        lengths = np.concatenate([np.zeros(0, dtype=np.int64), *(part.lengths for part in parts)])
+        rows = np.concatenate([np.zeros(0, dtype=np.int64), *(part.item_rows for part in parts)])
+        times = [part.timestamps for part in parts if part.timestamps is not None]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return cls(rows, offsets, np.concatenate(times) if times and len(times) == len(parts) else None)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -146,6 +155,13 @@ class Holdout:
     def take(self, places: Rows) -> "Holdout":
         """The same question for the users at `places` only."""
         return Holdout(self.part, self.user_rows[places], self.histories.take(places), self.targets.take(places))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Holdout"], *, part: str) -> "Holdout":
+        """All questions of all parts under one name; a user may be asked in several."""
+        rows = np.concatenate([np.zeros(0, dtype=np.int64), *(asked.user_rows for asked in parts)])
+        histories = Histories.joined([asked.histories for asked in parts])
+        return cls(part, rows, histories, Histories.joined([asked.targets for asked in parts]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ MANIFEST = "manifest.json"
 _MADE_BY = {
     "data": "prepare",
     "dataset": "prepare",
+    "text_vectors": "train-retriever",
     "retriever": "train-retriever",
     "vectors": "build-index",
     "index": "build-index",
@@ -96,7 +97,7 @@ class Run:
         Raises:
             NoSpace: when the disk is full or refuses the write; an older version of the artifact stays.
         """
-        key = fingerprint({"kind": kind, "made_from": made_from})
+        key = artifact_key(kind, made_from)
         with self.lock(), atomic_folder(self._place(kind, key)) as folder:
             write(folder)
             manifest = {
@@ -130,6 +131,14 @@ class Run:
                 f"{folder} is damaged ({'; '.join(faults)}): make it again with {_command(kind, self.root)}"
             )
         return folder
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether a whole artifact is there."""
+        try:
+            self.artifact(kind, key)
+        except (MissingStep, CorruptArtifact):
+            return False
+        return True
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
         """What an artifact was made from, and its files, as written by `write_artifact`.
@@ -197,6 +206,11 @@ class Run:
 
     def _place(self, kind: str, key: str) -> Path:
         return self.root / "artifacts" / kind / key
+
+
+def artifact_key(kind: str, made_from: Mapping[str, Any]) -> str:
+    """The key that `Run.write_artifact` gives: it can be known, and looked for, before anything is made."""
+    return fingerprint({"kind": kind, "made_from": made_from})
 
 
 def read_manifest(folder: Path, remedy: str, *, key: str | None = None) -> dict[str, Any]:

@@ -186,6 +186,25 @@ def resolve_model(name: str, *, root: Path | None = None) -> ModelSource:
     )
 
 
+def local_folder(source: ModelSource) -> Path:
+    """The folder of a model; one of the hub is downloaded into the hub's own cache first.
+
+    Raises:
+        FetchFailed: when the hub cannot be reached, or lacks the model or revision.
+    """
+    if source.revision is None:
+        return Path(source.path_or_id)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source.path_or_id, revision=source.revision))
+    except Exception as error:  # the hub's client raises a dozen kinds, from connections to permissions
+        raise FetchFailed(
+            f"{source.path_or_id}@{source.revision} cannot be had from the hub ({type(error).__name__}): check name, "
+            "revision and network, or download it elsewhere and name its folder"
+        ) from error
+
+
 def _hub_model(name: str) -> ModelSource:
     parts = re.fullmatch(r"hub:([\w.-]+(?:/[\w.-]+)?)(?:@(\S+))?", name)
     if not parts:

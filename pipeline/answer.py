@@ -1,0 +1,84 @@
+"""One question of one person, answered on the terminal."""
+
+import json
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+
+from data.schema import Rows, Scores
+from pipeline.workspace import Workspace
+from recommend.recommender import Answer, Recommender, Rerank
+from recommend.release import load_stages
+from recommend.table import answer_as_json, print_answer
+from retrieval.encode import encode_texts, load_encoder
+from store.errors import BadInput, UnknownId
+
+WAY_OUT = "recommend from items with --history ITEM,ITEM, or from a wish with --query 'text'"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Whom or what to recommend for: exactly one of user, history and query; and how."""
+
+    user: str | None = None
+    history: str | None = None
+    query: str | None = None
+    k: int | None = None
+    depth: int | None = None
+    rerank: Rerank = Rerank.AUTO
+
+
+def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
+    """Recommends from what is published and prints a table, or JSON.
+
+    Raises:
+        BadInput: when not exactly one of user, history and query is given.
+        UnknownId: when the user or an item of the history is not known; the message names the way out.
+    """
+    given = [value for value in (wish.user, wish.history, wish.query) if value is not None]
+    if len(given) != 1:
+        raise BadInput("give exactly one of --user ID, --history ITEM,ITEM and --query 'text' (or --all -o FILE)")
+    recommender = Recommender(load_stages(ws.run, ws.run.release()), ws.config.recommend)
+    history = _history(recommender, wish)
+    vector = _query_vector(ws, recommender, wish.query) if wish.query is not None else None
+    # The first pass through a model pays for its threads and caches; the cost line is of a warm one.
+    for _ in range(2):
+        found = recommender.recommend(history, k=wish.k, depth=wish.depth, rerank=wish.rerank, query_vector=vector)
+    if as_json:
+        print(json.dumps(answer_as_json(found), ensure_ascii=False))
+        return found
+    titles, ids = recommender.catalog.titles, recommender.catalog.vocabulary.ids
+    print_answer(
+        Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140),
+        found,
+        heading=_heading(wish),
+        last_titles=[titles[row] for row in history[::-1]],
+        title_of={ids[row]: titles[row] for row in history},
+    )
+    return found
+
+
+def _history(recommender: Recommender, wish: Wish) -> Rows:
+    try:
+        if wish.user is not None:
+            return recommender.history_of(wish.user)
+        ids = [item_id.strip() for item_id in (wish.history or "").split(",")]
+        return recommender.item_rows([item_id for item_id in ids if item_id])
+    except UnknownId as error:
+        raise UnknownId(f"{error}: {WAY_OUT}") from error
+
+
+def _query_vector(ws: Workspace, recommender: Recommender, query: str) -> Scores:
+    if not query.strip():
+        raise BadInput("--query is empty: write what is wished for")
+    settings = ws.config.retriever.encoder
+    encoder = load_encoder(ws.encoder.path_or_id, settings, revision=ws.encoder.revision)
+    return np.asarray(recommender.text_vector(encode_texts(encoder, [query], settings))[0])
+
+
+def _heading(wish: Wish) -> str:
+    if wish.user is not None:
+        return f"for user {wish.user}"
+    return f"for the wish {wish.query!r}" if wish.query is not None else "for a history"

@@ -1,0 +1,240 @@
+"""Both stages, each part of the first, and every baseline on the same held-out users; one report."""
+
+import hashlib
+import platform
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+
+from baselines.base import Skipped
+from baselines.lineup import fit_all
+from data.schema import Candidates, Holdout
+from data.split import SplitKind
+from eval.protocol import CatalogStats, candidate_recall, evaluate
+from eval.report import write_report
+from eval.results import Comparison, Fit, Report, Role, System
+from pipeline.run_log import RunLog
+from pipeline.train_retriever import base_text_vectors, open_retriever
+from pipeline.workspace import FitKind, Workspace
+from recommend.recommender import Ranked, Recommender
+from recommend.release import Stages, load_reranker
+from retrieval.base import CandidateSource
+from retrieval.retriever import TOWERS, TRANSITIONS
+from store.errors import BadInput
+
+TANDEM, RETRIEVAL = "tandem", "retrieval only"
+DEPTH = 100
+"""How many places of every list are judged."""
+
+
+class Part(StrEnum):
+    """What is looked at."""
+
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What an evaluation looks at.
+
+    Attributes:
+        users: how many users, drawn by a hash of their id; 0: all.
+        rerank: ask the reranker, if there is one.
+        baselines: fit and judge them, too.
+    """
+
+    part: Part = Part.VALIDATION
+    users: int = 0
+    rerank: bool = True
+    baselines: bool = True
+
+
+def evaluate_run(ws: Workspace, options: EvaluationOptions, *, log: RunLog) -> tuple[Report, Path]:
+    """Judges the evaluation fit and writes reports/<part>/; returns the report and the page's path.
+
+    Raises:
+        MissingStep: when the retriever has not been trained.
+        BadInput: when the part has no users, as the test part of data whose test items were taken away.
+    """
+    asked = _asked(ws, options)
+    recommender = evaluation_recommender(ws, with_reranker=options.rerank)
+    stats = CatalogStats.of(ws.split.train, len(ws.dataset.catalog))
+    log.say(f"{options.part}: {len(asked):,} users, the whole catalog of {len(stats):,} items")
+    started = time.perf_counter()
+    everything = recommender.retriever.candidates(asked.histories, 2 * ws.config.retriever.per_source)
+    retrieval_ms = (time.perf_counter() - started) * 1000 / len(asked)
+    started = time.perf_counter()
+    ranked = recommender.rerank(everything.head(DEPTH), asked.histories)
+    rerank_ms = (time.perf_counter() - started) * 1000 / len(asked)
+    systems = _our_systems(recommender, ranked, everything, asked, stats)
+    left_out: dict[str, str] = {}
+    if options.baselines:
+        for source in _baselines(ws, log):
+            if isinstance(source, Skipped):
+                left_out[source.name] = source.reason
+                continue
+            log.say(f"judging {source.name}")
+            judged = evaluate(source.candidates(asked.histories, DEPTH), asked, stats)
+            systems.append(System(source.name, Role.BASELINE, judged))
+    report = Report(
+        title=f"{ws.run.root.name}: {options.part}",
+        fit=Fit.EVALUATION,
+        split=_split_in_words(ws, options, asked),
+        user_ids=[ws.dataset.users.ids[row] for row in asked.user_rows],
+        systems=systems,
+        comparisons=_comparisons(systems),
+        counts=_counts(ws, asked),
+        ceiling=candidate_recall(ranked.retrieved, asked.targets),
+        cost=_cost(ranked, retrieval_ms, rerank_ms),
+        left_out=left_out,
+        notes=_notes(ws, recommender, options),
+        provenance=_provenance(ws),
+    )
+    with ws.run.lock():
+        page = write_report(ws.run.reports_dir / options.part, report)
+    log.record({"event": "evaluated", "part": str(options.part), "ndcg@10": _main(systems)})
+    return report, page
+
+
+def evaluation_recommender(ws: Workspace, *, with_reranker: bool) -> Recommender:
+    """Both stages of the evaluation fit, whatever is published."""
+    reranker, fusion = None, None
+    key = ws.reranker_key(FitKind.EVALUATION)
+    if with_reranker and ws.run.has("reranker", key):
+        reranker, fusion = load_reranker(ws.run, key)
+    stages = Stages(
+        dataset=ws.dataset,
+        retriever=open_retriever(ws, FitKind.EVALUATION),
+        reranker=reranker,
+        fusion=fusion,
+        release=ws.run.release(),
+        fit=FitKind.EVALUATION,
+    )
+    return Recommender(stages, ws.config.recommend)
+
+
+def drawn_by_hash(ws: Workspace, asked: Holdout, users: int) -> Holdout:
+    """At most `users` of those asked, by the smallest SHA-256 of their id; 0 keeps all."""
+    if not users or users >= len(asked):
+        return asked
+    digests = [hashlib.sha256(b"drawn " + ws.dataset.users.ids[row].encode()).digest() for row in asked.user_rows]
+    return asked.take(np.sort(np.array(sorted(range(len(digests)), key=digests.__getitem__)[:users])))
+
+
+def _asked(ws: Workspace, options: EvaluationOptions) -> Holdout:
+    # Group A's validation items taught the reranker: only group B can still be asked about them.
+    asked = ws.selectors if options.part is Part.VALIDATION else ws.split.test
+    if not len(asked):
+        raise BadInput(
+            f"the {options.part} part of {ws.run.root} has no users: its test items may have been taken away "
+            "beforehand (split.holdout), or no user has interactions enough; try --split validation"
+        )
+    return drawn_by_hash(ws, asked, options.users)
+
+
+def _our_systems(
+    recommender: Recommender, ranked: Ranked, everything: Candidates, asked: Holdout, stats: CatalogStats
+) -> list[System]:
+    systems = []
+    if recommender.reranker is not None:
+        words = f"both stages, {recommender.config.depth} reranked"
+        systems.append(System(TANDEM, Role.OURS, evaluate(ranked.reranked, asked, stats), words))
+    role = Role.STAGE if systems else Role.OURS
+    systems.append(System(RETRIEVAL, role, evaluate(ranked.retrieved, asked, stats), "all sources fused"))
+    for source, words in ((TOWERS, "one search in the index"), (TRANSITIONS, "counts alone")):
+        alone = everything.ranked_by(everything.sources[source]).head(DEPTH)
+        systems.append(System(f"{source} alone", Role.STAGE, evaluate(alone, asked, stats), words))
+    return systems
+
+
+def _baselines(ws: Workspace, log: RunLog) -> list[CandidateSource | Skipped]:
+    log.say("fitting the baselines, their settings chosen on group B's validation items")
+    return fit_all(
+        ws.split.train,
+        ws.selectors,
+        len(ws.dataset.catalog),
+        text_vectors=base_text_vectors(ws, log=log),
+        config=ws.config.baselines,
+        log=log.say,
+    )
+
+
+def _comparisons(systems: list[System]) -> list[Comparison]:
+    by_name = {system.name: system for system in systems}
+    ours = by_name.get(TANDEM, by_name[RETRIEVAL])
+    baselines = [system for system in systems if system.role is Role.BASELINE]
+    found = []
+    if baselines:
+        # The best on the very users that are judged: the hardest one to beat.
+        best = max(baselines, key=lambda system: system.evaluation.metrics["ndcg@10"])
+        found.append(Comparison.of(ours, best, question="Is it better than the best baseline?"))
+    if ours.name == TANDEM:
+        found.append(Comparison.of(ours, by_name[RETRIEVAL], question="Does reranking help?"))
+    return found
+
+
+def _split_in_words(ws: Workspace, options: EvaluationOptions, asked: Holdout) -> str:
+    if ws.config.split.kind is SplitKind.LEAVE_ONE_OUT:
+        words = {
+            Part.VALIDATION: "leave one out: the item before each user's last, asked of group B, 20 % of users by hash",
+            Part.TEST: "leave one out: each user's last item",
+        }[options.part]
+    else:
+        words = "global temporal: everything that users with a history took after one moment"
+    return words + (f"; {len(asked):,} users drawn by hash" if options.users else "")
+
+
+def _counts(ws: Workspace, asked: Holdout) -> dict[str, int]:
+    return {
+        "users": len(ws.dataset.users),
+        "items": len(ws.dataset.catalog),
+        "interactions": len(ws.dataset.interactions.item_rows),
+        "training interactions": len(ws.split.train.item_rows),
+        "users asked": len(asked),
+        "targets": len(asked.targets.item_rows),
+    }
+
+
+def _cost(ranked: Ranked, retrieval_ms: float, rerank_ms: float) -> dict[str, float | int | str]:
+    return {
+        "candidates reranked per user": ranked.depth,
+        "prompt tokens per user": round(float(ranked.prompt_tokens.mean()), 1),
+        "retrieval, ms per user, in batches": round(retrieval_ms, 2),
+        "reranking, ms per user, in batches": round(rerank_ms, 2),
+    }
+
+
+def _notes(ws: Workspace, recommender: Recommender, options: EvaluationOptions) -> list[str]:
+    notes = []
+    if recommender.reranker is None:
+        notes.append("Without a reranker: " + ("it was not asked." if not options.rerank else "none has been trained."))
+    elif not recommender.reranker_helps:
+        notes.append(
+            "The reranker did not help on validation, so its weight is 0 and it is not run: no cost, no change."
+        )
+    if ws.run.release().retriever == ws.retriever_key(FitKind.FINAL):
+        notes.append(
+            "What is published is the final fit; these figures are of the evaluation fit with the same settings."
+        )
+    return notes
+
+
+def _provenance(ws: Workspace) -> dict[str, str]:
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "retriever": ws.retriever_key(FitKind.EVALUATION),
+        "data": ws.fingerprint,
+    }
+
+
+def _main(systems: list[System]) -> dict[str, float]:
+    return {system.name: round(system.evaluation.metrics["ndcg@10"], 5) for system in systems}

@@ -1,0 +1,88 @@
+"""Recommendations for many users as a Parquet file that any judge can read."""
+
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from data.schema import ITEM_ID, RANK, SCORE, USER_ID, Candidates, Holdout
+from data.split import next_holdout
+from pipeline.evaluate import drawn_by_hash, evaluation_recommender
+from pipeline.run_log import RunLog
+from pipeline.workspace import Workspace
+from recommend.recommender import Recommender, Rerank
+from recommend.release import load_stages
+from store.artifacts import atomic_write
+from store.errors import BadInput
+
+USERS_AT_ONCE = 1024
+
+
+class Asked(StrEnum):
+    """Whose next item is recommended, and from which history."""
+
+    VALIDATION = "validation"
+    TEST = "test"
+    NEXT = "next"
+
+
+def export(ws: Workspace, asked: Asked, path: Path, *, k: int, users: int, rerank: Rerank, log: RunLog) -> int:
+    """Writes user_id, item_id, rank (from 1) and score, k rows a user; returns the number of rows.
+
+    `validation` and `test` use the evaluation fit, and histories that end before the held-out item;
+    `next` uses what is published, and whole histories.
+
+    Raises:
+        BadInput: when the part has no users, or k exceeds the catalog.
+    """
+    if not 1 <= k <= len(ws.dataset.catalog):
+        raise BadInput(f"k is {k:,}, but the catalog has {len(ws.dataset.catalog):,} items: ask for 1 to that many")
+    holdout = _holdout(ws, asked)
+    if not len(holdout):
+        raise BadInput(f"the {asked} part of {ws.run.root} has no users; try --split next")
+    holdout = drawn_by_hash(ws, holdout, users)
+    recommender = _recommender(ws, asked, with_reranker=rerank is not Rerank.NEVER)
+    parts = []
+    for start in range(0, len(holdout), USERS_AT_ONCE):
+        part = holdout.take(np.arange(start, min(start + USERS_AT_ONCE, len(holdout))))
+        ranked = recommender.rank(part.histories, candidates=max(k, recommender.config.candidates))
+        parts.append(_rows(ws, part, ranked.reranked.head(k)))
+        log.say(f"{start + len(part):,} of {len(holdout):,} users")
+    frame = pl.concat(parts)
+    atomic_write(path, _parquet(frame))
+    log.record({"event": "exported", "split": str(asked), "users": len(holdout), "rows": len(frame), "file": str(path)})
+    return len(frame)
+
+
+def _holdout(ws: Workspace, asked: Asked) -> Holdout:
+    if asked is Asked.NEXT:
+        return next_holdout(ws.dataset)
+    return ws.split.validation if asked is Asked.VALIDATION else ws.split.test
+
+
+def _recommender(ws: Workspace, asked: Asked, *, with_reranker: bool) -> Recommender:
+    if asked is Asked.NEXT:
+        return Recommender(load_stages(ws.run, ws.run.release(), with_reranker=with_reranker), ws.config.recommend)
+    return evaluation_recommender(ws, with_reranker=with_reranker)
+
+
+def _rows(ws: Workspace, asked: Holdout, candidates: Candidates) -> pl.DataFrame:
+    users, places = np.nonzero(candidates.present)
+    item_ids, user_ids = np.array(ws.dataset.catalog.vocabulary.ids), np.array(ws.dataset.users.ids)
+    return pl.DataFrame(
+        {
+            USER_ID: user_ids[asked.user_rows[users]],
+            ITEM_ID: item_ids[candidates.item_rows[users, places]],
+            RANK: (places + 1).astype(np.int32),
+            SCORE: candidates.score[users, places],
+        }
+    )
+
+
+def _parquet(frame: pl.DataFrame) -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    frame.write_parquet(buffer)
+    return buffer.getvalue()

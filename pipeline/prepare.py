@@ -1,0 +1,60 @@
+"""Files of a log and a catalog → a validated, split data set in the run directory."""
+
+from pathlib import Path
+from typing import Any
+
+from config import Config
+from data.load import load_dataset
+from data.prepared import save_prepared
+from data.split import split_with_report
+from pipeline.run_log import RunLog
+from pipeline.workspace import Workspace, open_workspace, save_config, save_prepared_key
+from store.artifacts import Run, artifact_key
+from store.atomic import sha256_of
+
+
+def prepare(
+    run: Run, log_path: Path, catalog_path: Path, *, users: Path | None, config: Config, log: RunLog
+) -> Workspace:
+    """Validates and splits; what is published in the run stays until new models are.
+
+    Raises:
+        BadInput: with every fault of all files.
+    """
+    with run.lock():
+        log.say(f"reading {log_path} and {catalog_path}")
+        dataset, loaded = load_dataset(log_path, catalog_path, config.data, users)
+        _, divided = split_with_report(dataset, config.split)
+        report = {"load": loaded.model_dump(mode="json"), "split": divided.model_dump(mode="json")}
+        sources = {"log": sha256_of(log_path), "catalog": sha256_of(catalog_path)}
+        made_from: dict[str, Any] = {
+            **sources,
+            "data": config.data.model_dump(mode="json"),
+            "split": config.split.model_dump(mode="json"),
+        }
+        names = {"log": str(log_path), "catalog": str(catalog_path)}
+        key = artifact_key("dataset", made_from)
+        if not run.has("dataset", key):
+
+            def write(folder: Path) -> None:
+                save_prepared(folder, dataset, report=report, made_from={**made_from, "names": names})
+
+            run.write_artifact("dataset", made_from, write)
+        save_config(run, config)
+        save_prepared_key(run, key)
+    log.record({"event": "prepared", "dataset": key, **_counts(report)})
+    return open_workspace(run.root)
+
+
+def _counts(report: dict[str, Any]) -> dict[str, Any]:
+    load, split = report["load"], report["split"]
+    dropped = {rule: rows for rule, rows in load["dropped"].items() if rows}
+    return {
+        "users": load["users"],
+        "items": load["items"],
+        "interactions": load["interactions"],
+        **({"dropped": dropped} if dropped else {}),
+        "validation_users": split["validation_users"],
+        "test_users": split["test_users"],
+        "cold_items": split["cold_items"],
+    }

@@ -1,0 +1,74 @@
+"""The second stage, trained behind the evaluation fit's retriever and kept as an artifact."""
+
+import json
+from pathlib import Path
+
+from data.schema import Holdout
+from fusion.linear import LinearFusion
+from pipeline.run_log import RunLog
+from pipeline.train_retriever import nobody, open_retriever
+from pipeline.workspace import FitKind, Workspace
+from recommend.release import RERANK_FUSION
+from rerank.encoder import BaseModelName, EncoderReranker
+from rerank.fit import RerankerRecord, TaskData, fit_reranker
+from store.artifacts import Release
+from store.assets import local_folder
+
+RECORD = "record.json"
+TRAINING_CANDIDATES = 50
+"""Candidates of a user that hard negatives are drawn from."""
+
+
+def train_reranker(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION, force: bool = False) -> Release:
+    """Trains unless exactly this reranker is already there, and publishes it beside its retriever.
+
+    Raises:
+        MissingStep: when the retriever has not been trained, or no index has been built with it.
+    """
+    with ws.run.lock():
+        key = ws.reranker_key(fit)
+        if ws.run.has("reranker", key) and not force:
+            log.say(f"the reranker of these settings and data is already made ({key}); --force trains it again")
+        else:
+            reranker, fusion, record = _fit(ws, fit=fit, log=log)
+
+            def write(folder: Path) -> None:
+                reranker.save(folder)
+                fusion.save(folder / RERANK_FUSION)
+                (folder / RECORD).write_text(json.dumps(record.as_json(), indent=1) + "\n", encoding="utf-8")
+
+            ws.run.write_artifact("reranker", ws.reranker_made_from(fit), write)
+        release = ws.run.release()
+        if release.retriever == ws.retriever_key(fit):
+            release = ws.run.publish(reranker=key)
+        else:
+            log.say(f"the index is not of this retriever: publish both with {ws.command('build-index')}")
+    return release
+
+
+def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[EncoderReranker, LinearFusion, RerankerRecord]:
+    settings = ws.config.reranker
+    retriever = open_retriever(ws, FitKind.EVALUATION)
+    train, learners, selectors = ws.split.train, ws.learners, ws.selectors
+    if fit is FitKind.FINAL:
+        # Every held-out item teaches, seen with the candidates of a retriever that did not know it.
+        learners = Holdout.joined([ws.split.validation, ws.split.test], part="everything")
+        train, selectors = ws.dataset.interactions, nobody(ws.dataset.interactions)
+    wanted = max(TRAINING_CANDIDATES, settings.depth)
+    log.say(f"candidates for {len(learners):,} learning and {len(selectors):,} selecting users")
+    task = TaskData(
+        texts=ws.dataset.catalog.texts,
+        train=train,
+        learners=learners,
+        learner_candidates=retriever.candidates(learners.histories, wanted),
+        selectors=selectors,
+        selector_candidates=retriever.candidates(selectors.histories, wanted),
+    )
+    base = BaseModelName(settings.model, ws.reranker_base.fingerprint)
+    reranker = EncoderReranker.create(
+        local_folder(ws.reranker_base), base=base, config=settings.encoder, seed=settings.train.seed
+    )
+    fusion, record = fit_reranker(reranker, task, config=settings, log=log.record)
+    if fit is FitKind.FINAL:
+        fusion = LinearFusion.load(ws.run.artifact("reranker", ws.reranker_key(FitKind.EVALUATION)) / RERANK_FUSION)
+    return reranker, fusion, record

@@ -1,0 +1,107 @@
+"""The first stage, trained and kept as an artifact."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.schema import Histories, Holdout, Scores
+from index.faiss_index import FlatIndex
+from pipeline.run_log import RunLog
+from pipeline.workspace import FitKind, Workspace
+from retrieval.encode import encode_texts, load_encoder
+from retrieval.fit import FittedRetriever, fit_retriever
+from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
+from retrieval.retriever import Retriever
+from store.artifacts import artifact_key
+
+
+def train_retriever(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION, force: bool = False) -> str:
+    """Trains unless exactly this retriever is already there; returns its key."""
+    with ws.run.lock():
+        key = ws.retriever_key(fit)
+        if ws.run.has("retriever", key) and not force:
+            log.say(f"the retriever of these settings and data is already made ({key}); --force trains it again")
+            return key
+        vectors = base_text_vectors(ws, log=log)
+        fitted = _fit(ws, vectors, fit=fit, log=log)
+        vectors_key = _text_vectors_key(ws)
+        if fitted.encoder is not None:
+            vectors_key = ws.run.write_artifact(
+                "text_vectors", {"retriever": key}, lambda folder: save_vectors(folder, fitted.text_vectors)
+            )
+        made = ws.run.write_artifact(
+            "retriever",
+            ws.retriever_made_from(fit),
+            lambda folder: save_retriever(folder, fitted, text_vectors=vectors_key),
+        )
+    log.record({"event": "retriever", "key": made, "fit": fit.value})
+    return made
+
+
+def base_text_vectors(ws: Workspace, *, log: RunLog) -> Scores:
+    """(N, E) float32 of the catalog's texts by the untuned encoder, made once for each catalog and encoder."""
+    key = _text_vectors_key(ws)
+    if not ws.run.has("text_vectors", key):
+        texts, settings = ws.dataset.catalog.texts, ws.config.retriever.encoder
+        log.say(f"reading {len(texts):,} item texts with {settings.model}")
+        encoder = load_encoder(ws.encoder.path_or_id, settings, revision=ws.encoder.revision)
+        vectors = encode_texts(
+            encoder, texts, settings, progress=lambda done, of: log.say(f"  {done:,} of {of:,} texts")
+        )
+        ws.run.write_artifact("text_vectors", ws.text_vectors_made_from(), lambda folder: save_vectors(folder, vectors))
+    return load_vectors(ws.run.artifact("text_vectors", key))
+
+
+def open_retriever(ws: Workspace, fit: FitKind) -> Retriever:
+    """The retriever of this workspace with a flat index made on the spot, for use before one is published."""
+    folder = ws.run.artifact("retriever", ws.retriever_key(fit))
+    vectors = load_vectors(ws.run.artifact("text_vectors", read_card(folder).text_vectors))
+    return load_retriever(folder, text_vectors=vectors, index=FlatIndex)
+
+
+def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog) -> FittedRetriever:
+    settings = ws.config.retriever
+
+    def encoder() -> Any:
+        # Tuning needs float32 weights; bfloat16 would lose small updates.
+        full = settings.encoder.model_copy(update={"precision": "float32"})
+        return load_encoder(ws.encoder.path_or_id, full, revision=ws.encoder.revision)
+
+    torch.manual_seed(settings.train.seed)
+    if fit is FitKind.EVALUATION:
+        train, validation, recipe = ws.split.train, ws.selectors, None
+    else:
+        train, validation = ws.dataset.interactions, nobody(ws.dataset.interactions)
+        recipe = read_recipe(evaluation_folder(ws))
+    return fit_retriever(
+        train,
+        ws.dataset.catalog,
+        vectors,
+        validation=validation,
+        config=settings,
+        build_index=FlatIndex,
+        load_encoder=encoder,
+        log=log.record,
+        recipe=recipe,
+    )
+
+
+def evaluation_folder(ws: Workspace) -> Path:
+    """The folder of the evaluation fit's retriever.
+
+    Raises:
+        MissingStep: when it has not been trained.
+    """
+    return ws.run.artifact("retriever", ws.retriever_key(FitKind.EVALUATION))
+
+
+def nobody(like: Histories) -> Holdout:
+    """A validation part without users."""
+    none = np.zeros(0, dtype=np.int64)
+    return Holdout("validation", none, like.take(none), like.take(none))
+
+
+def _text_vectors_key(ws: Workspace) -> str:
+    return artifact_key("text_vectors", ws.text_vectors_made_from())

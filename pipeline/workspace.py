@@ -1,0 +1,166 @@
+"""A run as the steps see it: its config, its data, and the keys of what is or will be made from them.
+
+Keys follow from config and data alone, so a step knows what it needs without being told, finds what is
+already made, and a changed setting asks for the right command instead of mixing old with new.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from config import Config, read_config
+from data.prepared import load_prepared
+from data.schema import Dataset, Holdout, Split
+from data.split import group_of_users, make_split
+from store.artifacts import Run, artifact_key, atomic_write
+from store.assets import ModelSource, resolve_model
+from store.errors import CorruptArtifact, MissingStep
+
+PREPARED = "prepared.json"
+
+
+class FitKind(StrEnum):
+    """What a model is fitted on: the training part alone, or everything."""
+
+    EVALUATION = "evaluation"
+    FINAL = "final"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """An opened run; made by `open_workspace`.
+
+    Attributes:
+        dataset_key: of the prepared data set.
+        fingerprint: of its content.
+    """
+
+    run: Run
+    config: Config
+    dataset: Dataset
+    dataset_key: str
+    fingerprint: str
+    manifest: Mapping[str, Any]
+
+    @cached_property
+    def split(self) -> Split:
+        """Train, validation and test, by the config."""
+        return make_split(self.dataset, self.config.split)
+
+    @cached_property
+    def selectors(self) -> Holdout:
+        """Group B's validation: selects models, stops training, fits fusions."""
+        validation = self.split.validation
+        return validation.take(group_of_users(self.dataset.users)[validation.user_rows].nonzero()[0])
+
+    @cached_property
+    def learners(self) -> Holdout:
+        """Group A's validation: teaches the reranker."""
+        validation = self.split.validation
+        return validation.take((~group_of_users(self.dataset.users)[validation.user_rows]).nonzero()[0])
+
+    @cached_property
+    def encoder(self) -> ModelSource:
+        """The untuned text encoder."""
+        return resolve_model(self.config.retriever.encoder.model)
+
+    @cached_property
+    def reranker_base(self) -> ModelSource:
+        """The language model under the reranker."""
+        return resolve_model(self.config.reranker.model)
+
+    def text_vectors_made_from(self) -> dict[str, Any]:
+        """Of the catalog's text vectors by the untuned encoder."""
+        return {
+            "dataset": self.fingerprint,
+            "encoder": self.encoder.fingerprint,
+            "config": self.config.retriever.encoder.model_dump(mode="json"),
+        }
+
+    def retriever_made_from(self, fit: FitKind) -> dict[str, Any]:
+        """Of the retriever."""
+        return {
+            "dataset": self.fingerprint,
+            "split": self.config.split.model_dump(mode="json"),
+            "encoder": self.encoder.fingerprint,
+            "config": self.config.retriever.model_dump(mode="json"),
+            "fit": fit.value,
+        }
+
+    def retriever_key(self, fit: FitKind) -> str:
+        """Where the retriever is, or will be."""
+        return artifact_key("retriever", self.retriever_made_from(fit))
+
+    def vectors_made_from(self, fit: FitKind) -> dict[str, Any]:
+        """Of the item vectors."""
+        return {"retriever": self.retriever_key(fit), "catalog": self.fingerprint}
+
+    def index_made_from(self, fit: FitKind) -> dict[str, Any]:
+        """Of the index."""
+        return {"retriever": self.retriever_key(fit), "catalog": self.fingerprint, "kind": "flat"}
+
+    def index_key(self, fit: FitKind) -> str:
+        """Where the index is, or will be."""
+        return artifact_key("index", self.index_made_from(fit))
+
+    def reranker_made_from(self, fit: FitKind) -> dict[str, Any]:
+        """Of the reranker: always trained on candidates of the evaluation fit, which has not seen its targets."""
+        return {
+            "retriever": self.retriever_key(FitKind.EVALUATION),
+            "base": self.reranker_base.fingerprint,
+            "config": self.config.reranker.model_dump(mode="json"),
+            "fit": fit.value,
+        }
+
+    def reranker_key(self, fit: FitKind) -> str:
+        """Where the reranker is, or will be."""
+        return artifact_key("reranker", self.reranker_made_from(fit))
+
+    def command(self, name: str) -> str:
+        """How a user runs a step on this run."""
+        return f"'python cli.py {name} --run {self.run.root}'"
+
+
+def open_workspace(root: Path) -> Workspace:
+    """The run at `root`, prepared before.
+
+    Raises:
+        MissingStep: when nothing has been prepared there.
+        CorruptArtifact: when its data or config are damaged.
+        BadInput: when its config.toml has been edited into something invalid.
+    """
+    run = Run(root)
+    key = prepared_key(run)
+    dataset, manifest = load_prepared(run.artifact("dataset", key))
+    return Workspace(run, read_config(run.config_path), dataset, key, manifest["fingerprint"], manifest)
+
+
+def prepared_key(run: Run) -> str:
+    """The key of the data set that was prepared last.
+
+    Raises:
+        MissingStep, CorruptArtifact: as `open_workspace`.
+    """
+    path = run.root / PREPARED
+    command = f"'python cli.py prepare --run {run.root} LOG CATALOG'"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["dataset"])
+    except FileNotFoundError as error:
+        raise MissingStep(f"{run.root} holds no prepared data: make it with {command}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(f"{path} is unreadable ({error}): make it again with {command}") from error
+
+
+def save_config(run: Run, config: Config) -> None:
+    """Writes the resolved config beside what it makes."""
+    header = "# Every setting of this run, as resolved. Change one with --set section.key=value.\n"
+    atomic_write(run.config_path, header + config.to_toml())
+
+
+def save_prepared_key(run: Run, key: str) -> None:
+    """Names the data set that the next steps work on; what is published stays as it is."""
+    atomic_write(run.root / PREPARED, json.dumps({"dataset": key}) + "\n")

@@ -1,0 +1,288 @@
+"""Both stages behind one call: candidates from the whole catalog, the top few reranked, fused, explained."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from data.schema import NO_ITEM, Candidates, Catalog, Histories, Rows, Scores
+from fusion.linear import LinearFusion
+from recommend.release import Stages
+from rerank.base import Reranker
+from rerank.fit import with_reranker_scores
+from rerank.fusion import RERANKER
+from retrieval.encode import centred
+from retrieval.explain import contributions
+from retrieval.retriever import Retriever
+from store.errors import BadInput
+
+BECAUSE = 2
+"""History items named as reasons for each recommendation."""
+
+
+class RecommendConfig(BaseModel):
+    """What a recommendation looks like unless a request says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    k: int = Field(10, ge=1, description="items shown")
+    candidates: int = Field(100, ge=1, description="items that the first stage hands on, at least k")
+    depth: int = Field(20, ge=0, description="of these, the ones that are reranked; 0 leaves retrieval order")
+    exclude_known: bool = Field(True, description="never recommend what the user already has")
+
+
+class Rerank(StrEnum):
+    """When the reranker is asked: where its weight is not 0, in any case, or not at all."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class Basis(StrEnum):
+    """What an answer rests on."""
+
+    HISTORY = "history"
+    QUERY = "query"
+    POPULAR = "recent popular items"
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendedItem:
+    """One place of an answer.
+
+    Attributes:
+        retrieval_rank: place after the first stage, from 1.
+        rerank_rank: place by the reranker's own score among those it read; None where it did not read it.
+        retrieval_score: fused score of the first stage.
+        rerank_score: the reranker's score; None where it did not read it.
+        because: ids of the history items that contributed most to retrieval, the strongest first.
+    """
+
+    item_id: str
+    title: str
+    score: float
+    retrieval_rank: int
+    rerank_rank: int | None
+    retrieval_score: float
+    rerank_score: float | None
+    because: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an answer cost: items found and read, tokens through the language model, milliseconds a stage."""
+
+    candidates: int
+    reranked: int
+    prompt_tokens: int
+    retrieval_ms: float
+    rerank_ms: float
+    explain_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Recommendations for one user."""
+
+    basis: Basis
+    items: tuple[RecommendedItem, ...]
+    cost: Cost
+    release_fit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Both stages for B users.
+
+    Attributes:
+        retrieved: (B, K) after the first stage.
+        reranked: the same items after the second; equal to `retrieved` without one.
+        depth: how many of each list the reranker read.
+        prompt_tokens: (B,) tokens that went through the reranker.
+    """
+
+    retrieved: Candidates
+    reranked: Candidates
+    depth: int
+    prompt_tokens: Rows
+
+
+class Recommender:
+    """Command line, batch and server all recommend through one of these."""
+
+    def __init__(self, stages: Stages, config: RecommendConfig) -> None:
+        self.config = config
+        self.catalog: Catalog = stages.dataset.catalog
+        self.users = stages.dataset.users
+        self.interactions = stages.dataset.interactions
+        self.retriever: Retriever = stages.retriever
+        self.reranker: Reranker | None = stages.reranker
+        self.fusion: LinearFusion | None = stages.fusion
+        self.fit = stages.fit
+        self._texts = self.catalog.texts
+        self._titles = self.catalog.titles
+
+    def history_of(self, user_id: str) -> Rows:
+        """All item rows of a known user, oldest first.
+
+        Raises:
+            UnknownId: when the log has no such user.
+        """
+        return self.interactions[self.users.row(user_id)]
+
+    def recommend(
+        self,
+        history: Rows,
+        *,
+        k: int | None = None,
+        depth: int | None = None,
+        rerank: Rerank = Rerank.AUTO,
+        query_vector: Scores | None = None,
+    ) -> Answer:
+        """The best k items for one history, each with its reasons, and what they cost.
+
+        Args:
+            history: (n,) item rows, oldest first; empty: recent popular items, or the query alone.
+            k: items wanted; None: as configured. Fewer come back only where fewer exist.
+            depth: items reranked; None: as configured.
+            rerank: `ALWAYS` shows the reranker's places and scores even where they do not count.
+            query_vector: (E,) text vector of a free-text wish, which then takes the history's place.
+
+        Raises:
+            BadInput: when k is not positive or larger than the catalog.
+        """
+        k = self.config.k if k is None else k
+        self._check_k(k)
+        histories = Histories.of([history.tolist()])
+        started = time.perf_counter()
+        basis, retrieved = self._retrieve(histories, max(k, self.config.candidates), query_vector)
+        after_retrieval = time.perf_counter()
+        use_reranker = basis is Basis.HISTORY and rerank is not Rerank.NEVER
+        ranked = self.rerank(retrieved, histories, depth=depth if use_reranker else 0, always=rerank is Rerank.ALWAYS)
+        after_rerank = time.perf_counter()
+        items = self._items(ranked, history, k, explained=basis is Basis.HISTORY)
+        cost = Cost(
+            candidates=int(retrieved.present.sum()),
+            reranked=min(ranked.depth, int(retrieved.present.sum())),
+            prompt_tokens=int(ranked.prompt_tokens.sum()),
+            retrieval_ms=(after_retrieval - started) * 1000,
+            rerank_ms=(after_rerank - after_retrieval) * 1000,
+            explain_ms=(time.perf_counter() - after_rerank) * 1000,
+        )
+        return Answer(basis, items, cost, self.fit)
+
+    def rank(self, histories: Histories, *, candidates: int, depth: int | None = None) -> Ranked:
+        """Both stages for many users at once."""
+        retrieved = self.retriever.candidates(histories, candidates, exclude_known=self.config.exclude_known)
+        return self.rerank(retrieved, histories, depth=depth)
+
+    def rerank(
+        self, retrieved: Candidates, histories: Histories, *, depth: int | None = None, always: bool = False
+    ) -> Ranked:
+        """The second stage on given candidates: the first `depth` places reordered, the rest left below them.
+
+        Where the fusion gives the reranker no weight, it is not asked: its answer could change nothing.
+
+        Args:
+            always: ask it even then, to measure what it costs or to show its scores.
+        """
+        depth = min(self.config.depth if depth is None else depth, retrieved.depth)
+        if self.reranker is None or self.fusion is None or depth == 0 or not (always or self.reranker_helps):
+            return Ranked(retrieved, retrieved, 0, np.zeros(len(retrieved), dtype=np.int64))
+        head, tokens = with_reranker_scores(self.reranker, self._texts, retrieved.head(depth), histories)
+        reordered = head.ranked_by(self.fusion.score(head))
+        return Ranked(retrieved, _over(reordered, retrieved), depth, tokens)
+
+    @property
+    def reranker_helps(self) -> bool:
+        """Whether the fusion, fitted on validation, gives the reranker any weight."""
+        return self.fusion is not None and self.fusion.weights[RERANKER] > 0
+
+    def text_vector(self, vectors: Scores) -> Scores:
+        """(n, E) raw text vectors, centred like the catalog's."""
+        return centred(vectors, self.retriever.text_mean)
+
+    def item_rows(self, item_ids: Sequence[str]) -> Rows:
+        """Rows of public item ids.
+
+        Raises:
+            UnknownId: naming all that the catalog lacks.
+        """
+        return self.catalog.vocabulary.rows(item_ids)
+
+    def _check_k(self, k: int) -> None:
+        if not 1 <= k <= len(self.catalog):
+            raise BadInput(f"k is {k:,}, but the catalog has {len(self.catalog):,} items: ask for 1 to that many")
+
+    def _retrieve(self, histories: Histories, wanted: int, query: Scores | None) -> tuple[Basis, Candidates]:
+        if query is not None:
+            return Basis.QUERY, self.retriever.candidates_for_texts(query[None, :], histories, wanted)
+        found = self.retriever.candidates(histories, wanted, exclude_known=self.config.exclude_known)
+        return (Basis.HISTORY if histories.lengths[0] else Basis.POPULAR), found
+
+    def _items(self, ranked: Ranked, history: Rows, k: int, *, explained: bool) -> tuple[RecommendedItem, ...]:
+        final, retrieved = ranked.reranked, ranked.retrieved
+        rows = final.item_rows[0][final.item_rows[0] != NO_ITEM][:k]
+        place_before = {int(row): place for place, row in enumerate(retrieved.item_rows[0])}
+        read = _reranker_places(ranked)
+        reasons = self._reasons(history, rows) if explained else [()] * len(rows)
+        items = []
+        for place, row in enumerate(rows.tolist()):
+            before = place_before[row]
+            reread = read.get(row)
+            items.append(
+                RecommendedItem(
+                    item_id=self.catalog.vocabulary.ids[row],
+                    title=self._titles[row],
+                    score=float(final.score[0, place]),
+                    retrieval_rank=before + 1,
+                    rerank_rank=reread[0] if reread else None,
+                    retrieval_score=float(retrieved.score[0, before]),
+                    rerank_score=reread[1] if reread else None,
+                    because=reasons[place],
+                )
+            )
+        return tuple(items)
+
+    def _reasons(self, history: Rows, rows: Rows) -> list[tuple[str, ...]]:
+        recent, parts = contributions(self.retriever, history, rows)  # (H,), (H, K)
+        ids = self.catalog.vocabulary.ids
+        strongest = np.argsort(-parts, axis=0, kind="stable")  # (H, K)
+        named = []
+        for place in range(len(rows)):
+            found = [ids[recent[step]] for step in strongest[:, place] if parts[step, place] > 0]
+            named.append(tuple(dict.fromkeys(found))[:BECAUSE])
+        return named
+
+
+def _over(reordered: Candidates, retrieved: Candidates) -> Candidates:
+    """Reordered heads above the rest of the lists; scores of the rest are shifted to stay below the heads'."""
+    depth = reordered.depth
+    rest = retrieved.score[:, depth:]
+    lowest = np.where(reordered.present, reordered.score, np.inf).min(axis=1, initial=np.inf)
+    top = rest[:, :1] if rest.shape[1] else np.zeros((len(rest), 1), dtype=np.float32)
+    shift = np.where(np.isfinite(lowest)[:, None] & np.isfinite(top), lowest[:, None] - top, 0.0)
+    rows = np.concatenate([reordered.item_rows, retrieved.item_rows[:, depth:]], axis=1)
+    score = np.concatenate([reordered.score, np.where(np.isfinite(rest), rest + shift, -np.inf)], axis=1)
+    unread = np.zeros(rest.shape, dtype=np.float32)
+    sources = {
+        name: np.concatenate(
+            [scores, retrieved.sources[name][:, depth:] if name in retrieved.sources else unread], axis=1
+        )
+        for name, scores in reordered.sources.items()
+    }
+    return Candidates(rows, score.astype(np.float32), sources)
+
+
+def _reranker_places(ranked: Ranked) -> dict[int, tuple[int, float]]:
+    """Item row → (place by the reranker's own score, that score), for the items that it read."""
+    head = ranked.reranked.head(ranked.depth)
+    if not ranked.depth or RERANKER not in head.sources:
+        return {}
+    scores = head.sources[RERANKER][0]
+    order = sorted(np.flatnonzero(head.present[0]).tolist(), key=lambda place: -scores[place])
+    return {int(head.item_rows[0, place]): (rank + 1, float(scores[place])) for rank, place in enumerate(order)}

@@ -1,0 +1,86 @@
+"""A published release, loaded: retriever, index and reranker that belong together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data.prepared import load_prepared
+from data.schema import Dataset
+from fusion.linear import LinearFusion
+from index.faiss_index import load_index
+from rerank.encoder import EncoderReranker
+from retrieval.folder import load_retriever, load_vectors, read_card
+from retrieval.retriever import Retriever
+from store.artifacts import Release, Run
+from store.assets import local_folder, resolve_model
+from store.errors import Mismatch, MissingStep
+
+RERANK_FUSION = "fusion.json"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What a Recommender is made of.
+
+    Attributes:
+        reranker: None where the run has none; recommendations are then in retrieval order.
+        fit: "evaluation" or "final".
+    """
+
+    dataset: Dataset
+    retriever: Retriever
+    reranker: EncoderReranker | None
+    fusion: LinearFusion | None
+    release: Release
+    fit: str
+
+
+def load_stages(run: Run, release: Release, *, with_reranker: bool = True) -> Stages:
+    """Loads a release and checks that its parts were made from one another.
+
+    Raises:
+        MissingStep: when a part is missing; the message names the command that makes it.
+        CorruptArtifact: when a file is damaged.
+        Mismatch: when the parts do not belong together.
+    """
+    if release.retriever is None:
+        raise MissingStep(f"{run.root} has no retriever: make it with 'python cli.py train-retriever --run {run.root}'")
+    if release.index is None:
+        raise MissingStep(f"{run.root} has no index: make it with 'python cli.py build-index --run {run.root}'")
+    dataset, manifest = load_prepared(run.artifact("dataset", release.dataset or ""))
+    made_from = run.manifest("retriever", release.retriever)["made_from"]
+    _same(manifest["fingerprint"], made_from["dataset"], "the retriever", "train-retriever", run)
+    _same(
+        release.retriever,
+        run.manifest("index", release.index)["made_from"]["retriever"],
+        "the index",
+        "build-index",
+        run,
+    )
+    folder = run.artifact("retriever", release.retriever)
+    vectors = load_vectors(run.artifact("text_vectors", read_card(folder).text_vectors))
+    index = load_index(
+        run.artifact("index", release.index), retriever=release.retriever, catalog=manifest["fingerprint"]
+    )
+    retriever = load_retriever(folder, text_vectors=vectors, index=index)
+    reranker, fusion = None, None
+    if with_reranker and release.reranker is not None:
+        reranker, fusion = load_reranker(run, release.reranker)
+    return Stages(dataset, retriever, reranker, fusion, release, made_from["fit"])
+
+
+def load_reranker(run: Run, key: str) -> tuple[EncoderReranker, LinearFusion]:
+    """A reranker merged for inference, and the fusion fitted with it."""
+    folder = run.artifact("reranker", key)
+    made_from: Mapping[str, Any] = run.manifest("reranker", key)["made_from"]
+    source = resolve_model(made_from["config"]["model"])
+    loaded = EncoderReranker.load(folder, model_dir=local_folder(source), model_fingerprint=source.fingerprint)
+    return loaded.merged(), LinearFusion.load(folder / RERANK_FUSION)
+
+
+def _same(expected: str, found: str, noun: str, command: str, run: Run) -> None:
+    if expected != found:
+        raise Mismatch(
+            f"{noun} of {run.root} was made from {found}, but the run now has {expected}: "
+            f"make it again with 'python cli.py {command} --run {run.root}'"
+        )

@@ -1,0 +1,1 @@
+"""Second stage: a cross-encoder reads the few candidates and scores them."""

@@ -1,0 +1,138 @@
+"""Fits a reranker: easy lists from inside the histories, then the retriever's candidates, then the fusion."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from data.schema import Candidates, Histories, Holdout, Rows, Scores
+from fusion.linear import LinearFusion
+from rerank.base import Reranker, RerankRequest
+from rerank.encoder import EncoderConfig, EncoderReranker
+from rerank.fusion import RERANKER, RETRIEVAL, FusionRecord, fit_rerank_fusion
+from rerank.lists import TrainingLists, earlier_positions
+from rerank.train import Log, RerankTrainConfig, TrainingRecord, train_reranker
+
+USERS_AT_ONCE = 64
+"""Users whose candidates are scored between two lines of progress."""
+
+
+class RerankerConfig(BaseModel):
+    """Everything that makes a reranker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field("minilm-l6", description="an asset's name, a local folder, or hub:owner/name@revision")
+    encoder: EncoderConfig = Field(EncoderConfig(), description="prompt, adapter and head")
+    train: RerankTrainConfig = Field(RerankTrainConfig(), description="training; its minutes are for both rounds")
+    easy_share: float = Field(0.6, ge=0, le=1, description="share of the minutes for lists with easy negatives")
+    positions_per_user: int = Field(4, ge=0, description="easy lists drawn from inside each history, at most")
+    depth: int = Field(20, ge=1, description="candidates of a user that are reranked, from the top")
+    validation_lists: int = Field(400, ge=1, description="lists of group B that early stopping looks at, at most")
+    fusion_users: int = Field(2000, ge=1, description="users of group B that the fusion is fitted on, at most")
+
+
+@dataclass(frozen=True)
+class RerankerRecord:
+    """How a reranker came about: both rounds of training and the fusion."""
+
+    rounds: list[TrainingRecord]
+    fusion: FusionRecord
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain dict for cards and reports, without the loss of every step."""
+        rounds = [{key: value for key, value in asdict(record).items() if key != "losses"} for record in self.rounds]
+        return {"rounds": rounds, "fusion": self.fusion.as_json()}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a reranker learns from.
+
+    Attributes:
+        texts: text of each item, by row.
+        train: histories that the retriever was fitted on; easy lists come from inside them.
+        learners: group A, its candidates and its targets; hard lists come from them.
+        learner_candidates: the retriever's for `learners`.
+        selectors: group B; stops training and fits the fusion.
+        selector_candidates: the retriever's for `selectors`.
+    """
+
+    texts: Sequence[str]
+    train: Histories
+    learners: Holdout
+    learner_candidates: Candidates
+    selectors: Holdout
+    selector_candidates: Candidates
+
+
+def fit_reranker(
+    reranker: EncoderReranker, task: TaskData, *, config: RerankerConfig, log: Log
+) -> tuple[LinearFusion, RerankerRecord]:
+    """Trains in place, then weighs the result against the retrieval order on group B."""
+    popularity = np.bincount(task.train.item_rows, minlength=len(task.texts)).astype(np.float64)
+    # With popular items drawn more often as negatives, popularity alone does not tell the item taken.
+    easy_weights = np.sqrt(popularity + 1)
+    rng = np.random.default_rng(config.train.seed)
+    hard = next_item_lists(task.texts, task.learners, task.learner_candidates.item_rows, easy_weights)
+    validation = next_item_lists(task.texts, task.selectors, task.selector_candidates.item_rows, easy_weights)
+    validation = validation.take(np.arange(min(len(validation), config.validation_lists)))
+    easy = earlier_positions(
+        task.texts, task.train, per_user=config.positions_per_user, min_history=1, easy_weights=easy_weights, rng=rng
+    )
+    rounds = []
+    for lists, share in ((easy, config.easy_share), (hard, 1 - config.easy_share)):
+        if len(lists) and share > 0:
+            settings = _for_round(config.train, share, hard=lists is hard)
+            stop = validation if len(validation) else None
+            rounds.append(train_reranker(reranker, lists, validation=stop, config=settings, log=log))
+    asked = np.arange(min(len(task.selectors), config.fusion_users))
+    candidates = task.selector_candidates.take(asked).head(config.depth)
+    scored, _ = with_reranker_scores(reranker.merged(), task.texts, candidates, task.selectors.histories.take(asked))
+    fusion, record = fit_rerank_fusion(scored, task.selectors.targets.take(asked))
+    log({"event": "fusion", **record.as_json()})
+    return fusion, RerankerRecord(rounds, record)
+
+
+def next_item_lists(
+    texts: Sequence[str], asked: Holdout, candidate_rows: Rows, easy_weights: np.ndarray
+) -> TrainingLists:
+    """For each user asked, a list whose target is the next item they took."""
+    targets = asked.targets.item_rows[asked.targets.offsets[:-1]]
+    return TrainingLists(texts, asked.histories, targets, candidate_rows, easy_weights)
+
+
+def with_reranker_scores(
+    reranker: Reranker, texts: Sequence[str], candidates: Candidates, histories: Histories
+) -> tuple[Candidates, Rows]:
+    """Candidates in retrieval order with both scores as sources, and (B,) prompt tokens of each user."""
+    scores = np.zeros(candidates.item_rows.shape, dtype=np.float32)
+    tokens = np.zeros(len(candidates), dtype=np.int64)
+    for start in range(0, len(candidates), USERS_AT_ONCE):
+        places = range(start, min(start + USERS_AT_ONCE, len(candidates)))
+        result = reranker.score([_request(texts, candidates, histories, place) for place in places])
+        for place, values in zip(places, result.scores, strict=True):
+            scores[place, candidates.present[place]] = values
+        tokens[start : start + len(places)] = result.prompt_tokens
+    both = candidates.with_source(RETRIEVAL, retrieval_column(candidates)).with_source(RERANKER, scores)
+    return both, tokens
+
+
+def retrieval_column(candidates: Candidates) -> Scores:
+    """(B, K) the fused retrieval score as a source; 0 where there is no item."""
+    return np.where(candidates.present, candidates.score, np.float32(0)).astype(np.float32)
+
+
+def _request(texts: Sequence[str], candidates: Candidates, histories: Histories, place: int) -> RerankRequest:
+    rows = candidates.item_rows[place][candidates.present[place]]
+    return RerankRequest(tuple(texts[row] for row in histories[place]), tuple(texts[row] for row in rows))
+
+
+def _for_round(config: RerankTrainConfig, share: float, *, hard: bool) -> RerankTrainConfig:
+    """The settings of one of the two rounds: its share of the minutes, and easy or hard negatives."""
+    minutes = {"budget_minutes": config.budget_minutes * share}
+    if hard:
+        return config.model_copy(update={**minutes, "hard_share_start": config.hard_share_end, "curriculum_share": 0.0})
+    return config.model_copy(update={**minutes, "hard_share_start": 0.0, "hard_share_end": 0.0})

@@ -1,0 +1,157 @@
+"""What a reranker learns from: for each example a history, the item taken next, and items not taken."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from data.schema import NO_ITEM, Histories, Rows
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingLists:
+    """E examples over a catalog of N texts.
+
+    Attributes:
+        texts: text of each item, by row.
+        histories: E lists, what was known when the target was taken.
+        targets: (E,) int64, the item taken.
+        candidates: (E, K) int64, the retriever's candidates, from which hard negatives are drawn; NO_ITEM where a
+            list ends early. K may be 0, and a row may be empty: then all negatives are easy ones. The target may
+            stand among them or not; it is never drawn as a negative.
+        easy_weights: (N,) ≥ 0, how likely a row is drawn as an easy negative; None: all alike. A power of the
+            popularity gives negatives that cannot be told by popularity alone.
+    """
+
+    texts: Sequence[str]
+    histories: Histories
+    targets: Rows
+    candidates: Rows
+    easy_weights: npt.NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        counts = {"histories": len(self.histories), "targets": len(self.targets), "candidates": len(self.candidates)}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"training lists disagree on the number of examples: {counts}")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, places: Rows) -> "TrainingLists":
+        """The examples at `places`, in that order."""
+        return TrainingLists(
+            self.texts, self.histories.take(places), self.targets[places], self.candidates[places], self.easy_weights
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnList:
+    """One list to choose from.
+
+    Attributes:
+        item_rows: (k,) int64 in random order, each row once.
+        target_place: where the item that was taken stands.
+    """
+
+    item_rows: Rows
+    target_place: int
+
+
+def draw_list(lists: TrainingLists, place: int, *, size: int, hard_share: float, rng: np.random.Generator) -> DrawnList:
+    """The target of one example among `size` − 1 negatives, in random order.
+
+    Items of the history are never negatives. Where hard ones are too few, easy ones fill up; where the catalog is
+    too small for `size`, the list is shorter.
+
+    Args:
+        lists: the examples.
+        place: of the example.
+        size: k, target included.
+        hard_share: in [0, 1], the expected share of negatives drawn from the retriever's candidates.
+        rng: source of all chance.
+    """
+    target = int(lists.targets[place])
+    taken = {target, NO_ITEM, *lists.histories[place].tolist()}
+    hard = np.array([row for row in lists.candidates[place].tolist() if row not in taken], dtype=np.int64)
+    count = min(len(hard), int(rng.binomial(size - 1, hard_share)))
+    negatives: list[int] = rng.choice(hard, count, replace=False).tolist() if count else []
+    negatives += _easy(lists, size - 1 - count, {*taken, *negatives}, rng)
+    rows = np.array([target, *negatives], dtype=np.int64)
+    order = rng.permutation(len(rows))
+    return DrawnList(rows[order], int(np.flatnonzero(order == 0)[0]))
+
+
+def _easy(lists: TrainingLists, count: int, taken: set[int], rng: np.random.Generator) -> list[int]:
+    """Up to `count` different rows that are not in `taken`."""
+    found: dict[int, None] = {}
+    n_items = len(lists.texts)
+    weights = lists.easy_weights
+    cumulative = None if weights is None else np.cumsum(weights)
+    for _ in range(4):  # a few rounds of drawing suffice unless nearly the whole catalog is taken
+        if len(found) >= count:
+            return list(found)[:count]
+        if cumulative is None:
+            drawn = rng.integers(n_items, size=2 * count + 8)
+        else:
+            drawn = np.searchsorted(cumulative, rng.random(2 * count + 8) * cumulative[-1], side="right")
+        found |= dict.fromkeys(row for row in drawn.tolist() if row not in taken)
+    free = [row for row in range(n_items) if row not in taken and row not in found]
+    rest = rng.permutation(np.array(free, dtype=np.int64)).tolist()
+    return [*found, *rest][:count]
+
+
+def earlier_positions(
+    texts: Sequence[str],
+    histories: Histories,
+    *,
+    per_user: int,
+    min_history: int = 1,
+    easy_weights: npt.NDArray[np.float64] | None = None,
+    rng: np.random.Generator,
+) -> TrainingLists:
+    """Examples for a first round with easy negatives: positions inside the histories, each with what came before.
+
+    They carry no candidates of the retriever, which has been fitted on these very items and would flatter them.
+
+    Args:
+        texts: text of each item, by row.
+        histories: of the training part.
+        per_user: at most so many different positions of each history.
+        min_history: items that must come before the target.
+        easy_weights: see `TrainingLists`.
+        rng: chooses the positions.
+    """
+    prefixes: list[Rows] = []
+    targets: list[int] = []
+    for place in range(len(histories)):
+        rows = histories[place]
+        possible = np.arange(min_history, len(rows))
+        for position in rng.permutation(possible)[:per_user].tolist():
+            prefixes.append(rows[:position])
+            targets.append(int(rows[position]))
+    lengths = [len(prefix) for prefix in prefixes]
+    flat = np.concatenate([np.empty(0, dtype=np.int64), *prefixes])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    no_candidates = np.empty((len(targets), 0), dtype=np.int64)
+    return TrainingLists(
+        texts, Histories(flat, offsets), np.array(targets, dtype=np.int64), no_candidates, easy_weights
+    )
+
+
+def batches(lengths: Rows, *, size: int, rng: np.random.Generator) -> list[Rows]:
+    """One epoch: every place once, in random batches of places with like lengths, to save padding.
+
+    Args:
+        lengths: (E,) tokens of each example.
+        size: places in a batch.
+        rng: source of the order.
+    """
+    window = 32 * size
+    order = rng.permutation(len(lengths))
+    found: list[Rows] = []
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        found.extend(part[first : first + size] for first in range(0, len(part), size))
+    return [found[place] for place in rng.permutation(len(found))]

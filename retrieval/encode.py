@@ -1,0 +1,98 @@
+"""Catalog texts → vectors, by a sentence-transformer, as fast as this machine allows."""
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from data.schema import Scores
+from store.errors import BadInput
+
+ENCODE_CHUNK = 4096
+"""Texts between two lines of progress."""
+
+
+class Precision(StrEnum):
+    """Arithmetic of the encoder; vectors are float32 in the end."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class EncoderConfig(BaseModel):
+    """The sentence-transformer that reads item texts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field("minilm-l6", description="an asset's name, a local folder, or hub:owner/name@revision")
+    max_tokens: int = Field(64, ge=8, description="tokens read of each item text")
+    batch_size: int = Field(64, ge=1, description="texts in one forward pass")
+    precision: Precision = Field(Precision.AUTO, description="auto takes bfloat16 where the processor computes it fast")
+
+
+def load_encoder(path: str, config: EncoderConfig, *, revision: str | None = None) -> Any:
+    """The SentenceTransformer at a local path (or hub id with revision), cut to `max_tokens`."""
+    from sentence_transformers import SentenceTransformer
+
+    dtype = torch.bfloat16 if _computes_bfloat16(config.precision) else torch.float32
+    encoder = SentenceTransformer(
+        path, device=device(), revision=revision, model_kwargs={"dtype": dtype}, local_files_only=Path(path).exists()
+    )
+    encoder.max_seq_length = min(config.max_tokens, encoder.max_seq_length or config.max_tokens)
+    return encoder
+
+
+def device() -> str:
+    """Where models run: "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def encode_texts(
+    encoder: Any, texts: Sequence[str], config: EncoderConfig, *, progress: Callable[[int, int], None] | None = None
+) -> Scores:
+    """(n, E) float32 vectors of length 1; texts that stand several times are read once.
+
+    Args:
+        progress: called with (texts done, texts in all) from time to time.
+
+    Raises:
+        BadInput: when the model gives NaN or a zero vector.
+    """
+    distinct, place = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
+    # Longest first over the whole list: batches of like length, and no chunk that holds all the long ones late.
+    order = np.argsort([-len(text) for text in distinct], kind="stable")
+    parts: list[Scores] = []
+    for start in range(0, len(order), ENCODE_CHUNK):
+        chunk = [distinct[row] for row in order[start : start + ENCODE_CHUNK]]
+        vectors = encoder.encode(chunk, batch_size=config.batch_size, convert_to_numpy=True, show_progress_bar=False)
+        parts.append(np.asarray(vectors, dtype=np.float32))
+        if progress:
+            progress(min(start + ENCODE_CHUNK, len(order)), len(order))
+    in_order = np.concatenate(parts)
+    vectors = np.empty_like(in_order)
+    vectors[order] = in_order
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all() or (lengths == 0).any():
+        bad = distinct[int(np.argmin(np.where(np.isfinite(lengths), lengths, -1)))]
+        raise BadInput(f"model {config.model!r} gives no usable vector for the text {bad[:80]!r}; choose another model")
+    # bfloat16 rounds, so lengths are off by a part in a thousand until they are made 1 again here.
+    return np.asarray((vectors / lengths)[place], dtype=np.float32)
+
+
+def centred(vectors: Scores, mean: Scores | None = None) -> Scores:
+    """Vectors (n, E) less the catalog's mean direction, of length 1 again; a vector at the mean stays zero."""
+    shifted = vectors - (vectors.mean(axis=0) if mean is None else mean)
+    return np.asarray(shifted / np.maximum(np.linalg.norm(shifted, axis=1, keepdims=True), 1e-6), dtype=np.float32)
+
+
+def _computes_bfloat16(precision: Precision) -> bool:
+    if precision is not Precision.AUTO:
+        return precision is Precision.BFLOAT16
+    if torch.cuda.is_available():
+        return True
+    return bool(torch.cpu._is_avx512_bf16_supported())

@@ -1,0 +1,152 @@
+"""A retriever as files: safetensors, Parquet and JSON."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
+
+from data.schema import Scores
+from fusion.linear import LinearFusion
+from index.base import VectorIndex
+from retrieval.encode import centred
+from retrieval.fit import FittedRetriever, Recipe
+from retrieval.retriever import Retriever, RetrieverConfig
+from retrieval.towers import TwoTowers
+from retrieval.transitions import Transitions, TransitionsConfig
+from store.errors import CorruptArtifact
+
+CARD, TOWERS, TABLES, FUSION = "retriever.json", "towers.safetensors", "tables.safetensors", "fusion.json"
+ENCODER = "text"
+VECTORS = "vectors.safetensors"
+
+
+@dataclass(frozen=True)
+class RetrieverCard:
+    """What retriever.json says.
+
+    Attributes:
+        text_vectors: key of the text vectors that the towers were trained on.
+        tuned: whether the folder holds a text encoder of its own.
+        records: training records, for reports.
+    """
+
+    config: RetrieverConfig
+    transitions: TransitionsConfig
+    epochs: int
+    text_vectors: str
+    tuned: bool
+    records: list[dict[str, Any]]
+
+
+def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) -> None:
+    """Writes a fitted retriever without its text and item vectors, which are artifacts of their own."""
+    retriever, recipe = fitted.retriever, fitted.recipe
+    save_tensors(dict(retriever.towers.state_dict()), folder / TOWERS)
+    save_file({"recent_popularity": retriever.recent_popularity}, folder / TABLES)
+    retriever.transitions.save(folder)
+    retriever.fusion.save(folder / FUSION)
+    if fitted.encoder is not None:
+        fitted.encoder.save_pretrained(str(folder / ENCODER))
+    card = {
+        "config": retriever.config.model_dump(mode="json"),
+        "transitions": recipe.transitions.model_dump(mode="json"),
+        "epochs": recipe.epochs,
+        "text_vectors": text_vectors,
+        "tuned": fitted.encoder is not None,
+        "records": fitted.records,
+    }
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def read_card(folder: Path) -> RetrieverCard:
+    """What a retriever folder says of itself.
+
+    Raises:
+        CorruptArtifact: when it cannot be read.
+    """
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return RetrieverCard(
+            config=RetrieverConfig.model_validate(card["config"]),
+            transitions=TransitionsConfig.model_validate(card["transitions"]),
+            epochs=card["epochs"],
+            text_vectors=card["text_vectors"],
+            tuned=card["tuned"],
+            records=card["records"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise _corrupt(folder, error) from error
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """What validation chose when this retriever was fitted."""
+    card = read_card(folder)
+    return Recipe(card.transitions, card.epochs, LinearFusion.load(folder / FUSION))
+
+
+def load_retriever(
+    folder: Path, *, text_vectors: Scores, index: Callable[[Scores], VectorIndex] | VectorIndex
+) -> Retriever:
+    """The retriever that `save_retriever` wrote.
+
+    Args:
+        text_vectors: (N, E) float32, those named by the card.
+        index: an index of its item vectors, or what makes one of them.
+
+    Raises:
+        CorruptArtifact: when a file is missing or unreadable.
+    """
+    card = read_card(folder)
+    mean = text_vectors.mean(axis=0)
+    text = centred(text_vectors, mean)
+    try:
+        towers = TwoTowers(torch.from_numpy(text), card.config.towers)
+        towers.load_state_dict(load_tensors(folder / TOWERS))
+        popularity = load_file(folder / TABLES)["recent_popularity"]
+        transitions = Transitions.load(folder, len(text), card.transitions)
+        fusion = LinearFusion.load(folder / FUSION)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pl.exceptions.PolarsError) as error:
+        raise _corrupt(folder, error) from error
+    item_vectors = towers.item_vectors()
+    return Retriever(
+        config=card.config,
+        towers=towers,
+        transitions=transitions,
+        fusion=fusion,
+        item_vectors=item_vectors,
+        text=text,
+        text_mean=mean,
+        recent_popularity=popularity,
+        index=index(item_vectors) if callable(index) else index,
+    )
+
+
+def save_vectors(folder: Path, vectors: Scores) -> None:
+    """Writes an (N, D) table of vectors."""
+    save_file({"vectors": np.ascontiguousarray(vectors)}, folder / VECTORS)
+
+
+def load_vectors(folder: Path) -> Scores:
+    """Reads what `save_vectors` wrote.
+
+    Raises:
+        CorruptArtifact: when it cannot be read.
+    """
+    try:
+        return np.asarray(load_file(folder / VECTORS)["vectors"], dtype=np.float32)
+    except (OSError, KeyError, SafetensorError) as error:
+        raise _corrupt(folder, error) from error
+
+
+def _corrupt(folder: Path, error: Exception) -> CorruptArtifact:
+    return CorruptArtifact(f"{folder} cannot be read ({error}): make it again with 'python cli.py train-retriever'")

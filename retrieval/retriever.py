@@ -1,0 +1,211 @@
+"""First stage: the union of what the towers find in the index and what the transitions suggest, fused."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import scipy.sparse as sp
+from pydantic import BaseModel, ConfigDict, Field
+
+from data.schema import NO_ITEM, Candidates, Histories, Rows, Scores
+from fusion.linear import LinearFusion, Transform
+from index.base import VectorIndex
+from retrieval.encode import EncoderConfig
+from retrieval.finetune import FinetuneConfig
+from retrieval.towers import TowerConfig, TwoTowers
+from retrieval.train import TrainConfig
+from retrieval.transitions import Transitions, TransitionsConfig
+
+TOWERS = "towers"
+TRANSITIONS = "transitions"
+TEXT = "text"
+POPULARITY = "popularity"
+
+TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
+    {TOWERS: Transform.RAW, TRANSITIONS: Transform.LOG, TEXT: Transform.RAW}
+)
+USERS_AT_ONCE = 256
+
+
+class RetrieverConfig(BaseModel):
+    """Everything that makes a retriever."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder: EncoderConfig = Field(EncoderConfig(), description="the sentence-transformer")
+    finetune: FinetuneConfig = Field(FinetuneConfig(), description="tuning of the sentence-transformer itself")
+    towers: TowerConfig = Field(TowerConfig(), description="sizes of the towers")
+    train: TrainConfig = Field(TrainConfig(), description="training of the towers")
+    transitions: TransitionsConfig = Field(TransitionsConfig(), description="counted item → item transitions")
+    tune_transitions: bool = Field(True, description="choose history length, decay and column power on validation")
+    per_source: int = Field(200, ge=1, description="items that each source brings to the union, at least")
+    recent_days: int = Field(30, ge=1, description="span of the popular items that an empty history is given")
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """Candidates for any history, from an index of item vectors and a matrix of transitions.
+
+    Attributes:
+        item_vectors: (N, D) float32, those in the index.
+        text: (N, E) float32, mean-centred text vectors of length 1.
+        text_mean: (E,) float32, the mean by which they were centred.
+        recent_popularity: (N,) float32 interactions of the last days of the log.
+    """
+
+    config: RetrieverConfig
+    towers: TwoTowers
+    transitions: Transitions
+    fusion: LinearFusion
+    item_vectors: Scores
+    text: Scores
+    text_mean: Scores
+    recent_popularity: Scores
+    index: VectorIndex
+    name: str = "retrieval"
+
+    def candidates(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
+        """The best `depth` items of the union by fused score, with each source's score for each of them.
+
+        An empty history is given the popular items of the last days; `POPULARITY`, a source that is there
+        where any history is empty, has their score, and the others are 0.
+        """
+        wanted = max(depth, self.config.per_source)
+        parts = [self._union(batch, wanted, exclude_known=exclude_known).head(depth) for batch in _batches(histories)]
+        return concatenated(parts, depth)
+
+    def unions(self, histories: Histories) -> Candidates:
+        """The whole unions of `per_source` items from each source, of which `candidates` gives the best."""
+        parts = [self._union(batch, self.config.per_source, exclude_known=True) for batch in _batches(histories)]
+        return concatenated(parts, max((part.depth for part in parts), default=0))
+
+    def candidates_for_texts(self, query_vectors: Scores, histories: Histories, depth: int) -> Candidates:
+        """The items whose text is nearest to free-text queries, known items left out.
+
+        Args:
+            query_vectors: (B, E) float32, centred like the catalog's text vectors.
+        """
+        scores = query_vectors @ self.text.T  # (B, N)
+        scores[histories.list_of_row, histories.item_rows] = -np.inf
+        return best_of_dense(scores, depth, name=TEXT)
+
+    def _union(self, histories: Histories, wanted: int, *, exclude_known: bool) -> Candidates:
+        known = [histories[place] for place in range(len(histories))] if exclude_known else None
+        users = self.towers.user_vectors(histories.last(self.config.towers.history_items))
+        _, tower_rows = self.index.search(users, wanted, exclude=known)
+        recent = self.transitions.history_weights(histories)
+        following = (recent @ self.transitions.weights).tocsr()
+        rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known))  # (B, K)
+        candidates = self._scored(rows, users=users, recent=recent, following=following)
+        empty = histories.lengths == 0
+        return self._popular(candidates, empty) if empty.any() else candidates
+
+    def scored(self, rows: Rows, histories: Histories) -> Candidates:
+        """Any items (B, K) scored by every source and ranked by their fusion."""
+        users = self.towers.user_vectors(histories.last(self.config.towers.history_items))
+        recent = self.transitions.history_weights(histories)
+        return self._scored(rows, users=users, recent=recent, following=(recent @ self.transitions.weights).tocsr())
+
+    def _scored(self, rows: Rows, *, users: Scores, recent: sp.csr_matrix, following: sp.csr_matrix) -> Candidates:
+        """The same from user vectors (B, D), and (B, N) weights of recent items and scores of transitions."""
+        safe = np.maximum(rows, 0)
+        profile = _unit_rows(recent @ self.text)
+        sources = {
+            TOWERS: _products(users, self.item_vectors, safe),
+            TRANSITIONS: _gathered(following, safe),
+            TEXT: _products(profile, self.text, safe),
+        }
+        unranked = Candidates(rows, np.zeros(rows.shape, dtype=np.float32), sources)
+        return unranked.ranked_by(self.fusion.score(unranked))
+
+    def _popular(self, candidates: Candidates, empty: np.ndarray) -> Candidates:
+        """The same candidates with the lists of empty histories replaced by recent popular items."""
+        popular = best_of_dense(self.recent_popularity[None, :], candidates.depth, name=POPULARITY)
+        rows, score = candidates.item_rows.copy(), candidates.score.copy()
+        width = popular.depth
+        rows[empty], score[empty] = NO_ITEM, -np.inf
+        rows[empty, :width], score[empty, :width] = popular.item_rows[0], popular.score[0]
+        sources = {name: np.where(empty[:, None], np.float32(0), scores) for name, scores in candidates.sources.items()}
+        sources[POPULARITY] = np.where(empty[:, None] & (rows != NO_ITEM), score, np.float32(0))
+        return Candidates(rows, score, sources)
+
+
+def _batches(histories: Histories) -> Iterator[Histories]:
+    for start in range(0, len(histories), USERS_AT_ONCE):
+        yield histories.take(np.arange(start, min(start + USERS_AT_ONCE, len(histories))))
+
+
+def union(first: Rows, second: Rows) -> Rows:
+    """(B, K1), (B, K2) → (B, K) distinct rows in rising order, then NO_ITEM; K is the longest union."""
+    # As unsigned numbers NO_ITEM is the largest, so that it sorts last.
+    both = np.sort(np.concatenate([first, second], axis=1).view(np.uint64), axis=1).view(np.int64)
+    both[:, 1:][both[:, 1:] == both[:, :-1]] = NO_ITEM
+    both = np.sort(both.view(np.uint64), axis=1).view(np.int64)
+    longest = max(int((both != NO_ITEM).sum(axis=1).max(initial=0)), 1)
+    return both[:, :longest]
+
+
+def best_of_sparse(scores: sp.csr_matrix, depth: int, *, exclude: list[Rows] | None) -> Rows:
+    """(B, depth) rows of the largest positive scores of each sparse row, known items left out, unordered."""
+    best = np.full((scores.shape[0], depth), NO_ITEM, dtype=np.int64)
+    for place in range(scores.shape[0]):
+        start, end = scores.indptr[place], scores.indptr[place + 1]
+        rows, values = scores.indices[start:end], scores.data[start:end]
+        if exclude is not None and len(exclude[place]):
+            fresh = ~np.isin(rows, exclude[place])
+            rows, values = rows[fresh], values[fresh]
+        if len(rows) > depth:
+            rows = rows[np.argpartition(-values, depth)[:depth]]
+        best[place, : len(rows)] = rows
+    return best
+
+
+def best_of_dense(scores: Scores, depth: int, *, name: str) -> Candidates:
+    """The best `depth` items of (B, N) scores, ties by lower row; -inf marks what must not be shown."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+    best = np.take_along_axis(scores, order, 1)
+    rows = np.where(np.isfinite(best), order, NO_ITEM).astype(np.int64)
+    return Candidates(rows, best, {name: best})
+
+
+def concatenated(parts: list[Candidates], depth: int) -> Candidates:
+    """Candidates of several batches of users as one of shape (B, `depth`); a source that a batch lacks is 0 there."""
+    if len(parts) == 1 and parts[0].depth == depth:
+        return parts[0]
+    starts = np.cumsum([0, *map(len, parts)])
+    shape = (int(starts[-1]), depth)
+    joined = Candidates(np.full(shape, NO_ITEM, dtype=np.int64), np.full(shape, -np.inf, dtype=np.float32))
+    sources: dict[str, Scores] = {}
+    for part, start in zip(parts, starts, strict=False):
+        place = np.s_[start : start + len(part), : part.depth]
+        joined.item_rows[place], joined.score[place] = part.item_rows, part.score
+        for name, scores in part.sources.items():
+            sources.setdefault(name, np.zeros(shape, dtype=np.float32))[place] = scores
+    return Candidates(joined.item_rows, joined.score, sources)
+
+
+def _products(users: Scores, vectors: Scores, rows: Rows) -> Scores:
+    """(B, K) inner products of (B, D) users with the vectors at (B, K) rows."""
+    out = np.empty(rows.shape, dtype=np.float32)
+    # A user at a time, so that the gathered vectors stay in the cache.
+    for place, user in enumerate(users):
+        np.matmul(vectors[rows[place]], user, out=out[place])
+    return out
+
+
+def _gathered(scores: sp.csr_matrix, rows: Rows) -> Scores:
+    """(B, K) entries of a sparse (B, N) matrix."""
+    out = np.zeros(rows.shape, dtype=np.float32)
+    line = np.zeros(scores.shape[1], dtype=np.float32)
+    for place in range(len(rows)):
+        start, end = scores.indptr[place], scores.indptr[place + 1]
+        columns = scores.indices[start:end]
+        line[columns] = scores.data[start:end]
+        out[place] = line[rows[place]]
+        line[columns] = 0
+    return out
+
+
+def _unit_rows(vectors: Scores) -> Scores:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6), dtype=np.float32)

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.schema import Histories
+from retrieval.transitions import Transitions, TransitionsConfig, count_pairs
+
+N = 7
+LISTS = st.lists(st.lists(st.integers(0, N - 1), max_size=9), max_size=6)
+
+
+def counted_by_hand(lists: list[list[int]], config: TransitionsConfig) -> np.ndarray:
+    counts = np.zeros((N, N))
+    for items in lists:
+        for later in range(len(items)):
+            for earlier in range(later):
+                gap = later - earlier
+                if gap <= config.window:
+                    counts[items[earlier], items[later]] += config.gap_decay ** (gap - 1)
+                    counts[items[later], items[earlier]] += config.backward * config.gap_decay ** (gap - 1)
+    return counts
+
+
+@given(LISTS, st.integers(1, 10), st.sampled_from([1.0, 0.8, 0.3]), st.sampled_from([0.0, 0.5, 1.0]))
+@settings(max_examples=60, deadline=None)
+def test_counts_equal_a_plain_double_loop(lists, window, gap_decay, backward):
+    config = TransitionsConfig(window=window, gap_decay=gap_decay, backward=backward)
+    found = count_pairs(Histories.of(lists), N, config).toarray()
+    np.testing.assert_allclose(found, counted_by_hand(lists, config), rtol=1e-5)
+
+
+def test_weights_by_hand():
+    config = TransitionsConfig(window=2, gap_decay=0.8, backward=0.5, row_power=0.5, column_power=0.3)
+    found = Transitions.fit(Histories.of([[0, 1, 2], [0, 1]]), 4, config).weights.toarray()
+    # 0→1 twice, 1→2 once, 0→2 at two steps; half of each backwards.
+    counts = np.array([[0, 2, 0.8, 0], [1, 0, 1, 0], [0.4, 0.5, 0, 0], [0, 0, 0, 0]])
+    rows, columns = counts.sum(axis=1), counts.sum(axis=0)
+    assert found[0, 1] == pytest.approx(2 / (rows[0] ** 0.5 * columns[1] ** 0.3))
+    assert found[0, 2] == pytest.approx(0.8 / (2.8**0.5 * 1.8**0.3))
+    assert found[2, 1] == pytest.approx(0.5 / (0.9**0.5 * 2.5**0.3))
+    assert not found[3].any()
+    assert not found[:, 3].any()
+
+
+@given(LISTS.filter(bool), st.integers(1, 5), st.sampled_from([1.0, 0.5]))
+@settings(max_examples=40, deadline=None)
+def test_scores_are_the_decayed_sum_of_the_rows_of_the_last_items(lists, history_items, decay):
+    config = TransitionsConfig(history_items=history_items, history_decay=decay)
+    fitted = Transitions.fit(Histories.of([[0, 1, 2, 3, 4, 5, 6], *lists]), N, config)
+    dense = fitted.weights.toarray()
+    found = fitted.scores(Histories.of(lists))
+    assert found.shape == (len(lists), N)
+    assert found.dtype == np.float32
+    for user, items in enumerate(lists):
+        recent = list(reversed(items))[:history_items]
+        expected = sum((decay**step * dense[item] for step, item in enumerate(recent)), np.zeros(N))
+        np.testing.assert_allclose(found[user].toarray()[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_lists_do_not_run_into_each_other():
+    counts = count_pairs(Histories.of([[0, 1], [], [2, 3]]), N, TransitionsConfig()).toarray()
+    assert counts[1, 2] == counts[0, 2] == counts[0, 3] == 0
+    assert counts[0, 1] == counts[2, 3] == 1
+
+
+def test_an_empty_log_fits_and_scores_nothing():
+    fitted = Transitions.fit(Histories.of([[], []]), N, TransitionsConfig())
+    assert fitted.weights.nnz == 0
+    assert fitted.scores(Histories.of([[1, 2], []])).nnz == 0
+
+
+def test_saved_and_loaded_weights_are_equal(tmp_path):
+    config = TransitionsConfig(history_items=3)
+    fitted = Transitions.fit(Histories.of([[0, 1, 2, 5], [5, 1]]), N, config)
+    fitted.save(tmp_path)
+    loaded = Transitions.load(tmp_path, N, config)
+    np.testing.assert_array_equal(loaded.weights.toarray(), fitted.weights.toarray())
+    assert loaded.weights.dtype == np.float32
