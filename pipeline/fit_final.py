@@ -1,24 +1,35 @@
 """A last fit on every interaction, with the settings that validation chose: for serving, not for figures."""
 
+from fusion.linear import LinearFusion
 from pipeline.build_index import build_index
 from pipeline.run_log import RunLog
-from pipeline.train_reranker import train_reranker
+from pipeline.train_reranker import make_reranker
 from pipeline.train_retriever import train_retriever
 from pipeline.workspace import FitKind, Workspace
+from recommend.release import RERANK_FUSION
+from rerank.fusion import RERANKER
 from store.artifacts import Release
 
 
 def fit_final(ws: Workspace, *, log: RunLog) -> Release:
     """Refits both stages on all interactions and publishes them together.
 
-    The reranker is refitted only where the evaluation fit has one.
+    The reranker is refitted only where the evaluation fit has one that helped: one of weight 0 would be
+    trained and loaded to change nothing.
 
     Raises:
         MissingStep: when the evaluation fit, whose choices it repeats, is not there.
     """
     with ws.run.lock():
         train_retriever(ws, log=log, fit=FitKind.FINAL)
-        release = build_index(ws, log=log, fit=FitKind.FINAL)
         if ws.run.has("reranker", ws.reranker_key(FitKind.EVALUATION)):
-            release = train_reranker(ws, log=log, fit=FitKind.FINAL)
-    return release
+            make_reranker(ws, log=log, fit=FitKind.FINAL)
+        # Last, since it publishes: a kill before it leaves the old release, never one without its reranker.
+        return build_index(ws, log=log, fit=FitKind.FINAL)
+
+
+def _reranker_helped(ws: Workspace) -> bool:
+    key = ws.reranker_key(FitKind.EVALUATION)
+    if not ws.run.has("reranker", key):
+        return False
+    return LinearFusion.load(ws.run.artifact("reranker", key) / RERANK_FUSION).weights[RERANKER] > 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from store.artifacts import Run
+from store.atomic import disk_trouble_told
 
 FILE = "log.jsonl"
 
@@ -33,12 +34,17 @@ class RunLog:
             print(f"[{self._clock()}] {line}", file=sys.stderr, flush=True)
 
     def record(self, entry: Mapping[str, Any]) -> None:
-        """A JSON line for the run; also said, except for the many steps of a training."""
+        """A JSON line for the run; also said, except for the many steps of a training.
+
+        Raises:
+            NoSpace: when the disk is full or refuses the write.
+        """
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             stamped = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": self.command, **entry}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(stamped) + "\n")
+            with disk_trouble_told(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(stamped) + "\n")
         if entry.get("event") != "step":
             self.say("  ".join(f"{key} {_short(value)}" for key, value in entry.items()))
 

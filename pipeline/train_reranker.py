@@ -26,24 +26,30 @@ def train_reranker(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUAT
         MissingStep: when the retriever has not been trained, or no index has been built with it.
     """
     with ws.run.lock():
-        key = ws.reranker_key(fit)
-        if ws.run.has("reranker", key) and not force:
-            log.say(f"the reranker of these settings and data is already made ({key}); --force trains it again")
-        else:
-            reranker, fusion, record = _fit(ws, fit=fit, log=log)
-
-            def write(folder: Path) -> None:
-                reranker.save(folder)
-                fusion.save(folder / RERANK_FUSION)
-                (folder / RECORD).write_text(json.dumps(record.as_json(), indent=1) + "\n", encoding="utf-8")
-
-            ws.run.write_artifact("reranker", ws.reranker_made_from(fit), write)
+        key = make_reranker(ws, log=log, fit=fit, force=force)
         release = ws.run.release()
         if release.retriever == ws.retriever_key(fit):
             release = ws.run.publish(reranker=key)
         else:
             log.say(f"the index is not of this retriever: publish both with {ws.command('build-index')}")
     return release
+
+
+def make_reranker(ws: Workspace, *, log: RunLog, fit: FitKind, force: bool = False) -> str:
+    """Trains unless exactly this reranker is already there; returns its key and publishes nothing."""
+    with ws.run.lock():
+        key = ws.reranker_key(fit)
+        if ws.run.has("reranker", key) and not force:
+            log.say(f"the reranker of these settings and data is already made ({key}); --force trains it again")
+            return key
+        reranker, fusion, record = _fit(ws, fit=fit, log=log)
+
+        def write(folder: Path) -> None:
+            reranker.save(folder)
+            fusion.save(folder / RERANK_FUSION)
+            (folder / RECORD).write_text(json.dumps(record.as_json(), indent=1) + "\n", encoding="utf-8")
+
+        return ws.run.write_artifact("reranker", ws.reranker_made_from(fit), write)
 
 
 def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[EncoderReranker, LinearFusion, RerankerRecord]:

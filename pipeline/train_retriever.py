@@ -21,7 +21,7 @@ def train_retriever(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUA
     """Trains unless exactly this retriever is already there; returns its key."""
     with ws.run.lock():
         key = ws.retriever_key(fit)
-        if ws.run.has("retriever", key) and not force:
+        if _is_whole(ws, key) and not force:
             log.say(f"the retriever of these settings and data is already made ({key}); --force trains it again")
             return key
         vectors = base_text_vectors(ws, log=log)
@@ -38,6 +38,13 @@ def train_retriever(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUA
         )
     log.record({"event": "retriever", "key": made, "fit": fit.value})
     return made
+
+
+def _is_whole(ws: Workspace, key: str) -> bool:
+    """Whether a retriever is there with the text vectors it was trained on."""
+    if not ws.run.has("retriever", key):
+        return False
+    return ws.run.has("text_vectors", read_card(ws.run.artifact("retriever", key)).text_vectors)
 
 
 def base_text_vectors(ws: Workspace, *, log: RunLog) -> Scores:

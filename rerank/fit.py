@@ -31,7 +31,7 @@ class RerankerConfig(BaseModel):
     positions_per_user: int = Field(4, ge=0, description="easy lists drawn from inside each history, at most")
     depth: int = Field(20, ge=1, description="candidates of a user that are reranked, from the top")
     validation_lists: int = Field(400, ge=1, description="lists of group B that early stopping looks at, at most")
-    fusion_users: int = Field(2000, ge=1, description="users of group B that the fusion is fitted on, at most")
+    fusion_users: int = Field(1000, ge=1, description="users of group B that the fusion is fitted on, at most")
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class RerankTrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(2, ge=1, description="passes over the examples, unless something stops earlier")
-    budget_minutes: float = Field(5.0, gt=0, description="hard stop; the learning rate has fallen to 0 by then")
+    budget_minutes: float = Field(4.0, gt=0, description="hard stop; the learning rate has fallen to 0 by then")
     users_per_batch: int = Field(8, ge=1, description="lists in one step")
     list_size: int = Field(16, ge=2, description="items in one list, the one taken included")
     hard_share_start: float = Field(0.0, ge=0, le=1, description="share of the retriever's candidates at first")

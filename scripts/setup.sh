@@ -57,12 +57,13 @@ offered_build() {
     "$torch" 2>"$log" | .venv/bin/python -m scripts.torch_build 2>/dev/null
 }
 
-last_error() { { grep ERROR "$log" || echo "pip failed"; } | tail -n 1; }
+# The cause stands first in what pip says; what follows from it, last.
+first_error() { { grep -oE "Failed to (resolve|establish)[^(\"]*|ERROR.*" "$log" || echo "pip failed"; } | head -n 1; }
 
 install_torch_from() {
   say "$torch comes from $1"
   .venv/bin/python -m pip install $quiet --no-deps --retries 2 --index-url "$1" "$torch" 2>"$log" ||
-    fail "$torch cannot be had from $1 ($(last_error)); choose another index, make setup TORCH_INDEX=URL," \
+    fail "$torch cannot be had from $1 ($(first_error)); choose another index, make setup TORCH_INDEX=URL," \
       "or take what pip offers by itself (a CUDA build, gigabytes), make setup TORCH_INDEX=none"
 }
 
@@ -73,7 +74,7 @@ choose_torch() {
   if [ -n "${TORCH_INDEX:-}" ]; then install_torch_from "$TORCH_INDEX"; return; fi
   if [ "$(uname -s)" != Linux ]; then return; fi
   build=$(offered_build) ||
-    fail "pip cannot find $torch ($(last_error)); check network, proxy and pip's settings, or name an index:" \
+    fail "pip cannot find $torch ($(first_error)); check network, proxy and pip's settings, or name an index:" \
       "make setup TORCH_INDEX=URL"
   case $lock:$build in
     requirements.lock:cuda)

@@ -168,7 +168,7 @@ def resolve_model(name: str, *, root: Path | None = None) -> ModelSource:
     if name in ASSETS:
         if ASSETS[name].kind != AssetKind.MODEL:
             raise BadInput(f"{name!r} is a {ASSETS[name].kind}, not a model; the models are {_named(AssetKind.MODEL)}")
-        folder = fetched(name, root=root)
+        folder = fetched(name, root=root, verify=True)
         listing = read_manifest(folder, f"run 'python cli.py fetch {name}' again")["files"]
         return ModelSource(str(folder), None, _print({file: entry["sha256"] for file, entry in listing.items()}))
     folder = Path(name)

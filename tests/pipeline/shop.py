@@ -150,6 +150,6 @@ def sentence_model(folder: Path, *, seed: int = 0) -> Path:
     plain = write_tiny_bert(folder.with_name(folder.name + "-plain"), seed=seed)
     words = Transformer(str(plain))
     SentenceTransformer(
-        modules=[words, Pooling(words.get_word_embedding_dimension()), Normalize()], device="cpu"
+        modules=[words, Pooling(words.get_embedding_dimension()), Normalize()], device="cpu"
     ).save(str(folder), create_model_card=False)
     return folder
