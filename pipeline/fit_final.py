@@ -22,8 +22,10 @@ def fit_final(ws: Workspace, *, log: RunLog) -> Release:
     """
     with ws.run.lock():
         train_retriever(ws, log=log, fit=FitKind.FINAL)
-        if ws.run.has("reranker", ws.reranker_key(FitKind.EVALUATION)):
+        if _reranker_helped(ws):
             make_reranker(ws, log=log, fit=FitKind.FINAL)
+        else:
+            log.say("no reranker in the final release: the evaluation fit has none, or gave it no weight")
         # Last, since it publishes: a kill before it leaves the old release, never one without its reranker.
         return build_index(ws, log=log, fit=FitKind.FINAL)
 
