@@ -39,7 +39,7 @@ MapOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="make it again even if it is already there")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
-UsersOption = Annotated[int, typer.Option("--users", help="users drawn by a hash of their id; 0: all")]
+UsersOption = Annotated[int, typer.Option("--users", min=0, help="users drawn by a hash of their id; 0: all")]
 TableOption = Annotated[Path | None, typer.Option("--users-table", help="optional table of users")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of settings")]
 TemplateOption = Annotated[
@@ -151,7 +151,7 @@ def recommend(
     split: Annotated[str, typer.Option(help="with --all: validation, test or next")] = "next",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Parquet file for --all")] = None,
     k: Annotated[int | None, typer.Option("--k", "-k", help="items for each user; 10, or 100 with --all")] = None,
-    depth: Annotated[int | None, typer.Option(help="candidates reranked; 0 leaves retrieval order")] = None,
+    depth: Annotated[int | None, typer.Option(min=0, help="candidates reranked; 0 leaves retrieval order")] = None,
     rerank: Annotated[
         str, typer.Option(help="auto: where it helped on validation; always: show its scores even so; never")
     ] = "auto",
@@ -170,9 +170,8 @@ def recommend(
     if all_users and output is not None:
         from pipeline.export import Asked, export
 
-        rows = export(
-            ws, _choice(Asked, split, "--split"), output, k=100 if k is None else k, users=users, rerank=when, log=log
-        )
+        part, wanted = _choice(Asked, split, "--split"), 100 if k is None else k
+        rows = export(ws, part, output, k=wanted, depth=depth, users=users, rerank=when, log=log)
         print(f"{output}: {rows:,} rows")
         return
     wish = Wish(user=user, history=history, query=query, k=k, depth=depth, rerank=when)
@@ -205,7 +204,9 @@ def quickstart(
     template: TemplateOption = None,
     settings: SetOption = None,
     config: ConfigOption = None,
-    users: Annotated[int, typer.Option("--users", help="users that the evaluation asks, by hash; 0: all")] = 2000,
+    users: Annotated[
+        int, typer.Option("--users", min=0, help="users that the evaluation asks, by hash; 0: all")
+    ] = 2000,
 ) -> None:
     """Your own data, all steps: guess the columns, train both stages, evaluate, fit on everything, publish."""
     from pipeline.evaluate import EvaluationOptions
@@ -290,6 +291,8 @@ def _log(command: str, run: Path) -> Any:
 
 def _open(command: str, run: Path, settings: list[str] | None, *, needs: str) -> tuple[Any, Any]:
     """The run's workspace and log; the default run first makes whatever comes before this command."""
+    from dataclasses import replace
+
     from config import with_overrides
     from pipeline.steps import DEFAULT_RUN as AUTOMATIC
     from pipeline.steps import ensure_default_run
@@ -301,8 +304,10 @@ def _open(command: str, run: Path, settings: list[str] | None, *, needs: str) ->
         ensure_default_run(needs, log)
     ws = open_workspace(run)
     if settings:
+        changed = replace(ws, config=with_overrides(ws.config, settings))
+        changed.check_models()  # before it is saved: a run whose models cannot be found can do nothing more
         with ws.run.lock():
-            save_config(ws.run, with_overrides(ws.config, settings))
+            save_config(ws.run, changed.config)
         ws = open_workspace(run)
     return ws, log
 

@@ -45,6 +45,8 @@ def read_config(path: Path) -> Config:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BadInput(f"there is no config file {path}") from error
+    except OSError as error:
+        raise BadInput(f"the config file {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not TOML: {error}") from error
     return _validated(content, str(path))

@@ -5,6 +5,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -14,8 +15,9 @@ import numpy as np
 
 from baselines.base import Skipped
 from baselines.lineup import fit_all
-from data.schema import Candidates, Holdout
+from data.schema import Holdout
 from data.split import SplitKind
+from data.vocabulary import Vocabulary
 from eval.protocol import CatalogStats, candidate_recall, evaluate
 from eval.report import write_report
 from eval.results import Comparison, Fit, Report, Role, System
@@ -62,18 +64,28 @@ def evaluate_run(ws: Workspace, options: EvaluationOptions, *, log: RunLog) -> t
     Raises:
         MissingStep: when the retriever has not been trained.
         BadInput: when the part has no users, as the test part of data whose test items were taken away.
+        RunBusy: when another command writes to the run; told at once, not after the work.
     """
+    with ws.run.lock():
+        report = _report(ws, options, log)
+        page = write_report(ws.run.reports_dir / options.part, report)
+    log.record({"event": "evaluated", "part": str(options.part), "ndcg@10": _main(report.systems)})
+    return report, page
+
+
+def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
     asked = _asked(ws, options)
     recommender = evaluation_recommender(ws, with_reranker=options.rerank)
     stats = CatalogStats.of(ws.split.train, len(ws.dataset.catalog))
     log.say(f"{options.part}: {len(asked):,} users, the whole catalog of {len(stats):,} items")
     started = time.perf_counter()
-    everything = recommender.retriever.candidates(asked.histories, 2 * ws.config.retriever.per_source)
+    # Asked for as `recommend --all` asks: a deeper union would be judged, but never served.
+    retrieved = recommender.retrieve(asked.histories, max(min(DEPTH, len(stats)), recommender.config.candidates))
     retrieval_ms = (time.perf_counter() - started) * 1000 / len(asked)
     started = time.perf_counter()
-    ranked = recommender.rerank(everything.head(DEPTH), asked.histories)
+    ranked = recommender.rerank(retrieved, asked.histories)
     rerank_ms = (time.perf_counter() - started) * 1000 / len(asked)
-    systems = _our_systems(recommender, ranked, everything, asked, stats)
+    systems = _our_systems(recommender, ranked, asked, stats)
     left_out: dict[str, str] = {}
     if options.baselines:
         for source in _baselines(ws, log):
@@ -81,9 +93,11 @@ def evaluate_run(ws: Workspace, options: EvaluationOptions, *, log: RunLog) -> t
                 left_out[source.name] = source.reason
                 continue
             log.say(f"judging {source.name}")
-            judged = evaluate(source.candidates(asked.histories, DEPTH), asked, stats)
+            judged = evaluate(
+                source.candidates(asked.histories, DEPTH, exclude_known=recommender.config.exclude_known), asked, stats
+            )
             systems.append(System(source.name, Role.BASELINE, judged))
-    report = Report(
+    return Report(
         title=f"{ws.run.root.name}: {options.part}",
         fit=Fit.EVALUATION,
         split=_split_in_words(ws, options, asked),
@@ -91,16 +105,12 @@ def evaluate_run(ws: Workspace, options: EvaluationOptions, *, log: RunLog) -> t
         systems=systems,
         comparisons=_comparisons(systems),
         counts=_counts(ws, asked),
-        ceiling=candidate_recall(ranked.retrieved, asked.targets),
+        ceiling=candidate_recall(ranked.retrieved.head(DEPTH), asked.targets),
         cost=_cost(ranked, retrieval_ms, rerank_ms),
         left_out=left_out,
         notes=_notes(ws, recommender, options),
         provenance=_provenance(ws),
     )
-    with ws.run.lock():
-        page = write_report(ws.run.reports_dir / options.part, report)
-    log.record({"event": "evaluated", "part": str(options.part), "ndcg@10": _main(systems)})
-    return report, page
 
 
 def evaluation_recommender(ws: Workspace, *, with_reranker: bool) -> Recommender:
@@ -120,11 +130,11 @@ def evaluation_recommender(ws: Workspace, *, with_reranker: bool) -> Recommender
     return Recommender(stages, ws.config.recommend)
 
 
-def drawn_by_hash(ws: Workspace, asked: Holdout, users: int) -> Holdout:
+def drawn_by_hash(known: Vocabulary, asked: Holdout, users: int) -> Holdout:
     """At most `users` of those asked, by the smallest SHA-256 of their id; 0 keeps all."""
     if not users or users >= len(asked):
         return asked
-    digests = [hashlib.sha256(b"drawn " + ws.dataset.users.ids[row].encode()).digest() for row in asked.user_rows]
+    digests = [hashlib.sha256(b"drawn " + known.ids[row].encode()).digest() for row in asked.user_rows]
     return asked.take(np.sort(np.array(sorted(range(len(digests)), key=digests.__getitem__)[:users])))
 
 
@@ -133,21 +143,25 @@ def _asked(ws: Workspace, options: EvaluationOptions) -> Holdout:
     asked = ws.selectors if options.part is Part.VALIDATION else ws.split.test
     if not len(asked):
         raise BadInput(
-            f"the {options.part} part of {ws.run.root} has no users: its test items may have been taken away "
-            "beforehand (split.holdout), or no user has interactions enough; try --split validation"
+            f"the {options.part} part of {ws.run.root} has nobody to ask: "
+            + (
+                "its test items may have been taken away beforehand (split.holdout); try --split validation"
+                if options.part is Part.TEST
+                else "no user of group B, 20 % of users by hash, has interactions enough; try --split test"
+            )
         )
-    return drawn_by_hash(ws, asked, options.users)
+    return drawn_by_hash(ws.dataset.users, asked, options.users)
 
 
-def _our_systems(
-    recommender: Recommender, ranked: Ranked, everything: Candidates, asked: Holdout, stats: CatalogStats
-) -> list[System]:
+def _our_systems(recommender: Recommender, ranked: Ranked, asked: Holdout, stats: CatalogStats) -> list[System]:
     systems = []
+    reranked, retrieved = ranked.reranked.head(DEPTH), ranked.retrieved.head(DEPTH)
+    everything = recommender.retrieve(asked.histories, 2 * recommender.retriever.config.per_source)
     if recommender.reranker is not None:
         words = f"both stages, {recommender.config.depth} reranked"
-        systems.append(System(TANDEM, Role.OURS, evaluate(ranked.reranked, asked, stats), words))
+        systems.append(System(TANDEM, Role.OURS, evaluate(reranked, asked, stats), words))
     role = Role.STAGE if systems else Role.OURS
-    systems.append(System(RETRIEVAL, role, evaluate(ranked.retrieved, asked, stats), "all sources fused"))
+    systems.append(System(RETRIEVAL, role, evaluate(retrieved, asked, stats), "all sources fused"))
     for source, words in ((TOWERS, "one search in the index"), (TRANSITIONS, "counts alone")):
         alone = everything.ranked_by(everything.sources[source]).head(DEPTH)
         systems.append(System(f"{source} alone", Role.STAGE, evaluate(alone, asked, stats), words))
@@ -236,5 +250,5 @@ def _provenance(ws: Workspace) -> dict[str, str]:
     }
 
 
-def _main(systems: list[System]) -> dict[str, float]:
+def _main(systems: Sequence[System]) -> dict[str, float]:
     return {system.name: round(system.evaluation.metrics["ndcg@10"], 5) for system in systems}

@@ -27,7 +27,9 @@ class Asked(StrEnum):
     NEXT = "next"
 
 
-def export(ws: Workspace, asked: Asked, path: Path, *, k: int, users: int, rerank: Rerank, log: RunLog) -> int:
+def export(
+    ws: Workspace, asked: Asked, path: Path, *, k: int, depth: int | None, users: int, rerank: Rerank, log: RunLog
+) -> int:
     """Writes user_id, item_id, rank (from 1) and score, k rows a user; returns the number of rows.
 
     `validation` and `test` use the evaluation fit, and histories that end before the held-out item;
@@ -36,18 +38,17 @@ def export(ws: Workspace, asked: Asked, path: Path, *, k: int, users: int, reran
     Raises:
         BadInput: when the part has no users, or k exceeds the catalog.
     """
-    if not 1 <= k <= len(ws.dataset.catalog):
-        raise BadInput(f"k is {k:,}, but the catalog has {len(ws.dataset.catalog):,} items: ask for 1 to that many")
-    holdout = _holdout(ws, asked)
+    recommender = _recommender(ws, asked, with_reranker=rerank is not Rerank.NEVER)
+    recommender.check_k(k)
+    holdout = _holdout(ws, asked, recommender)
     if not len(holdout):
         raise BadInput(f"the {asked} part of {ws.run.root} has no users; try --split next")
-    holdout = drawn_by_hash(ws, holdout, users)
-    recommender = _recommender(ws, asked, with_reranker=rerank is not Rerank.NEVER)
+    holdout = drawn_by_hash(recommender.users, holdout, users)
     parts = []
     for start in range(0, len(holdout), USERS_AT_ONCE):
         part = holdout.take(np.arange(start, min(start + USERS_AT_ONCE, len(holdout))))
-        ranked = recommender.rank(part.histories, candidates=max(k, recommender.config.candidates))
-        parts.append(_rows(ws, part, ranked.reranked.head(k)))
+        ranked = recommender.rank(part.histories, candidates=max(k, recommender.config.candidates), depth=depth)
+        parts.append(_rows(recommender, part, ranked.reranked.head(k)))
         log.say(f"{start + len(part):,} of {len(holdout):,} users")
     frame = pl.concat(parts)
     atomic_write(path, _parquet(frame))
@@ -55,9 +56,10 @@ def export(ws: Workspace, asked: Asked, path: Path, *, k: int, users: int, reran
     return len(frame)
 
 
-def _holdout(ws: Workspace, asked: Asked) -> Holdout:
+def _holdout(ws: Workspace, asked: Asked, recommender: Recommender) -> Holdout:
     if asked is Asked.NEXT:
-        return next_holdout(ws.dataset)
+        # The data of the release, which a later prepare may have moved away from.
+        return next_holdout(recommender.dataset)
     return ws.split.validation if asked is Asked.VALIDATION else ws.split.test
 
 
@@ -67,9 +69,9 @@ def _recommender(ws: Workspace, asked: Asked, *, with_reranker: bool) -> Recomme
     return evaluation_recommender(ws, with_reranker=with_reranker)
 
 
-def _rows(ws: Workspace, asked: Holdout, candidates: Candidates) -> pl.DataFrame:
+def _rows(recommender: Recommender, asked: Holdout, candidates: Candidates) -> pl.DataFrame:
     users, places = np.nonzero(candidates.present)
-    item_ids, user_ids = np.array(ws.dataset.catalog.vocabulary.ids), np.array(ws.dataset.users.ids)
+    item_ids, user_ids = np.array(recommender.catalog.vocabulary.ids), np.array(recommender.users.ids)
     return pl.DataFrame(
         {
             USER_ID: user_ids[asked.user_rows[users]],

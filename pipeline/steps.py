@@ -86,19 +86,36 @@ def ensure_default_run(upto: str, log: RunLog) -> None:
         upto: "prepare" or the name of one of STEPS.
     """
     run = Run(DEFAULT_RUN)
+    # What is all there can be used while another command writes, so it is asked without the lock first.
+    if _is_prepared(run) and not _missing(upto):
+        return
     with run.lock(wait_s=3600):
-        try:
-            prepared_key(run)
-        except MissingStep:
+        if not _is_prepared(run):
             log.say(f"the default run {DEFAULT_RUN} is not there yet: making it with {DEMO_DATA}")
             prepare_demo(log, Config())
         ws = open_workspace(DEFAULT_RUN)
         fetch_models(ws.config, log)
-        names = ["prepare", *(step.name for step in STEPS)]
-        for step in STEPS[: names.index(upto)]:
-            if not step.is_made(ws):
-                log.say(f"{step.name} on {DEFAULT_RUN}")
-                step.make(ws, log)
+        for step in _missing(upto):
+            log.say(f"{step.name} on {DEFAULT_RUN}")
+            step.make(ws, log)
+
+
+def _is_prepared(run: Run) -> bool:
+    try:
+        prepared_key(run)
+    except MissingStep:
+        return False
+    return True
+
+
+def _missing(upto: str) -> list[Step]:
+    """The steps up to and with `upto` that the default run, prepared before, still lacks."""
+    names = ["prepare", *(step.name for step in STEPS)]
+    ws = open_workspace(DEFAULT_RUN)
+    try:
+        return [step for step in STEPS[: names.index(upto)] if not step.is_made(ws)]
+    except MissingStep:  # without its models a run cannot even tell what it lacks
+        return list(STEPS[: names.index(upto)])
 
 
 def quickstart(

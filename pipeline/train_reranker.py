@@ -11,7 +11,7 @@ from pipeline.workspace import FitKind, Workspace
 from recommend.release import RERANK_FUSION
 from rerank.encoder import BaseModelName, EncoderReranker
 from rerank.fit import RerankerRecord, TaskData, fit_reranker
-from store.artifacts import Release
+from store.artifacts import Release, Verify
 from store.assets import local_folder
 
 RECORD = "record.json"
@@ -76,5 +76,7 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[EncoderReranker, 
     )
     fusion, record = fit_reranker(reranker, task, config=settings, log=log.record)
     if fit is FitKind.FINAL:
-        fusion = LinearFusion.load(ws.run.artifact("reranker", ws.reranker_key(FitKind.EVALUATION)) / RERANK_FUSION)
+        fusion = LinearFusion.load(
+            ws.run.artifact("reranker", ws.reranker_key(FitKind.EVALUATION), verify=Verify.FULL) / RERANK_FUSION
+        )
     return reranker, fusion, record

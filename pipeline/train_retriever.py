@@ -14,7 +14,7 @@ from retrieval.encode import encode_texts, load_encoder
 from retrieval.fit import FittedRetriever, fit_retriever
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
 from retrieval.retriever import Retriever
-from store.artifacts import artifact_key
+from store.artifacts import Verify, artifact_key
 
 
 def train_retriever(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION, force: bool = False) -> str:
@@ -29,7 +29,9 @@ def train_retriever(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUA
         vectors_key = _text_vectors_key(ws)
         if fitted.encoder is not None:
             vectors_key = ws.run.write_artifact(
-                "text_vectors", {"retriever": key}, lambda folder: save_vectors(folder, fitted.text_vectors)
+                "text_vectors",
+                {"retriever": key, "fit": fit.value},
+                lambda folder: save_vectors(folder, fitted.text_vectors),
             )
         made = ws.run.write_artifact(
             "retriever",
@@ -58,13 +60,13 @@ def base_text_vectors(ws: Workspace, *, log: RunLog) -> Scores:
             encoder, texts, settings, progress=lambda done, of: log.say(f"  {done:,} of {of:,} texts")
         )
         ws.run.write_artifact("text_vectors", ws.text_vectors_made_from(), lambda folder: save_vectors(folder, vectors))
-    return load_vectors(ws.run.artifact("text_vectors", key))
+    return load_vectors(ws.run.artifact("text_vectors", key, verify=Verify.FULL))
 
 
 def open_retriever(ws: Workspace, fit: FitKind) -> Retriever:
     """The retriever of this workspace with a flat index made on the spot, for use before one is published."""
-    folder = ws.run.artifact("retriever", ws.retriever_key(fit))
-    vectors = load_vectors(ws.run.artifact("text_vectors", read_card(folder).text_vectors))
+    folder = ws.run.artifact("retriever", ws.retriever_key(fit), verify=Verify.FULL)
+    vectors = load_vectors(ws.run.artifact("text_vectors", read_card(folder).text_vectors, verify=Verify.FULL))
     return load_retriever(folder, text_vectors=vectors, index=FlatIndex)
 
 
@@ -101,7 +103,7 @@ def evaluation_folder(ws: Workspace) -> Path:
     Raises:
         MissingStep: when it has not been trained.
     """
-    return ws.run.artifact("retriever", ws.retriever_key(FitKind.EVALUATION))
+    return ws.run.artifact("retriever", ws.retriever_key(FitKind.EVALUATION), verify=Verify.FULL)
 
 
 def nobody(like: Histories) -> Holdout:

@@ -16,7 +16,7 @@ from config import Config, read_config
 from data.prepared import load_prepared
 from data.schema import Dataset, Holdout, Split
 from data.split import group_of_users, make_split
-from store.artifacts import Run, artifact_key, atomic_write
+from store.artifacts import Run, Verify, artifact_key, atomic_write
 from store.assets import ModelSource, resolve_model
 from store.errors import CorruptArtifact, MissingStep
 
@@ -72,6 +72,15 @@ class Workspace:
     def reranker_base(self) -> ModelSource:
         """The language model under the reranker."""
         return resolve_model(self.config.reranker.model)
+
+    def check_models(self) -> None:
+        """Finds both models.
+
+        Raises:
+            BadInput, MissingStep, CorruptArtifact: as `resolve_model`.
+        """
+        resolve_model(self.config.retriever.encoder.model)
+        resolve_model(self.config.reranker.model)
 
     def text_vectors_made_from(self) -> dict[str, Any]:
         """Of the catalog's text vectors by the untuned encoder."""
@@ -135,7 +144,7 @@ def open_workspace(root: Path) -> Workspace:
     """
     run = Run(root)
     key = prepared_key(run)
-    dataset, manifest = load_prepared(run.artifact("dataset", key))
+    dataset, manifest = load_prepared(run.artifact("dataset", key, verify=Verify.FULL))
     return Workspace(run, read_config(run.config_path), dataset, key, manifest["fingerprint"], manifest)
 
 

@@ -116,6 +116,7 @@ class Recommender:
 
     def __init__(self, stages: Stages, config: RecommendConfig) -> None:
         self.config = config
+        self.dataset = stages.dataset
         self.catalog: Catalog = stages.dataset.catalog
         self.users = stages.dataset.users
         self.interactions = stages.dataset.interactions
@@ -156,7 +157,7 @@ class Recommender:
             BadInput: when k is not positive or larger than the catalog.
         """
         k = self.config.k if k is None else k
-        self._check_k(k)
+        self.check_k(k)
         histories = Histories.of([history.tolist()])
         started = time.perf_counter()
         basis, retrieved = self._retrieve(histories, max(k, self.config.candidates), query_vector)
@@ -177,8 +178,11 @@ class Recommender:
 
     def rank(self, histories: Histories, *, candidates: int, depth: int | None = None) -> Ranked:
         """Both stages for many users at once."""
-        retrieved = self.retriever.candidates(histories, candidates, exclude_known=self.config.exclude_known)
-        return self.rerank(retrieved, histories, depth=depth)
+        return self.rerank(self.retrieve(histories, candidates), histories, depth=depth)
+
+    def retrieve(self, histories: Histories, candidates: int) -> Candidates:
+        """The first stage for many users at once."""
+        return self.retriever.candidates(histories, candidates, exclude_known=self.config.exclude_known)
 
     def rerank(
         self, retrieved: Candidates, histories: Histories, *, depth: int | None = None, always: bool = False
@@ -214,15 +218,19 @@ class Recommender:
         """
         return self.catalog.vocabulary.rows(item_ids)
 
-    def _check_k(self, k: int) -> None:
+    def check_k(self, k: int) -> None:
+        """Refuses a number of items that no list can have.
+
+        Raises:
+            BadInput: when k is not positive or larger than the catalog.
+        """
         if not 1 <= k <= len(self.catalog):
             raise BadInput(f"k is {k:,}, but the catalog has {len(self.catalog):,} items: ask for 1 to that many")
 
     def _retrieve(self, histories: Histories, wanted: int, query: Scores | None) -> tuple[Basis, Candidates]:
         if query is not None:
             return Basis.QUERY, self.retriever.candidates_for_texts(query[None, :], histories, wanted)
-        found = self.retriever.candidates(histories, wanted, exclude_known=self.config.exclude_known)
-        return (Basis.HISTORY if histories.lengths[0] else Basis.POPULAR), found
+        return (Basis.HISTORY if histories.lengths[0] else Basis.POPULAR), self.retrieve(histories, wanted)
 
     def _items(self, ranked: Ranked, history: Rows, k: int, *, explained: bool) -> tuple[RecommendedItem, ...]:
         final, retrieved = ranked.reranked, ranked.retrieved

@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.prepared import load_prepared
-from data.schema import Dataset
+from data.schema import Dataset, Scores
 from fusion.linear import LinearFusion
 from index.faiss_index import load_index
 from rerank.encoder import EncoderReranker
 from retrieval.folder import load_retriever, load_vectors, read_card
 from retrieval.retriever import Retriever
-from store.artifacts import Release, Run
+from store.artifacts import Release, Run, Verify, artifact_key
 from store.assets import local_folder, resolve_model
 from store.errors import Mismatch, MissingStep
 
@@ -47,7 +50,7 @@ def load_stages(run: Run, release: Release, *, with_reranker: bool = True) -> St
         raise MissingStep(f"{run.root} has no retriever: make it with 'python cli.py train-retriever --run {run.root}'")
     if release.index is None:
         raise MissingStep(f"{run.root} has no index: make it with 'python cli.py build-index --run {run.root}'")
-    dataset, manifest = load_prepared(run.artifact("dataset", release.dataset or ""))
+    dataset, manifest = load_prepared(_whole(run, "dataset", release.dataset or ""))
     made_from = run.manifest("retriever", release.retriever)["made_from"]
     _same(manifest["fingerprint"], made_from["dataset"], "the retriever", "train-retriever", run)
     _same(
@@ -57,25 +60,45 @@ def load_stages(run: Run, release: Release, *, with_reranker: bool = True) -> St
         "build-index",
         run,
     )
-    folder = run.artifact("retriever", release.retriever)
-    vectors = load_vectors(run.artifact("text_vectors", read_card(folder).text_vectors))
+    folder = _whole(run, "retriever", release.retriever)
+    vectors = load_vectors(_whole(run, "text_vectors", read_card(folder).text_vectors))
     index = load_index(
-        run.artifact("index", release.index), retriever=release.retriever, catalog=manifest["fingerprint"]
+        _whole(run, "index", release.index), retriever=release.retriever, catalog=manifest["fingerprint"]
     )
     retriever = load_retriever(folder, text_vectors=vectors, index=index)
+    if release.vectors is not None:
+        _check_vectors(retriever, load_vectors(_whole(run, "vectors", release.vectors)), run)
     reranker, fusion = None, None
     if with_reranker and release.reranker is not None:
+        # Every reranker, of the final fit too, learns behind the evaluation fit of its retriever.
+        teacher = artifact_key("retriever", {**made_from, "fit": "evaluation"})
+        taught_by = run.manifest("reranker", release.reranker)["made_from"]["retriever"]
+        _same(teacher, taught_by, "the reranker", "train-reranker", run)
         reranker, fusion = load_reranker(run, release.reranker)
     return Stages(dataset, retriever, reranker, fusion, release, made_from["fit"])
 
 
 def load_reranker(run: Run, key: str) -> tuple[EncoderReranker, LinearFusion]:
     """A reranker merged for inference, and the fusion fitted with it."""
-    folder = run.artifact("reranker", key)
+    folder = _whole(run, "reranker", key)
     made_from: Mapping[str, Any] = run.manifest("reranker", key)["made_from"]
     source = resolve_model(made_from["config"]["model"])
     loaded = EncoderReranker.load(folder, model_dir=local_folder(source), model_fingerprint=source.fingerprint)
     return loaded.merged(), LinearFusion.load(folder / RERANK_FUSION)
+
+
+def _whole(run: Run, kind: str, key: str) -> Path:
+    return run.artifact(kind, key, verify=Verify.FULL)
+
+
+def _check_vectors(retriever: Retriever, indexed: Scores, run: Run) -> None:
+    """The index has its own copy of the item vectors: it must be that of these towers, not of earlier ones."""
+    now = retriever.item_vectors
+    if now.shape != indexed.shape or not np.allclose(now, indexed, atol=1e-3 * max(1.0, float(np.abs(now).max()))):
+        raise Mismatch(
+            f"the index of {run.root} holds other item vectors than its retriever gives, which was trained again "
+            f"since: make it again with 'python cli.py build-index --run {run.root}'"
+        )
 
 
 def _same(expected: str, found: str, noun: str, command: str, run: Run) -> None:

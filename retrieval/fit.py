@@ -14,7 +14,7 @@ from retrieval.encode import centred, encode_texts
 from retrieval.finetune import FinetuneMethod, add_adapter, finetune_round, merge_adapter, table_gradient
 from retrieval.retriever import TEXT, TOWERS, TRANSFORMS, TRANSITIONS, Retriever, RetrieverConfig
 from retrieval.towers import TwoTowers
-from retrieval.train import Log, Positions, train_towers
+from retrieval.train import Log, Positions, TrainConfig, train_towers
 from retrieval.transitions import Transitions, TransitionsConfig, count_pairs
 from retrieval.validation import next_item_ndcg10
 
@@ -67,10 +67,12 @@ def fit_retriever(
     Args:
         train: one list a user; nothing of a held-out item.
         text_vectors: (N, E) float32 of length 1, by the untuned encoder.
-        validation: group B only; empty for a final fit, which needs a `recipe`.
+        validation: group B only, of which at most `validation_users` are drawn; empty for a final fit, which
+            needs a `recipe`.
         build_index: makes an index of (N, D) item vectors.
         load_encoder: gives the sentence-transformer; called only where it is tuned.
     """
+    validation = drawn(validation, config.train)
     transitions = _fit_transitions(train, len(catalog), validation=validation, config=config, log=log, recipe=recipe)
     torch.manual_seed(config.train.seed)
     towers = TwoTowers(torch.from_numpy(centred(text_vectors)), config.towers)
@@ -103,12 +105,17 @@ def fit_retriever(
     return FittedRetriever(retriever, text_vectors, chosen, [asdict(record) for record in records], encoder)
 
 
+def drawn(validation: Holdout, config: TrainConfig) -> Holdout:
+    """At most `validation_users` of the users, by chance, in their order."""
+    users = np.random.default_rng(config.seed).permutation(len(validation))[: config.validation_users]
+    return validation.take(np.sort(users))
+
+
 def with_fitted_fusion(retriever: Retriever, validation: Holdout, log: Log) -> Retriever:
-    """The same retriever with its sources weighed on the candidates of at most `validation_users` users."""
-    asked = validation.take(np.arange(min(len(validation), retriever.config.train.validation_users)))
+    """The same retriever with its sources weighed on the candidates of validation users."""
     # Whole unions: lists cut by the present weights would lean towards them.
-    candidates = retriever.unions(asked.histories)
-    fusion = LinearFusion.fit(candidates, asked.targets, TRANSFORMS)
+    candidates = retriever.unions(validation.histories)
+    fusion = LinearFusion.fit(candidates, validation.targets, TRANSFORMS)
     log({"stage": "fusion", "weights": {name: round(weight, 4) for name, weight in fusion.weights.items()}})
     return replace(retriever, fusion=fusion)
 
@@ -140,7 +147,6 @@ def _fit_transitions(
     counts = count_pairs(train, n_items, config.transitions)
     if not config.tune_transitions or not len(validation):
         return Transitions.from_counts(counts, config.transitions)
-    asked = validation.take(np.arange(min(len(validation), config.train.validation_users)))
     best: tuple[float, Transitions] | None = None
     for items, decay in ((10, 0.5), (10, 0.7), (20, 0.8), (30, 0.9)):
         for column_power in (0.1, 0.3):
@@ -148,7 +154,7 @@ def _fit_transitions(
                 update={"history_items": items, "history_decay": decay, "column_power": column_power}
             )
             fitted = Transitions.from_counts(counts, setting)
-            ndcg10 = next_item_ndcg10(lambda h, t=fitted: t.scores(h).toarray(), asked, n_items=n_items)  # type: ignore[misc]
+            ndcg10 = next_item_ndcg10(lambda h, t=fitted: t.scores(h).toarray(), validation, n_items=n_items)  # type: ignore[misc]
             if best is None or ndcg10 > best[0]:
                 best = ndcg10, fitted
     assert best is not None

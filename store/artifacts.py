@@ -128,7 +128,8 @@ class Run:
         faults = check_files(folder, manifest["files"], Verify(verify))
         if faults:
             raise CorruptArtifact(
-                f"{folder} is damaged ({'; '.join(faults)}): make it again with {_command(kind, self.root)}"
+                f"{folder} is damaged ({'; '.join(faults)}): make it again with "
+                + _command(kind, self.root, manifest.get("made_from"))
             )
         return folder
 
@@ -254,6 +255,7 @@ def listing_of(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _command(kind: str, root: Path) -> str:
-    command = _MADE_BY.get(kind.split("/")[0], "quickstart")
+def _command(kind: str, root: Path, made_from: Mapping[str, Any] | None = None) -> str:
+    final = (made_from or {}).get("fit") == "final"
+    command = "fit --final" if final else _MADE_BY.get(kind.split("/")[0], "quickstart")
     return f"'python cli.py {command} --run {root}'"

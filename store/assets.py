@@ -149,7 +149,7 @@ def fetched(name: str, *, root: Path | None = None, verify: bool = False) -> Pat
         raise MissingStep(f"{name} is not in {folder.parent}: get it with {command}")
     faults = _faults(folder, asset, Verify.FULL if verify else Verify.SIZES)
     if faults:
-        raise CorruptArtifact(f"{folder} is damaged ({'; '.join(faults)}): get it again with {command}")
+        raise CorruptArtifact(f"{folder} is damaged ({'; '.join(faults)}): get it again with {command[:-1]} --verify'")
     return folder
 
 
