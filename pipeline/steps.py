@@ -37,6 +37,13 @@ class Step:
     make: Callable[[Workspace, RunLog], object]
 
 
+def _has_reranker(ws: Workspace) -> bool:
+    """Whether the evaluation fit's reranker is made, and published unless something else is, such as a final fit."""
+    release = ws.run.release()
+    published = release.reranker is not None or release.retriever != ws.retriever_key(FitKind.EVALUATION)
+    return published and ws.run.has("reranker", ws.reranker_key(FitKind.EVALUATION))
+
+
 STEPS: Sequence[Step] = (
     Step(
         "train-retriever",
@@ -50,7 +57,7 @@ STEPS: Sequence[Step] = (
     ),
     Step(
         "train-reranker",
-        lambda ws: ws.run.release().reranker is not None,
+        _has_reranker,
         lambda ws, log: train_reranker(ws, log=log),
     ),
 )

@@ -275,7 +275,9 @@ def _over(reordered: Candidates, retrieved: Candidates) -> Candidates:
     top = rest[:, :1] if rest.shape[1] else np.zeros((len(rest), 1), dtype=np.float32)
     shift = np.where(np.isfinite(lowest)[:, None] & np.isfinite(top), lowest[:, None] - top, 0.0)
     rows = np.concatenate([reordered.item_rows, retrieved.item_rows[:, depth:]], axis=1)
-    score = np.concatenate([reordered.score, np.where(np.isfinite(rest), rest + shift, -np.inf)], axis=1)
+    # Rounding may lift the first of the rest over the last of the head, and who sorts by score would swap them.
+    below = np.minimum(rest + shift, np.nextafter(lowest, -np.inf)[:, None])
+    score = np.concatenate([reordered.score, np.where(np.isfinite(rest), below, -np.inf)], axis=1)
     unread = np.zeros(rest.shape, dtype=np.float32)
     sources = {
         name: np.concatenate(

@@ -30,7 +30,6 @@ class RerankerConfig(BaseModel):
     easy_share: float = Field(0.6, ge=0, le=1, description="share of the minutes for lists with easy negatives")
     positions_per_user: int = Field(4, ge=0, description="easy lists drawn from inside each history, at most")
     depth: int = Field(20, ge=1, description="candidates of a user that are reranked, from the top")
-    validation_lists: int = Field(400, ge=1, description="lists of group B that early stopping looks at, at most")
     fusion_users: int = Field(1000, ge=1, description="users of group B that the fusion is fitted on, at most")
 
 
@@ -78,7 +77,6 @@ def fit_reranker(
     rng = np.random.default_rng(config.train.seed)
     hard = next_item_lists(task.texts, task.learners, task.learner_candidates.item_rows, easy_weights)
     validation = next_item_lists(task.texts, task.selectors, task.selector_candidates.item_rows, easy_weights)
-    validation = validation.take(np.arange(min(len(validation), config.validation_lists)))
     easy = earlier_positions(
         task.texts, task.train, per_user=config.positions_per_user, min_history=1, easy_weights=easy_weights, rng=rng
     )

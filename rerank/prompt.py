@@ -15,12 +15,12 @@ class PromptConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_history_items: int = Field(10, ge=1, description="most recent items that are read")
-    max_history_tokens: int = Field(320, ge=8, description="tokens of the whole history, special ones included")
+    max_history_tokens: int = Field(240, ge=8, description="tokens of the whole history, special ones included")
     history_block_items: int = Field(
         4, ge=1, description="the oldest items fall out in blocks of so many, so that prefixes stay alike"
     )
-    max_item_tokens: int = Field(32, ge=2, description="tokens of one history item, its end mark included")
-    max_candidate_tokens: int = Field(32, ge=2, description="tokens of one candidate, its end mark included")
+    max_item_tokens: int = Field(20, ge=2, description="tokens of one history item, its end mark included")
+    max_candidate_tokens: int = Field(20, ge=2, description="tokens of one candidate, its end mark included")
 
     @model_validator(mode="after")
     def _a_block_fits(self) -> "PromptConfig":

@@ -56,7 +56,7 @@ class RerankTrainConfig(BaseModel):
     weight_decay: float = Field(0.01, ge=0, description="on matrices, decoupled")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
     validate_every_steps: int = Field(100, ge=1, description="steps between two validations")
-    validation_lists: int = Field(256, ge=1, description="at most so many validation lists are used, drawn once")
+    validation_lists: int = Field(128, ge=1, description="at most so many validation lists are used, drawn once")
     patience: int = Field(5, ge=1, description="validations without a lower loss before training stops")
     precision: Precision = Field(
         Precision.AUTO, description="type of the products in training; auto: bfloat16 where the processor has it"

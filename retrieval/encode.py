@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 
 from data.schema import Scores
-from store.errors import BadInput
+from store.errors import BadInput, CorruptArtifact, FetchFailed
 
 ENCODE_CHUNK = 4096
 """Texts between two lines of progress."""
@@ -36,13 +37,24 @@ class EncoderConfig(BaseModel):
 
 
 def load_encoder(path: str, config: EncoderConfig, *, revision: str | None = None) -> Any:
-    """The SentenceTransformer at a local path (or hub id with revision), cut to `max_tokens`."""
+    """The SentenceTransformer at a local path (or hub id with revision), cut to `max_tokens`.
+
+    Raises:
+        CorruptArtifact: when the folder's files cannot be read.
+        FetchFailed: when the hub cannot be reached, or lacks the model.
+    """
     from sentence_transformers import SentenceTransformer
 
     dtype = torch.bfloat16 if _computes_bfloat16(config.precision) else torch.float32
-    encoder = SentenceTransformer(
-        path, device=device(), revision=revision, model_kwargs={"dtype": dtype}, local_files_only=Path(path).exists()
-    )
+    local = Path(path).exists()
+    try:
+        encoder = SentenceTransformer(
+            path, device=device(), revision=revision, model_kwargs={"dtype": dtype}, local_files_only=local
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if local:
+            raise CorruptArtifact(f"the model in {path} cannot be read ({error}): copy or fetch it again") from error
+        raise FetchFailed(f"{path}@{revision} cannot be had from the hub ({error}): check name and network") from error
     encoder.max_seq_length = min(config.max_tokens, encoder.max_seq_length or config.max_tokens)
     return encoder
 

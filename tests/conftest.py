@@ -1,10 +1,16 @@
 """What every test relies on: a quiet, offline, single-threaded environment, and skips that give their reason."""
 
+from __future__ import annotations
+
 import os
 import shutil
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.pipeline.shop import Shop
 
 # Set before numpy or torch is imported: thread pools read these once. On a shared machine one thread is fastest for
 # the tiny models of the tests.
@@ -42,3 +48,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if marked and (reason := lack()):
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """A run with everything made, on planted data and a tiny model; tests copy it before they change it."""
+    from tests.pipeline.shop import make_shop
+
+    return make_shop(tmp_path_factory.mktemp("shop"))

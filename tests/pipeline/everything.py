@@ -1,11 +1,18 @@
-"""Imported once, where commands are forked from: all that the commands import."""
+"""Imported once, where commands are forked from: all that the commands import, and tests.conftest for its settings."""
 
-import tests.conftest  # noqa: F401  # first: it sets the number of threads
+from importlib import import_module
 
-import cli  # noqa: F401, I001
-import peft  # noqa: F401
-import sentence_transformers  # noqa: F401
-import pipeline.answer  # noqa: F401
-import pipeline.evaluate  # noqa: F401
-import pipeline.export  # noqa: F401
-import pipeline.steps  # noqa: F401
+for name in (
+    "tests.conftest",  # first: it sets the number of threads
+    "cli",
+    "peft",
+    "sentence_transformers",
+    "sentence_transformers.sentence_transformer.modules",
+    "pipeline.answer",
+    "pipeline.demo",
+    "pipeline.evaluate",
+    "pipeline.export",
+    "pipeline.fit_final",
+    "pipeline.steps",
+):
+    import_module(name)

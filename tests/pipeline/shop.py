@@ -2,19 +2,22 @@
 
 import csv
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from config import Config, with_overrides
+from fusion.linear import LinearFusion
 from pipeline.build_index import build_index
 from pipeline.prepare import prepare
 from pipeline.run_log import RunLog
 from pipeline.train_reranker import train_reranker
 from pipeline.train_retriever import train_retriever
-from pipeline.workspace import Workspace, open_workspace
-from store.artifacts import Run
+from pipeline.workspace import FitKind, Workspace, open_workspace
+from recommend.release import RERANK_FUSION
+from rerank.fusion import RERANKER, RETRIEVAL
+from store.artifacts import MANIFEST, Run
 from tests.rerank.tiny_bert import WORDS, write_tiny_bert
 
 ITEMS, USERS = 60, 120
@@ -149,7 +152,22 @@ def sentence_model(folder: Path, *, seed: int = 0) -> Path:
 
     plain = write_tiny_bert(folder.with_name(folder.name + "-plain"), seed=seed)
     words = Transformer(str(plain))
-    SentenceTransformer(
-        modules=[words, Pooling(words.get_embedding_dimension()), Normalize()], device="cpu"
-    ).save(str(folder), create_model_card=False)
+    SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension()), Normalize()], device="cpu").save(
+        str(folder), create_model_card=False
+    )
     return folder
+
+
+def weigh_reranker(root: Path, *, retrieval: float, reranker: float) -> None:
+    """Gives the run's reranker these weights, as if validation had chosen them."""
+    ws = open_workspace(root)
+    key = ws.reranker_key(FitKind.EVALUATION)
+    folder = ws.run.artifact("reranker", key)
+    fusion = replace(LinearFusion.load(folder / RERANK_FUSION), weights={RETRIEVAL: retrieval, RERANKER: reranker})
+
+    def write(new: Path) -> None:
+        shutil.copytree(folder, new, dirs_exist_ok=True)
+        (new / MANIFEST).unlink()
+        fusion.save(new / RERANK_FUSION)
+
+    ws.run.write_artifact("reranker", ws.reranker_made_from(FitKind.EVALUATION), write)

@@ -209,7 +209,7 @@ def test_models_that_cannot_be_packed_are_refused(tiny_bert: Path, tmp_path: Pat
     RobertaModel(other).save_pretrained(str(tmp_path))
     with pytest.raises(BadInput, match=r"type 'roberta'.*one of bert"):
         untrained(tmp_path)
-    with pytest.raises(BadInput, match=r"max_candidate_tokens is 352.*has 64"):
+    with pytest.raises(BadInput, match=r"max_candidate_tokens is 260.*has 64"):
         untrained(tiny_bert, config=EncoderConfig(prompt=PromptConfig()))
     (tmp_path / "config.json").write_text(json.dumps(BertConfig().to_dict())[:100])
     with pytest.raises(CorruptArtifact, match="cannot be read"):

@@ -89,7 +89,7 @@ def test_an_empty_text_still_has_its_end_mark(tokenizer: Counting) -> None:
 
 
 def test_limits_that_cannot_hold_a_block_are_refused() -> None:
-    with pytest.raises(ValidationError, match=r"max_history_tokens is 16.*block of 4 items.*may need 129"):
+    with pytest.raises(ValidationError, match=r"max_history_tokens is 16.*block of 4 items.*may need 81"):
         PromptConfig(max_history_tokens=16)
     with pytest.raises(ValidationError, match="history_block_items is 4, more than max_history_items 3"):
         PromptConfig(max_history_items=3)

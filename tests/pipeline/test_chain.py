@@ -1,0 +1,438 @@
+"""From files to recommendations and figures, every step real, on a planted shop of 120 users and 60 items."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from config import with_overrides
+from data.prepared import load_prepared
+from data.split import group_of_users
+from pipeline.build_index import build_index
+from pipeline.evaluate import EvaluationOptions, Part, evaluate_run
+from pipeline.export import Asked, export
+from pipeline.fit_final import fit_final
+from pipeline.prepare import prepare
+from pipeline.run_log import RunLog
+from pipeline.summary import summary
+from pipeline.train_reranker import train_reranker
+from pipeline.train_retriever import train_retriever
+from pipeline.workspace import FitKind, Workspace, open_workspace
+from recommend.recommender import Recommender, Rerank
+from recommend.release import load_stages
+from rerank.fusion import RERANKER, RETRIEVAL
+from store.artifacts import Run
+from store.errors import BadInput, MissingStep
+from tests.pipeline.shop import (
+    ITEMS,
+    Shop,
+    catalog_rows,
+    log_rows,
+    quiet,
+    train,
+    weigh_reranker,
+    without_last,
+    write_rows,
+)
+
+PLAIN = EvaluationOptions(baselines=False)
+
+
+@pytest.fixture(scope="module")
+def weighed(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The trained run with a reranker that counts."""
+    root = shop.copy(tmp_path_factory.mktemp("weighed"))
+    weigh_reranker(root, retrieval=1.0, reranker=0.8)
+    return open_workspace(root)
+
+
+def exported(
+    ws: Workspace, asked: Asked, folder: Path, *, k: int = 50, depth: int | None = None, rerank: Rerank = Rerank.AUTO
+) -> pl.DataFrame:
+    path = folder / f"{asked}.parquet"
+    rows = export(ws, asked, path, k=k, depth=depth, users=0, rerank=rerank, log=quiet(ws))
+    frame = pl.read_parquet(path)
+    assert len(frame) == rows
+    return frame
+
+
+def histories_by_id() -> dict[str, list[str]]:
+    """Straight from the rows of the file, past all our code."""
+    found: dict[str, list[str]] = {}
+    for user, item, _ in log_rows():
+        found.setdefault(user, []).append(item)
+    return found
+
+
+def by_user(frame: pl.DataFrame) -> dict[str, list[str]]:
+    grouped = frame.sort("user_id", "rank").group_by("user_id", maintain_order=True).agg("item_id")
+    return dict(grouped.iter_rows())
+
+
+def ndcg10(items: list[str], target: str) -> float:
+    return 1 / np.log2(items.index(target) + 2) if target in items[:10] else 0.0
+
+
+def metrics(ws: Workspace, part: str) -> dict[str, dict[str, float]]:
+    report = json.loads((ws.run.reports_dir / part / "report.json").read_text())
+    return {system["name"]: system["metrics"] for system in report["systems"]}
+
+
+# --- prepare
+
+
+def test_prepare_writes_what_the_files_say(shop):
+    ws = open_workspace(shop.run)
+    histories = histories_by_id()
+    assert list(ws.dataset.users.ids) == list(histories)
+    ids = ws.dataset.catalog.vocabulary.ids
+    assert [[ids[row] for row in ws.dataset.interactions[user]] for user in range(120)] == list(histories.values())
+    assert ws.dataset.catalog.texts[3] == f"{catalog_rows()[3][1]} | genre3"
+    report = load_prepared(ws.run.artifact("dataset", ws.dataset_key))[1]["report"]
+    assert report["split"]["test_users"] == 120
+    assert report["split"]["validation_users"] == 117  # three users have two interactions only
+    assert ws.config == shop.config
+
+
+def test_prepare_again_finds_its_work_and_touches_no_release(shop, tmp_path):
+    root = shop.copy(tmp_path)
+    before = (root / "current.json").read_bytes()
+    first = open_workspace(root)
+    made = {path: path.stat().st_mtime_ns for path in (root / "artifacts").rglob("*")}
+    again = prepare(Run(root), shop.log, shop.catalog, users=None, config=shop.config, log=quiet(first))
+    assert again.dataset_key == first.dataset_key
+    assert {path: path.stat().st_mtime_ns for path in (root / "artifacts").rglob("*")} == made
+    assert (root / "current.json").read_bytes() == before
+
+
+def test_what_is_published_is_served_after_a_new_prepare_of_other_data(shop, tmp_path):
+    """A shop with other rows, in another order, is prepared; until it is trained the old one answers, unmixed."""
+    ws = open_workspace(shop.copy(tmp_path))
+    expected = exported(ws, Asked.NEXT, tmp_path)
+    other = write_rows(tmp_path / "other.csv", ["item_id", "title", "genres"], catalog_rows()[::-1])
+    few = write_rows(tmp_path / "few.csv", ["user_id", "item_id", "timestamp"], log_rows()[300:])
+    new = prepare(ws.run, few, other, users=None, config=ws.config, log=quiet(ws))
+    assert new.dataset.users.ids != ws.dataset.users.ids
+    assert exported(new, Asked.NEXT, tmp_path).equals(expected)
+    with pytest.raises(MissingStep, match=r"has no retriever .*train-retriever --run"):
+        evaluate_run(new, PLAIN, log=quiet(new))
+
+
+# --- the steps name what is missing
+
+
+def test_each_step_names_the_command_that_is_missing(shop, tmp_path):
+    root = tmp_path / "run"
+    with pytest.raises(MissingStep, match=r"holds no prepared data.*'python cli.py prepare --run .*run LOG CATALOG'"):
+        open_workspace(root)
+    ws = prepare(Run(root), shop.log, shop.catalog, users=None, config=shop.config, log=quiet_of(root))
+    for step in (build_index, train_reranker, fit_final):
+        with pytest.raises(MissingStep, match=r"'python cli.py train-retriever --run .*run'"):
+            step(ws, log=quiet(ws))
+    with pytest.raises(MissingStep, match="train-retriever"):
+        load_stages(ws.run, ws.run.release())
+    train_retriever(ws, log=quiet(ws))
+    with pytest.raises(MissingStep, match=r"train-retriever"):
+        load_stages(ws.run, ws.run.release())
+    build_index(ws, log=quiet(ws))
+    stages = load_stages(ws.run, ws.run.release())
+    assert stages.reranker is None  # without a reranker the first stage serves alone
+
+
+def quiet_of(root: Path) -> RunLog:
+    return RunLog(Run(root), "test", quiet=True)
+
+
+def test_a_made_step_is_found_and_a_changed_setting_asks_for_it_again(shop, tmp_path):
+    ws = open_workspace(shop.copy(tmp_path))
+    release = ws.run.release()
+    assert train_retriever(ws, log=quiet(ws)) == release.retriever
+    assert train_reranker(ws, log=quiet(ws)) == release
+    changed = replace(ws, config=with_overrides(ws.config, ["retriever.train.epochs=1"]))
+    with pytest.raises(MissingStep, match="train-retriever"):
+        build_index(changed, log=quiet(ws))
+    assert ws.run.release() == release
+    train_retriever(changed, log=quiet(ws))
+    assert ws.run.release() == release  # served is still the old one, whole
+    published = build_index(changed, log=quiet(ws))
+    assert published.retriever != release.retriever
+    assert published.reranker is None  # the old one was taught by the old retriever
+
+
+def test_one_seed_gives_one_result(shop, tmp_path):
+    again = train(tmp_path / "run", shop.log, shop)
+    assert again.run.release() == Run(shop.run).release()
+    one, two = (exported(ws, Asked.NEXT, tmp_path) for ws in (again, open_workspace(shop.run)))
+    assert one.equals(two)
+
+
+# --- export
+
+
+@pytest.mark.parametrize("asked", Asked)
+def test_exactly_k_rows_a_user_ranked_and_none_of_them_known(weighed, tmp_path, asked):
+    frame = exported(weighed, asked, tmp_path, k=13)
+    assert frame.schema == {"user_id": pl.String, "item_id": pl.String, "rank": pl.Int32, "score": pl.Float32}
+    found = by_user(frame)
+    cut = {Asked.NEXT: 0, Asked.TEST: 1, Asked.VALIDATION: 2}[asked]
+    known = {user: items[: len(items) - cut] for user, items in histories_by_id().items()}
+    assert set(found) == {user for user, items in known.items() if items}
+    for user, items in found.items():
+        assert len(items) == len(set(items)) == 13
+        assert not set(items) & set(known[user])
+    ranks = frame.group_by("user_id", maintain_order=True).agg("rank", "score")
+    assert all(list(rank) == list(range(1, 14)) for rank in ranks["rank"])
+    assert all((np.diff(np.asarray(score)) <= 0).all() for score in ranks["score"])
+
+
+def test_where_k_do_not_exist_all_that_do_come_back(shop, tmp_path):
+    frame = exported(open_workspace(shop.run), Asked.NEXT, tmp_path, k=ITEMS)
+    known = histories_by_id()
+    assert all(len(items) == ITEMS - len(known[user]) for user, items in by_user(frame).items())
+
+
+def test_users_are_drawn_by_hash_the_same_ones_each_time(weighed, tmp_path):
+    everybody = exported(weighed, Asked.TEST, tmp_path)
+    path = tmp_path / "few.parquet"
+    options = {"k": 50, "depth": None, "rerank": Rerank.AUTO, "log": quiet(weighed)}
+    export(weighed, Asked.TEST, path, users=20, **options)
+    few = pl.read_parquet(path)
+    assert few["user_id"].n_unique() == 20
+    assert few.equals(everybody.filter(pl.col("user_id").is_in(few["user_id"].unique().implode())))
+    export(weighed, Asked.TEST, path, users=10, **options)
+    assert set(pl.read_parquet(path)["user_id"]) < set(few["user_id"])
+
+
+def test_depth_and_rerank_reach_the_export(weighed, tmp_path):
+    both = by_user(exported(weighed, Asked.TEST, tmp_path))
+    retrieval = by_user(exported(weighed, Asked.TEST, tmp_path, rerank=Rerank.NEVER))
+    assert by_user(exported(weighed, Asked.TEST, tmp_path, depth=0)) == retrieval
+    assert both != retrieval
+    for user, items in both.items():
+        assert set(items[:8]) == set(retrieval[user][:8])
+        assert items[8:] == retrieval[user][8:]
+
+
+# --- evaluate
+
+
+@pytest.mark.parametrize("part", Part)
+def test_the_reports_figures_are_those_of_the_exported_file(weighed, tmp_path, part):
+    """NDCG and recall written out again, from the Parquet of `recommend --all` and the rows of the log alone."""
+    evaluate_run(weighed, EvaluationOptions(part=part, baselines=False), log=quiet(weighed))
+    reported = metrics(weighed, part)
+    users = list(histories_by_id())
+    group_b = {user for user, b in zip(users, group_of_users(weighed.dataset.users), strict=True) if b}
+    place = {Part.TEST: -1, Part.VALIDATION: -2}[part]
+    target = {user: items[place] for user, items in histories_by_id().items() if len(items) + place > 0}
+    for system, rerank in (("tandem", Rerank.AUTO), ("retrieval only", Rerank.NEVER)):
+        found = by_user(exported(weighed, Asked(part.value), tmp_path, k=ITEMS, rerank=rerank))
+        asked = [user for user in found if part is Part.TEST or user in group_b]
+        gains = [ndcg10(found[user], target[user]) for user in asked]
+        assert reported[system]["ndcg@10"] == pytest.approx(np.mean(gains), abs=1e-9)
+        for k in (1, 10, 20):
+            hits = [target[user] in found[user][:k] for user in asked]
+            assert reported[system][f"recall@{k}"] == pytest.approx(np.mean(hits), abs=1e-9)
+    per_user = pl.read_parquet(weighed.run.reports_dir / part / "per_user.parquet")
+    assert set(per_user["user_id"]) == set(asked)
+
+
+def test_a_shallow_union_is_judged_as_it_is_served(shop, tmp_path):
+    """Each source brings five items only: a deeper look in the evaluation would flatter what is served."""
+    ws = train(tmp_path / "run", shop.log, shop, "retriever.per_source=5", "recommend.candidates=5")
+    evaluate_run(ws, EvaluationOptions(part=Part.TEST, baselines=False), log=quiet(ws))
+    target = {user: items[-1] for user, items in histories_by_id().items()}
+    found = by_user(exported(ws, Asked.TEST, tmp_path, k=ITEMS, rerank=Rerank.NEVER))
+    gains = [ndcg10(items, target[user]) for user, items in found.items()]
+    assert metrics(ws, "test")["retrieval only"]["ndcg@10"] == pytest.approx(np.mean(gains), abs=1e-9)
+
+
+def test_repeats_allowed_are_judged_with_repeats(shop, tmp_path):
+    root = shop.copy(tmp_path)
+    ws = open_workspace(root)
+    ws = replace(ws, config=with_overrides(ws.config, ["recommend.exclude_known=false"]))
+    evaluate_run(ws, EvaluationOptions(part=Part.TEST, baselines=False), log=quiet(ws))
+    found = by_user(exported(ws, Asked.TEST, tmp_path, k=ITEMS))
+    assert all(len(items) == ITEMS for items in found.values())
+    target = {user: items[-1] for user, items in histories_by_id().items()}
+    gains = [ndcg10(items, target[user]) for user, items in found.items()]
+    assert metrics(ws, "test")["tandem"]["ndcg@10"] == pytest.approx(np.mean(gains), abs=1e-9)
+
+
+def test_validation_asks_group_b_only(shop):
+    ws = open_workspace(shop.run)
+    in_b = group_of_users(ws.dataset.users)
+    assert 5 < in_b.sum() < 60
+    assert in_b[ws.selectors.user_rows].all()
+    assert not in_b[ws.learners.user_rows].any()
+    assert len(ws.selectors) + len(ws.learners) == len(ws.split.validation)
+
+
+def test_the_report_holds_all_systems_the_ceiling_and_verdicts(weighed):
+    report, page = evaluate_run(weighed, EvaluationOptions(), log=quiet(weighed))
+    names = {system.name for system in report.systems}
+    assert names == {
+        *("tandem", "retrieval only", "towers alone", "transitions alone", "popularity", "recent popularity"),
+        *("item-knn", "ease", "ials", "transitions + text"),
+    }
+    assert [test.question for test in report.comparisons] == [
+        "Is it better than the best baseline?",
+        "Does reranking help?",
+    ]
+    tandem, retrieval = (metrics(weighed, "validation")[name] for name in ("tandem", "retrieval only"))
+    assert report.comparisons[1].test.difference == pytest.approx(tandem["ndcg@10"] - retrieval["ndcg@10"])
+    assert report.comparisons[0].theirs == max(
+        ("popularity", "recent popularity", "item-knn", "ease", "ials", "transitions + text"),
+        key=lambda name: metrics(weighed, "validation")[name]["ndcg@10"],
+    )
+    assert metrics(weighed, "validation")["transitions alone"]["ndcg@10"] > 0.5  # the planted rule
+    assert metrics(weighed, "validation")["popularity"]["ndcg@10"] < 0.3
+    assert report.cost["candidates reranked per user"] == 8
+    assert report.cost["prompt tokens per user"] > 8
+    assert report.ceiling[8] <= report.ceiling[50] if 8 in report.ceiling else report.ceiling
+    assert {"report.json", "report.html", "per_user.parquet"} <= {path.name for path in page.parent.iterdir()}
+    told = summary(report, page)
+    assert all(name in told for name in names)
+    assert "evaluation fit" in told
+
+
+def test_a_reranker_without_weight_costs_nothing_in_the_report_and_it_says_so(shop, tmp_path):
+    root = shop.copy(tmp_path)
+    weigh_reranker(root, retrieval=1.0, reranker=0.0)
+    ws = open_workspace(root)
+    report, _ = evaluate_run(ws, PLAIN, log=quiet(ws))
+    assert report.cost["candidates reranked per user"] == report.cost["prompt tokens per user"] == 0
+    assert any("weight is 0 and it is not run" in note for note in report.notes)
+    figures = metrics(ws, "validation")
+    assert figures["tandem"] == figures["retrieval only"]
+
+
+def test_without_a_reranker_retrieval_stands_alone_and_the_report_says_why(weighed):
+    report, _ = evaluate_run(weighed, EvaluationOptions(rerank=False, baselines=False), log=quiet(weighed))
+    assert "tandem" not in {system.name for system in report.systems}
+    assert any("it was not asked" in note for note in report.notes)
+
+
+def test_fewer_users_asked_are_some_of_all(weighed):
+    all_of, _ = evaluate_run(weighed, EvaluationOptions(part=Part.TEST, baselines=False), log=quiet(weighed))
+    some, _ = evaluate_run(weighed, EvaluationOptions(part=Part.TEST, users=30, baselines=False), log=quiet(weighed))
+    assert len(some.user_ids) == 30
+    assert set(some.user_ids) < set(all_of.user_ids)
+    assert "30 users drawn by hash" in some.split
+
+
+# --- who is fitted on what
+
+
+def test_no_test_item_reaches_any_model(shop, tmp_path):
+    """A judge takes every user's last item away; what is trained on the rest recommends to the digit what the
+    full run recommends for its test users. So nothing in the full run has looked at a test item."""
+    blind_log = write_rows(tmp_path / "blind.csv", ["user_id", "item_id", "timestamp"], without_last(log_rows()))
+    blind = train(tmp_path / "blind", blind_log, shop, "split.holdout=validation")
+    full = open_workspace(shop.copy(tmp_path))
+    for ws in (blind, full):
+        weigh_reranker(ws.run.root, retrieval=1.0, reranker=0.8)
+    theirs = exported(blind, Asked.NEXT, tmp_path)
+    ours = exported(full, Asked.TEST, tmp_path)
+    assert ours["user_id"].n_unique() == 120
+    assert by_user(theirs) == by_user(ours)
+    np.testing.assert_array_equal(theirs["score"].to_numpy(), ours["score"].to_numpy())
+    # And the test can fail: the model does change with what comes last.
+    changed = [row if row[1] != "i30" else [row[0], "i31", row[2]] for row in without_last(log_rows())]
+    other_log = write_rows(tmp_path / "changed.csv", ["user_id", "item_id", "timestamp"], changed)
+    other = train(tmp_path / "changed", other_log, shop, "split.holdout=validation")
+    assert by_user(exported(other, Asked.NEXT, tmp_path)) != by_user(ours)
+
+
+def test_blind_data_have_no_test_part_and_say_so(shop, tmp_path):
+    blind_log = write_rows(tmp_path / "blind.csv", ["user_id", "item_id", "timestamp"], without_last(log_rows()))
+    config = with_overrides(shop.config, ["split.holdout=validation"])
+    root = tmp_path / "run"
+    ws = prepare(Run(root), blind_log, shop.catalog, users=None, config=config, log=quiet_of(root))
+    train_retriever(ws, log=quiet(ws))
+    with pytest.raises(BadInput, match=r"test part of .*run has nobody to ask.*--split validation"):
+        evaluate_run(ws, EvaluationOptions(part=Part.TEST), log=quiet(ws))
+    with pytest.raises(BadInput, match=r"test part of .*run has no users; try --split next"):
+        exported(ws, Asked.TEST, tmp_path)
+
+
+# --- the final fit
+
+
+def test_the_final_fit_is_served_while_the_figures_stay(weighed, shop, tmp_path):
+    root = shop.copy(tmp_path)
+    weigh_reranker(root, retrieval=1.0, reranker=0.8)
+    ws = open_workspace(root)
+    evaluate_run(ws, PLAIN, log=quiet(ws))
+    before, test_before = metrics(ws, "validation"), exported(ws, Asked.TEST, tmp_path)
+    next_before = exported(ws, Asked.NEXT, tmp_path)
+    release = fit_final(ws, log=quiet(ws))
+    assert release.retriever == ws.retriever_key(FitKind.FINAL)
+    assert release.reranker == ws.reranker_key(FitKind.FINAL)
+    assert ws.run.release() == release
+    report, _ = evaluate_run(ws, PLAIN, log=quiet(ws))
+    assert metrics(ws, "validation") == before
+    assert any("What is published is the final fit" in note for note in report.notes)
+    assert exported(ws, Asked.TEST, tmp_path).equals(test_before)
+    assert by_user(exported(ws, Asked.NEXT, tmp_path)) != by_user(next_before)
+    served = Recommender(load_stages(ws.run, release), ws.config.recommend)
+    assert served.fit == "final"
+    assert served.fusion.weights == {RETRIEVAL: 1.0, RERANKER: 0.8}  # chosen on validation, repeated
+    assert served.recommend(served.history_of("u010")).release_fit == "final"
+    # It has counted every interaction, the last ones too.
+    alone = load_stages(ws.run, release).retriever.transitions.weights
+    last = [ws.dataset.catalog.vocabulary.rows(items[-2:]) for items in histories_by_id().values()]
+    assert all(alone[before, after] > 0 for before, after in last)
+
+
+def test_the_final_fit_repeats_the_epochs_that_validation_chose(shop, tmp_path):
+    ws = open_workspace(shop.copy(tmp_path))
+    fit_final(ws, log=quiet(ws))
+    cards = [
+        json.loads((ws.run.artifact("retriever", ws.retriever_key(fit)) / "retriever.json").read_text())
+        for fit in FitKind
+    ]
+    assert cards[0]["epochs"] == cards[1]["epochs"] == len(cards[1]["records"][0]["epochs"])
+    assert cards[0]["transitions"] == cards[1]["transitions"]
+
+
+def test_building_the_evaluation_index_again_takes_the_final_fit_back(shop, tmp_path):
+    ws = open_workspace(shop.copy(tmp_path))
+    before = ws.run.release()
+    fit_final(ws, log=quiet(ws))
+    assert build_index(ws, log=quiet(ws)) == before
+
+
+def test_a_tuned_encoder_reads_wishes_too(shop, tmp_path, capsys):
+    """The encoder is tuned by LoRA: a wish must be read by the tuned one, in whose space the catalog's vectors lie."""
+    from pipeline.answer import Wish, answer
+
+    ws = train(
+        tmp_path / "run",
+        shop.log,
+        shop,
+        "retriever.finetune.method=lora",
+        "retriever.finetune.learning_rate=0.05",
+        "retriever.finetune.lora_rank=4",
+    )
+    for row in (3, 29):
+        found = answer(ws, Wish(query=ws.dataset.catalog.texts[row], k=1), as_json=True)
+        assert found.items[0].item_id == f"i{row:02d}"
+        assert found.items[0].retrieval_score == pytest.approx(1, abs=1e-3)
+    fit_final(ws, log=quiet(ws))
+    found = answer(ws, Wish(query=ws.dataset.catalog.texts[3], k=1), as_json=True)
+    assert (found.items[0].item_id, found.release_fit) == ("i03", "final")
+    capsys.readouterr()
+
+
+def test_a_temporal_split_goes_all_the_way(shop, tmp_path):
+    ws = train(tmp_path / "run", shop.log, shop, "split.kind=temporal", "split.test_share=0.2")
+    report, _ = evaluate_run(ws, EvaluationOptions(part=Part.TEST, baselines=False), log=quiet(ws))
+    assert "global temporal" in report.split
+    frame = exported(ws, Asked.TEST, tmp_path, k=20)
+    assert frame["user_id"].n_unique() == len(ws.split.test) == len(report.user_ids)
+    times = np.array([int(row[2]) for row in log_rows()])
+    assert ws.split.train.timestamps.max() < np.sort(times)[int(0.8 * len(times))]

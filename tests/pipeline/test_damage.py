@@ -1,0 +1,328 @@
+"""Broken files, mixed releases, full disks, kills and crowds: an exit code, a way out, and the last release stays."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from store.artifacts import MANIFEST, Release, Run
+from store.errors import CorruptArtifact, Mismatch, MissingStep, NoSpace, RunBusy
+from tests.pipeline.commands import Done, Faults, run, start
+from tests.pipeline.shop import Shop, log_rows, sentence_model, train, weigh_reranker, write_rows
+
+ARTIFACTS = ("dataset", "text_vectors", "retriever", "vectors", "index", "reranker")
+
+
+@pytest.fixture(scope="module")
+def shop_that_reranks(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = shop.copy(tmp_path_factory.mktemp("reranks"))
+    weigh_reranker(root, retrieval=1.0, reranker=0.8)
+    return root
+
+
+@pytest.fixture
+def root(shop_that_reranks: Path, tmp_path: Path) -> Path:
+    """A copy of a run whose release has both stages."""
+    return Path(shutil.copytree(shop_that_reranks, tmp_path / "run"))
+
+
+def tandem(command: str, root: Path, *more: object, faults: Faults | None = None) -> Done:
+    return run(*command.split(), "--run", root, *more, cwd=root.parent, faults=faults)
+
+
+def recommended(root: Path) -> list[str]:
+    done = tandem("recommend", root, "--user", "u010", "--json")
+    assert done.code == 0, done.err
+    return [item["item_id"] for item in json.loads(done.out)["items"]]
+
+
+def refused(done: Done, error: type[Exception], *words: str) -> str:
+    assert done.code == error.exit_code, done.err
+    assert "Traceback" not in done.err
+    last = done.err[done.err.rindex("tandem: ") :]
+    for word in words:
+        assert word in last
+    return last
+
+
+def folder_of(root: Path, kind: str) -> Path:
+    release = asdict(Run(root).release())
+    if kind == "text_vectors":
+        (only,) = (root / "artifacts" / kind).iterdir()
+        return only
+    return root / "artifacts" / kind / str(release[kind])
+
+
+def largest(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-len(content) // 4] ^= 0x40
+    path.write_bytes(content)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+# --- broken files
+
+
+REMEDIES = {
+    "dataset": "prepare",
+    "text_vectors": "train-retriever",
+    "retriever": "train-retriever",
+    "vectors": "build-index",
+    "index": "build-index",
+    "reranker": "train-reranker",
+}
+
+
+@pytest.mark.parametrize("harm", [truncate, flip_a_bit, remove])
+@pytest.mark.parametrize("kind", ARTIFACTS)
+def test_a_broken_artifact_is_named_with_its_remedy_and_the_remedy_heals(
+    root: Path, shop: Shop, kind: str, harm: Callable[[Path], None]
+):
+    before = recommended(root) if harm is flip_a_bit else None
+    harm(largest(folder_of(root, kind)))
+    command = REMEDIES[kind]
+    told = refused(tandem("recommend", root, "--user", "u010"), CorruptArtifact, kind, f"python cli.py {command} --run")
+    assert "missing" in told or "altered" in told or "bytes instead of" in told
+    if before is not None:
+        files = [shop.log, shop.catalog, *shop.set_options] if command == "prepare" else []
+        healed = tandem(command, root, *files)
+        assert healed.code == 0, healed.err
+        after = recommended(root)
+        # A reranker is trained anew, and what it learns here gets no weight; all else comes back as it was.
+        assert len(after) == 10 if kind == "reranker" else after == before
+
+
+@pytest.mark.parametrize("kind", ARTIFACTS)
+def test_a_half_written_manifest(root: Path, kind: str):
+    truncate(folder_of(root, kind) / MANIFEST)
+    refused(tandem("recommend", root, "--user", "u010"), CorruptArtifact, MANIFEST, REMEDIES[kind])
+
+
+def test_a_broken_final_fit_is_healed_by_another(root: Path):
+    assert tandem("fit --final", root).code == 0
+    before = recommended(root)
+    for kind in ("retriever", "reranker"):
+        flip_a_bit(largest(folder_of(root, kind)))
+        refused(tandem("recommend", root, "--user", "u010"), CorruptArtifact, "python cli.py fit --final --run")
+        assert tandem("fit --final", root).code == 0
+        assert recommended(root) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}'])
+def test_a_broken_current_json(root: Path, content: bytes):
+    (root / "current.json").write_bytes(content)
+    refused(tandem("recommend", root, "--user", "u010"), CorruptArtifact, "current.json", "delete it")
+
+
+def test_a_broken_prepared_json(root: Path):
+    (root / "prepared.json").write_text("{")
+    refused(tandem("evaluate", root), CorruptArtifact, "prepared.json", "python cli.py prepare")
+
+
+def test_a_broken_model_folder(shop: Shop, root: Path, tmp_path: Path):
+    model = Path(shutil.copytree(shop.model, tmp_path / "model"))
+    truncate(model / "model.safetensors")
+    options = ["--set", f"retriever.encoder.model={model}"]
+    refused(tandem("train-retriever", root, *options), CorruptArtifact, str(model))
+    assert len(recommended(root)) == 10
+
+
+def test_a_base_model_that_was_exchanged_under_its_reranker(shop: Shop, tmp_path: Path):
+    own = Shop(
+        tmp_path, shop.log, shop.catalog, Path(shutil.copytree(shop.model, tmp_path / "model")), tmp_path / "run"
+    )
+    train(own.run, own.log, own)
+    assert len(recommended(own.run)) == 10
+    shutil.rmtree(own.model)
+    sentence_model(own.model, seed=1)
+    refused(tandem("recommend", own.run, "--user", "u010"), Mismatch, "train-reranker", "fingerprint")
+    refused(tandem("recommend", own.run, "--query", "bal"), Mismatch)
+
+
+def test_a_broken_asset_says_so_and_how_to_get_it_again(shop: Shop, root: Path, tmp_path: Path):
+    from store.artifacts import listing_of
+    from store.assets import ASSETS, FORMAT
+
+    folder = Path(shutil.copytree(shop.model, tmp_path / "assets" / "minilm-l6"))
+    manifest = {"format": FORMAT, "wheel_sha256": ASSETS["minilm-l6"].sha256, "files": listing_of(folder)}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    env = {"TANDEM_ASSETS": str(tmp_path / "assets")}
+    options = ["--run", root, "--set", "retriever.encoder.model=minilm-l6"]
+    done = run("train-retriever", *options, cwd=tmp_path, env=env)
+    assert done.code == 0, done.err
+    for harm in (flip_a_bit, truncate):
+        harm(folder / "model.safetensors")
+        done = run("train-retriever", "--force", *options, cwd=tmp_path, env=env)
+        refused(done, CorruptArtifact, "minilm-l6", "model.safetensors", "python cli.py fetch minilm-l6 --verify")
+    shutil.rmtree(folder)
+    refused(run("train-retriever", *options, cwd=tmp_path, env=env), MissingStep, "python cli.py fetch minilm-l6")
+
+
+# --- what does not belong together
+
+
+@pytest.fixture(scope="module")
+def two_retrievers(
+    shop: Shop, shop_that_reranks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Release, Release]:
+    """A run that holds the releases of two settings, and both."""
+    root = Path(shutil.copytree(shop_that_reranks, tmp_path_factory.mktemp("two") / "run"))
+    first = Run(root).release()
+    train(root, shop.log, shop, "retriever.train.epochs=1")
+    return root, first, Run(root).release()
+
+
+@pytest.mark.parametrize(
+    ("part", "command"), [("index", "build-index"), ("reranker", "train-reranker"), ("vectors", "build-index")]
+)
+def test_parts_of_two_releases_do_not_mix(two_retrievers, tmp_path: Path, part: str, command: str):
+    source, first, second = two_retrievers
+    root = Path(shutil.copytree(source, tmp_path / "run"))
+    Run(root).publish(**{**asdict(first), part: asdict(second)[part]})
+    refused(tandem("recommend", root, "--user", "u010"), Mismatch, f"python cli.py {command} --run")
+    Run(root).publish(**asdict(first))
+    assert len(recommended(root)) == 10
+
+
+def test_a_retriever_of_other_data(shop: Shop, root: Path, tmp_path: Path):
+    first = Run(root).release()
+    few = write_rows(tmp_path / "few.csv", ["user_id", "item_id", "timestamp"], log_rows()[300:])
+    train(root, few, shop)
+    Run(root).publish(**{**asdict(Run(root).release()), "retriever": first.retriever})
+    refused(tandem("recommend", root, "--user", "u110"), Mismatch, "python cli.py train-retriever --run")
+
+
+def test_a_retriever_trained_again_behind_its_index(root: Path):
+    """The key is the same, the weights are not, as after --force on another machine."""
+    from safetensors.torch import load_file, save_file
+
+    from pipeline.workspace import FitKind, open_workspace
+
+    ws = open_workspace(root)
+    folder = ws.run.artifact("retriever", ws.retriever_key(FitKind.EVALUATION))
+
+    def write(new: Path) -> None:
+        shutil.copytree(folder, new, dirs_exist_ok=True)
+        (new / MANIFEST).unlink()
+        weights = load_file(new / "towers.safetensors")
+        save_file(
+            {name: value + 0.05 * torch.ones_like(value) for name, value in weights.items()}, new / "towers.safetensors"
+        )
+
+    ws.run.write_artifact("retriever", ws.retriever_made_from(FitKind.EVALUATION), write)
+    refused(tandem("recommend", root, "--user", "u010"), Mismatch, "trained again", "python cli.py build-index --run")
+    assert tandem("build-index", root).code == 0
+    assert len(recommended(root)) == 10
+
+
+# --- kills and full disks
+
+
+WRITING = {
+    "prepare": "other data",
+    "train-retriever": "another setting",
+    "build-index": "another setting",
+    "train-reranker": "another setting",
+    "fit --final": "",
+    "evaluate": "",
+}
+
+
+def writing(command: str, root: Path, shop: Shop, *, faults: Faults) -> Done:
+    """A writing command that has something new to write."""
+    if command == "prepare":
+        few = write_rows(root.parent / "few.csv", ["user_id", "item_id", "timestamp"], log_rows()[100:])
+        return tandem(command, root, few, shop.catalog, *shop.set_options, faults=faults)
+    more = {
+        "train-retriever": ["--set", "retriever.train.epochs=1"],
+        "train-reranker": ["--set", "reranker.train.seed=1"],
+        "evaluate": ["--no-baselines"],
+    }
+    return tandem(command, root, *more.get(command, []), faults=faults)
+
+
+def before_writing(command: str, root: Path, shop: Shop) -> None:
+    if command == "build-index":
+        assert tandem("train-retriever", root, "--set", "retriever.train.epochs=1").code == 0
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_killed_at_any_point_the_last_release_still_recommends(command: str, root: Path, shop: Shop, tmp_path: Path):
+    before_writing(command, root, shop)
+    old, answer = (root / "current.json").read_bytes(), recommended(root)
+    whole = Path(shutil.copytree(root, tmp_path / "whole" / "run"))
+    done = writing(command, whole, shop, faults=Faults())
+    assert done.code == 0, done.err
+    new, new_answer = (whole / "current.json").read_bytes(), recommended(whole)
+    assert done.syncs >= 3
+    points = {done.syncs // 2} if command == "evaluate" else {1, done.syncs // 2, done.syncs - 1}
+    for kill_at in sorted(points):
+        struck = Path(shutil.copytree(root, tmp_path / f"killed-{kill_at}" / "run"))
+        killed = writing(command, struck, shop, faults=Faults(kill_at_sync=kill_at))
+        assert killed.code == -9, f"{command}, fsync {kill_at} of {done.syncs}: {killed.err}"
+        left = (struck / "current.json").read_bytes()
+        assert left in (old, new)
+        assert recommended(struck) == (answer if left == old else new_answer)
+    finished = writing(command, struck, shop, faults=Faults())
+    assert finished.code == 0, finished.err
+    assert (struck / "current.json").read_bytes() == new
+    assert recommended(struck) == new_answer
+    assert not list((struck / "artifacts").rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_on_a_full_disk_the_last_release_stays(command: str, root: Path, shop: Shop):
+    before_writing(command, root, shop)
+    old, answer = (root / "current.json").read_bytes(), recommended(root)
+    for limit in (10, 600):
+        refused(writing(command, root, shop, faults=Faults(file_limit=limit)), NoSpace, "cannot write", "make room")
+        assert (root / "current.json").read_bytes() == old
+    assert recommended(root) == answer
+
+
+def test_an_export_to_a_full_disk_leaves_the_old_file(root: Path, tmp_path: Path):
+    options = ["--all", "-k", 10, "-o", tmp_path / "recs.parquet"]
+    assert tandem("recommend", root, *options).code == 0
+    before = (tmp_path / "recs.parquet").read_bytes()
+    refused(tandem("recommend", root, *options, faults=Faults(file_limit=500)), NoSpace, "recs.parquet")
+    assert (tmp_path / "recs.parquet").read_bytes() == before
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+# --- two at once
+
+
+@pytest.mark.parametrize("command", [*WRITING, "quickstart"])
+def test_a_second_writer_is_refused_and_told_who_is_first(command: str, root: Path, shop: Shop):
+    with Run(root).lock():
+        if command == "quickstart":
+            done = tandem(command, root, shop.log, shop.catalog, *shop.set_options)
+        else:
+            done = writing(command, root, shop, faults=Faults())
+        refused(done, RunBusy, "is being written by process", "run this command again")
+        assert len(recommended(root)) == 10  # reading goes on
+
+
+def test_two_trainings_at_once_never_mix(root: Path, shop: Shop):
+    options = ["--run", root, "--set", "retriever.train.epochs=40", "--set", "retriever.train.patience=40"]
+    first = start("train-retriever", *options, cwd=root.parent)
+    first.wait_for("epoch 1")
+    second = tandem("train-retriever", root, "--set", "retriever.train.epochs=1")
+    assert "epochs = 40" in (root / "config.toml").read_text()
+    assert len(recommended(root)) == 10
+    refused(second, RunBusy, "train-retriever")
+    assert first.wait().code == 0
