@@ -236,7 +236,8 @@ class _Progress:
             "stage": "towers",
             "epoch": len(self.epochs) + 1,
             "loss": round(loss, 4),
-            "validation_ndcg@10": round(ndcg10, 5),
+            # A final fit asks nobody: a figure of 0 would look like a result.
+            **({"validation_ndcg@10": round(ndcg10, 5)} if len(asked) else {}),
             "minutes": round(self.minutes, 2),
         }
         self.epochs.append(entry)
