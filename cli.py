@@ -1,6 +1,7 @@
 """The command line: parse, load the config, one call, print. Heavy imports live inside the commands."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 
 DEFAULT_RUN = Path("runs/demo")
+INTERRUPTED = 130
 
 RunOption = Annotated[Path, typer.Option("--run", help="run directory")]
 SetOption = Annotated[
@@ -134,7 +136,7 @@ def evaluate(
     report, page = evaluate_run(ws, options, log=log)
     print(page.with_name("report.json").read_text(encoding="utf-8") if as_json else _summary(report, page))
     if not as_json:
-        _next(f"python cli.py recommend --run {run} --user {ws.dataset.users.ids[0]}")
+        _next(f"python cli.py recommend --run {run} --user {shlex.quote(ws.dataset.users.ids[0])}")
 
 
 @app.command(
@@ -166,6 +168,8 @@ def recommend(
     when = _choice(Rerank, rerank, "--rerank")
     if all_users == (output is None):
         raise BadInput("--all writes a file and needs -o FILE; -o needs --all")
+    if all_users and any(given is not None for given in (user, history, query)):
+        raise BadInput("--all recommends for every user: leave out --user, --history and --query")
     ws, log = _open("recommend", run, None, needs="train-reranker")
     if all_users and output is not None:
         from pipeline.export import Asked, export
@@ -227,7 +231,7 @@ def quickstart(
         options=EvaluationOptions(users=users),
     )
     print(f"report: {page}")
-    _next(f"python cli.py recommend --run {run} --user {ws.dataset.users.ids[0]}")
+    _next(f"python cli.py recommend --run {run} --user {shlex.quote(ws.dataset.users.ids[0])}")
 
 
 @app.command(epilog=example("python cli.py demo"))
@@ -265,8 +269,11 @@ def main() -> None:
         if error.filename is None:
             raise
         _end(f"{error.filename}: {error.strerror}", NoSpace.exit_code)
-    except KeyboardInterrupt:
-        _end("interrupted; what was published before is untouched", 130)
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        # Typer turns Ctrl-C into this without a word.
+        _end("interrupted; what was published before is untouched", INTERRUPTED)
 
 
 def _end(message: str, code: int) -> None:

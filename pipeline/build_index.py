@@ -26,13 +26,12 @@ def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION
         index_key = ws.run.write_artifact(
             "index", ws.index_made_from(fit), lambda folder: index.save(folder, retriever=key, catalog=ws.fingerprint)
         )
-        reranker = ws.reranker_key(fit)
         release = ws.run.publish(
             dataset=ws.dataset_key,
             retriever=key,
             vectors=vectors_key,
             index=index_key,
-            reranker=reranker if ws.run.has("reranker", reranker) else None,
+            reranker=ws.reranker_key(fit) if ws.has_reranker(fit) else None,
         )
     log.record({"event": "index", "items": len(index), "dimension": index.dimension, "key": index_key})
     return release

@@ -116,9 +116,8 @@ def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
 def evaluation_recommender(ws: Workspace, *, with_reranker: bool) -> Recommender:
     """Both stages of the evaluation fit, whatever is published."""
     reranker, fusion = None, None
-    key = ws.reranker_key(FitKind.EVALUATION)
-    if with_reranker and ws.run.has("reranker", key):
-        reranker, fusion = load_reranker(ws.run, key)
+    if with_reranker and ws.has_reranker(FitKind.EVALUATION):
+        reranker, fusion = load_reranker(ws.run, ws.reranker_key(FitKind.EVALUATION))
     stages = Stages(
         dataset=ws.dataset,
         retriever=open_retriever(ws, FitKind.EVALUATION),

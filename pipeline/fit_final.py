@@ -31,7 +31,7 @@ def fit_final(ws: Workspace, *, log: RunLog) -> Release:
 
 
 def _reranker_helped(ws: Workspace) -> bool:
-    key = ws.reranker_key(FitKind.EVALUATION)
-    if not ws.run.has("reranker", key):
+    if not ws.has_reranker(FitKind.EVALUATION):
         return False
-    return LinearFusion.load(ws.run.artifact("reranker", key) / RERANK_FUSION).weights[RERANKER] > 0
+    folder = ws.run.artifact("reranker", ws.reranker_key(FitKind.EVALUATION))
+    return LinearFusion.load(folder / RERANK_FUSION).weights[RERANKER] > 0

@@ -129,6 +129,18 @@ class Workspace:
         """Where the reranker is, or will be."""
         return artifact_key("reranker", self.reranker_made_from(fit))
 
+    def has_reranker(self, fit: FitKind) -> bool:
+        """Whether that fit has a reranker.
+
+        Raises:
+            CorruptArtifact: when it has a damaged one, rather than going on as if it had none.
+        """
+        try:
+            self.run.artifact("reranker", self.reranker_key(fit), verify=Verify.FULL)
+        except MissingStep:
+            return False
+        return True
+
     def command(self, name: str) -> str:
         """How a user runs a step on this run."""
         return f"'python cli.py {name} --run {self.run.root}'"

@@ -46,10 +46,12 @@ def load_stages(run: Run, release: Release, *, with_reranker: bool = True) -> St
         CorruptArtifact: when a file is damaged.
         Mismatch: when the parts do not belong together.
     """
-    if release.retriever is None:
-        raise MissingStep(f"{run.root} has no retriever: make it with 'python cli.py train-retriever --run {run.root}'")
-    if release.index is None:
-        raise MissingStep(f"{run.root} has no index: make it with 'python cli.py build-index --run {run.root}'")
+    if release.retriever is None or release.index is None:
+        trained = any((run.root / "artifacts" / "retriever").glob("[!.]*"))
+        noun, command = ("index", "build-index") if trained else ("retriever", "train-retriever")
+        raise MissingStep(
+            f"{run.root} has published no {noun}: make it with 'python cli.py {command} --run {run.root}'"
+        )
     dataset, manifest = load_prepared(_whole(run, "dataset", release.dataset or ""))
     made_from = run.manifest("retriever", release.retriever)["made_from"]
     _same(manifest["fingerprint"], made_from["dataset"], "the retriever", "train-retriever", run)

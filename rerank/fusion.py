@@ -43,7 +43,8 @@ def fit_rerank_fusion(candidates: Candidates, targets: Histories) -> tuple[Linea
     """Fits the weights of retrieval score and reranker score on validation users.
 
     The reranker's weight is set to 0 unless, by cross-validation over users, the fusion's NDCG@10 is
-    higher than that of the retrieval order alone.
+    higher than that of the retrieval order alone by more than one standard error of their difference:
+    by a mere "higher", half of all rerankers that know nothing would be kept.
 
     Args:
         candidates: in retrieval order, with sources `RETRIEVAL` and `RERANKER`.
@@ -52,7 +53,7 @@ def fit_rerank_fusion(candidates: Candidates, targets: Histories) -> tuple[Linea
     fusion = LinearFusion.fit(candidates, targets, TRANSFORMS)
     without = ndcg10(candidates, targets)
     crossed = _cross_validated(candidates, targets)
-    used = bool(crossed.mean() > without.mean() and fusion.weights[RERANKER] > 0) if len(without) else False
+    used = fusion.weights[RERANKER] > 0 and _helps(crossed - without)
     if not used:
         fusion = replace(fusion, weights={RETRIEVAL: 1.0, RERANKER: 0.0})
     record = FusionRecord(
@@ -69,6 +70,10 @@ def ndcg10(candidates: Candidates, targets: Histories) -> npt.NDArray[np.float64
     """(B,) NDCG@10 of lists as they stand."""
     depth = min(10, candidates.depth)
     return ndcg_at_k(relevance_of(candidates, targets), targets.lengths, k=depth)
+
+
+def _helps(gains: npt.NDArray[np.float64]) -> bool:
+    return len(gains) > 1 and bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
 def _cross_validated(candidates: Candidates, targets: Histories) -> npt.NDArray[np.float64]:

@@ -7,6 +7,7 @@ number yet, so it behaves as a fresh one; faults of disk and power can be put in
 import json
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import sys
@@ -14,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+from store.errors import TandemError
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.pipeline.everything"])
@@ -93,6 +96,17 @@ def run(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None, fau
     return start(*arguments, cwd=cwd, env=env, faults=faults).wait()
 
 
+def refused(done: Done, error: type[TandemError], *patterns: str) -> str:
+    """Asserts that a command ended as `error` does: its exit code, one message without a traceback, every pattern."""
+    assert done.code == error.exit_code, done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+    told = done.err[done.err.rindex("tandem: ") :]
+    for pattern in patterns:
+        assert re.search(pattern, told), f"{pattern!r} is not in {told}"
+    return told
+
+
 def _all(pipe: Connection) -> str:
     parts = []
     while part := os.read(pipe.fileno(), 65536):
@@ -118,6 +132,8 @@ def _run(
     sys.argv = ["cli.py", *arguments]
     if faults.file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (faults.file_limit, resource.RLIM_INFINITY))
+    for package in faults.missing:
+        sys.modules[package] = None
     sync, count = os.fsync, 0
 
     def counted(descriptor: int) -> None:
