@@ -230,7 +230,7 @@ def quickstart(
         log=log,
         options=EvaluationOptions(users=users),
     )
-    print(f"report: {page}")
+    print(f"report: {page}" if page else "no report: the data are too few to hold anything out")
     _next(f"python cli.py recommend --run {run} --user {shlex.quote(ws.dataset.users.ids[0])}")
 
 

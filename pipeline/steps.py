@@ -10,7 +10,7 @@ from data.schema import TIMESTAMP
 from data.table import read_table
 from data.times import unit_that_fits
 from pipeline.build_index import build_index
-from pipeline.evaluate import EvaluationOptions, Part, evaluate_run
+from pipeline.evaluate import EvaluationOptions, evaluate_run
 from pipeline.fit_final import fit_final
 from pipeline.forecast import forecast
 from pipeline.prepare import prepare
@@ -134,8 +134,12 @@ def quickstart(
     config: Config,
     log: RunLog,
     options: EvaluationOptions,
-) -> tuple[Workspace, Path]:
-    """Everything from two files to a published release and a report; returns the run and the report's page."""
+) -> tuple[Workspace, Path | None]:
+    """Everything from two files to a published release and a report.
+
+    Returns:
+        The run, and the report's page; None where the data are too few to hold anything out.
+    """
     fetch_models(config, log)
     with run.lock():
         ws = prepare(run, log_path, catalog_path, users=users_path, config=config, log=log)
@@ -143,8 +147,12 @@ def quickstart(
         for step in STEPS:
             log.say(f"$ python cli.py {step.name} --run {run.root}")
             step.make(ws, log)
-        log.say(f"$ python cli.py evaluate --run {run.root} --split {options.part} --users {options.users}")
-        _, page = evaluate_run(ws, options, log=log)
+        page = None
+        if len(ws.selectors):
+            log.say(f"$ python cli.py evaluate --run {run.root} --split {options.part} --users {options.users}")
+            _, page = evaluate_run(ws, options, log=log)
+        else:
+            log.say("no report: no user of group B has interactions enough to hold one out")
         log.say(f"$ python cli.py fit --final --run {run.root}")
         fit_final(ws, log=log)
     return ws, page
@@ -171,11 +179,6 @@ def guessed_config(config: Config, log_path: Path, catalog_path: Path, users_pat
             log.say(f"{time_column} is in {unit}, not {config.data.timestamp_unit}")
             changes["timestamp_unit"] = unit
     return config.model_copy(update={"data": config.data.model_copy(update=changes)})
-
-
-def default_part(ws: Workspace) -> Part:
-    """What a quickstart's report looks at: validation, since the test part is for the end."""
-    return Part.VALIDATION if len(ws.selectors) else Part.TEST
 
 
 def _bare(key: str) -> str:

@@ -259,6 +259,19 @@ def test_quickstart_does_it_all_from_files_with_names_of_their_own(shop: Shop, t
     assert found["items"][0]["title"] == catalog_rows()[9][1]
 
 
+def test_quickstart_of_too_little_to_hold_anything_out_still_recommends(shop: Shop, tmp_path):
+    log = write_rows(tmp_path / "log.csv", ["user", "item"], [["a", "i0"], ["b", "i1"], ["c", "i0"]])
+    catalog = write_rows(
+        tmp_path / "items.csv", ["item", "title"], [["i0", "red lamp"], ["i1", "chair"], ["i2", "chair"]]
+    )
+    root = tmp_path / "few"
+    done = run("quickstart", log, catalog, "--run", root, *shop.set_options, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "no report" in done.out
+    answer = json.loads(run("recommend", "--run", root, "--user", "a", "-k", 2, "--json", cwd=tmp_path).out)
+    assert {item["item_id"] for item in answer["items"]} == {"i1", "i2"}
+
+
 def test_a_log_that_cannot_be_written_is_told(shop: Shop, tmp_path):
     root = shop.copy(tmp_path)
     (root / "log.jsonl").write_text("\n" * 1_000_000)
