@@ -34,10 +34,15 @@ INTERRUPTED = 130
 
 RunOption = Annotated[Path, typer.Option("--run", help="run directory")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="a setting, as in --set retriever.train.epochs=4; may stand again")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="a setting, as in --set retriever.train.epochs=4; kept in the run by the steps that make "
+        "something; can be repeated",
+    ),
 ]
 MapOption = Annotated[
-    list[str] | None, typer.Option("--map", help="a column, as in --map user_id=visitor; may stand again")
+    list[str] | None, typer.Option("--map", help="a column, as in --map user_id=visitor; can be repeated")
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="make it again even if it is already there")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
@@ -95,6 +100,7 @@ def train_retriever(run: RunOption = DEFAULT_RUN, settings: SetOption = None, fo
 
     ws, log = _open("train-retriever", run, settings, needs="prepare")
     print(step.train_retriever(ws, log=log, force=force))
+    _keep(ws, settings)
     _next(f"python cli.py build-index --run {run}")
 
 
@@ -105,6 +111,7 @@ def build_index(run: RunOption = DEFAULT_RUN, settings: SetOption = None) -> Non
 
     ws, log = _open("build-index", run, settings, needs="train-retriever")
     print(step.build_index(ws, log=log).index)
+    _keep(ws, settings)
     _next(f"python cli.py train-reranker --run {run}")
 
 
@@ -115,6 +122,7 @@ def train_reranker(run: RunOption = DEFAULT_RUN, settings: SetOption = None, for
 
     ws, log = _open("train-reranker", run, settings, needs="build-index")
     print(step.train_reranker(ws, log=log, force=force).reranker)
+    _keep(ws, settings)
     _next(f"python cli.py evaluate --run {run}")
 
 
@@ -131,8 +139,8 @@ def evaluate(
     """Judge both stages and the baselines on held-out items, with paired tests; JSON, Parquet and a page."""
     from pipeline.evaluate import EvaluationOptions, Part, evaluate_run
 
-    ws, log = _open("evaluate", run, settings, needs="train-reranker")
     options = EvaluationOptions(_choice(Part, split, "--split"), users, rerank, baselines)
+    ws, log = _open("evaluate", run, settings, needs="train-reranker")
     report, page = evaluate_run(ws, options, log=log)
     print(page.with_name("report.json").read_text(encoding="utf-8") if as_json else _summary(report, page))
     if not as_json:
@@ -162,23 +170,29 @@ def recommend(
 ) -> None:
     """Recommend for one user, a history or a wish; or for everybody, into a file."""
     from pipeline.answer import Wish, answer
+    from pipeline.export import Asked, check_output, export
     from recommend.recommender import Rerank
     from store.errors import BadInput
 
     when = _choice(Rerank, rerank, "--rerank")
     if all_users == (output is None):
         raise BadInput("--all writes a file and needs -o FILE; -o needs --all")
-    if all_users and any(given is not None for given in (user, history, query)):
-        raise BadInput("--all recommends for every user: leave out --user, --history and --query")
+    wish = Wish(user=user, history=history, query=query, k=k, depth=depth, rerank=when)
+    part = _choice(Asked, split, "--split")
+    if all_users and (wish.given or as_json):
+        raise BadInput("--all recommends for every user, into a file: leave out --user, --history, --query and --json")
+    if not all_users and (users or part is not Asked.NEXT):
+        raise BadInput("--split and --users go with --all; one user is answered from the whole history")
+    if not all_users:
+        wish.check()
+    if output is not None:
+        check_output(output)
     ws, log = _open("recommend", run, None, needs="train-reranker")
     if all_users and output is not None:
-        from pipeline.export import Asked, export
-
-        part, wanted = _choice(Asked, split, "--split"), 100 if k is None else k
+        wanted = 100 if k is None else k
         rows = export(ws, part, output, k=wanted, depth=depth, users=users, rerank=when, log=log)
         print(f"{output}: {rows:,} rows")
         return
-    wish = Wish(user=user, history=history, query=query, k=k, depth=depth, rerank=when)
     answer(ws, wish, as_json=as_json)
 
 
@@ -303,7 +317,7 @@ def _open(command: str, run: Path, settings: list[str] | None, *, needs: str) ->
     from config import with_overrides
     from pipeline.steps import DEFAULT_RUN as AUTOMATIC
     from pipeline.steps import ensure_default_run
-    from pipeline.workspace import open_workspace, save_config
+    from pipeline.workspace import open_workspace
 
     log = _log(command, run)
     if run == AUTOMATIC:
@@ -311,12 +325,19 @@ def _open(command: str, run: Path, settings: list[str] | None, *, needs: str) ->
         ensure_default_run(needs, log)
     ws = open_workspace(run)
     if settings:
-        changed = replace(ws, config=with_overrides(ws.config, settings))
-        changed.check_models()  # before it is saved: a run whose models cannot be found can do nothing more
-        with ws.run.lock():
-            save_config(ws.run, changed.config)
-        ws = open_workspace(run)
+        ws = replace(ws, config=with_overrides(ws.config, settings))
+        ws.check_models()
     return ws, log
+
+
+def _keep(ws: Any, settings: list[str] | None) -> None:
+    """Writes changed settings into the run once the step that they were meant for has succeeded."""
+    if settings:
+        from pipeline.workspace import save_config
+
+        with ws.run.lock():
+            save_config(ws.run, ws.config)
+        _say(f"kept in {ws.run.config_path}: {', '.join(settings)}")
 
 
 def _config(path: Path | None, settings: list[str] | None, *, column: list[str] | None, template: str | None) -> Any:

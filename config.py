@@ -30,6 +30,13 @@ class Config(BaseModel):
     recommend: RecommendConfig = Field(RecommendConfig(), description="what a recommendation looks like")
     baselines: BaselinesConfig = Field(BaselinesConfig(), description="what reports compare with")
 
+    @property
+    def recommending(self) -> RecommendConfig:
+        """How to recommend, with the depth that the fusion was fitted at unless another is stated."""
+        if self.recommend.depth is not None:
+            return self.recommend
+        return self.recommend.model_copy(update={"depth": self.reranker.depth})
+
     def to_toml(self) -> str:
         """The settings as TOML; those that are unset are left out."""
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
@@ -94,8 +101,11 @@ def _told(place: tuple[int | str, ...], kind: str, message: str) -> str:
     key = ".".join(map(str, place))
     if kind != "extra_forbidden":
         return f"{key}: {message}"
-    near = difflib.get_close_matches(key, list(_keys(Config)), n=1, cutoff=0.0)
-    return f"unknown key {key!r}; the nearest known one is {near[0]!r}"
+    near = difflib.get_close_matches(key, list(_keys(Config)), n=1, cutoff=0.5)
+    if near:
+        return f"unknown key {key!r}; the nearest known one is {near[0]!r}"
+    sections = ", ".join(Config.model_fields)
+    return f"unknown key {key!r}; the sections are {sections}, and config.toml of a run names every key"
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

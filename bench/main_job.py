@@ -30,7 +30,7 @@ CLI = [sys.executable, "cli.py"]
 
 
 def demo(args: argparse.Namespace) -> None:
-    """The whole demo with an empty runs/ of its own; assets are fetched beforehand, as in `make setup`."""
+    """The whole demo, trained anew over runs/demo; assets are fetched before the clock starts."""
     subprocess.run([*CLI, "fetch", "movielens-100k", "minilm-l6"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     started = time.perf_counter()
     subprocess.run([*CLI, "demo", "--force"], cwd=ROOT, check=True)
@@ -66,7 +66,7 @@ def latency(args: argparse.Namespace) -> None:
     from recommend.release import load_stages
 
     ws = open_workspace(ROOT / "runs/demo")
-    recommender = Recommender(load_stages(ws.run, ws.run.release()), ws.config.recommend)
+    recommender = Recommender(load_stages(ws.run, ws.run.release()), ws.config.recommending)
     users = np.random.default_rng(0).permutation(len(ws.dataset.users))[: args.users]
     retrieval, rerank = [], []
     for row in [*users[:10], *users]:

@@ -62,7 +62,7 @@ def times(table: Table, column: str, faults: Faults, *, unit: TimestampUnit, may
         faults.add(
             table.path,
             f"{column!r} makes no sense as {_UNIT_NAMES[unit]} (such as {example}); as {_UNIT_NAMES[fitting]} it"
-            f" would be {told(sense)}: set timestamp_unit = '{fitting}'",
+            f" would be {told(sense)}: use --set data.timestamp_unit={fitting}",
         )
         return None
     problems = {
@@ -72,7 +72,7 @@ def times(table: Table, column: str, faults: Faults, *, unit: TimestampUnit, may
     if not may_be_null:
         problems[
             f"is null, with no {POSITION!r} column to order the rows by (fill it, add positions, or set "
-            "timestamp_unit = 'none' to take the order of the file), in"
+            "use --set data.timestamp_unit=none to take the order of the file), in"
         ] = found.is_null()
     met = {problem: mask for problem, mask in problems.items() if mask.any()}
     for problem, mask in met.items():

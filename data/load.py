@@ -204,7 +204,7 @@ def _read_log(path: Path, config: LoadConfig, faults: Faults) -> _Log | None:
         faults.add(
             path,
             f"no column {TIMESTAMP!r}, but {guess!r} looks like one: use --map {TIMESTAMP}={guess}, or set "
-            "timestamp_unit = 'none' to take the order of the file",
+            "use --set data.timestamp_unit=none to take the order of the file",
         )
     if config.min_rating is not None and RATING not in found:
         faults.add(path, f"min_rating = {config.min_rating:g}, but there is no column {RATING!r}")
@@ -307,6 +307,7 @@ def _without_unknown(log: _Log, item_ids: pl.Series, path: Path, config: LoadCon
         faults.add(
             path,
             f"{len(strangers):,} of {len(log.frame):,} interactions are with {len(ids):,} items that the catalog lacks "
-            f"({named}), in {rows_told(strangers[ROW].to_list())}: complete the catalog, or set unknown_items = 'drop'",
+            f"({named}), in {rows_told(strangers[ROW].to_list())}: complete the catalog, "
+            "or use --set data.unknown_items=drop",
         )
     return log

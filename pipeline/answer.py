@@ -32,6 +32,16 @@ class Wish:
     depth: int | None = None
     rerank: Rerank = Rerank.AUTO
 
+    @property
+    def given(self) -> list[str]:
+        """Which of user, history and query are given."""
+        return [value for value in (self.user, self.history, self.query) if value is not None]
+
+    def check(self) -> None:
+        """Raises BadInput unless exactly one of them is given."""
+        if len(self.given) != 1:
+            raise BadInput("give exactly one of --user ID, --history ITEM,ITEM and --query 'text' (or --all -o FILE)")
+
 
 def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     """Recommends from what is published and prints a table, or JSON.
@@ -40,10 +50,8 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
         BadInput: when not exactly one of user, history and query is given.
         UnknownId: when the user or an item of the history is not known; the message names the way out.
     """
-    given = [value for value in (wish.user, wish.history, wish.query) if value is not None]
-    if len(given) != 1:
-        raise BadInput("give exactly one of --user ID, --history ITEM,ITEM and --query 'text' (or --all -o FILE)")
-    recommender = Recommender(load_stages(ws.run, ws.run.release()), ws.config.recommend)
+    wish.check()
+    recommender = Recommender(load_stages(ws.run, ws.run.release()), ws.config.recommending)
     history = _history(recommender, wish)
     vector = _query_vector(ws, recommender, wish.query) if wish.query is not None else None
     # The first pass through a model pays for its threads and caches; the cost line is of a warm one.

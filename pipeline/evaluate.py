@@ -126,7 +126,7 @@ def evaluation_recommender(ws: Workspace, *, with_reranker: bool) -> Recommender
         release=ws.run.release(),
         fit=FitKind.EVALUATION,
     )
-    return Recommender(stages, ws.config.recommend)
+    return Recommender(stages, ws.config.recommending)
 
 
 def drawn_by_hash(known: Vocabulary, asked: Holdout, users: int) -> Holdout:
@@ -157,7 +157,7 @@ def _our_systems(recommender: Recommender, ranked: Ranked, asked: Holdout, stats
     reranked, retrieved = ranked.reranked.head(DEPTH), ranked.retrieved.head(DEPTH)
     everything = recommender.retrieve(asked.histories, 2 * recommender.retriever.config.per_source)
     if recommender.reranker is not None:
-        words = f"both stages, {recommender.config.depth} reranked"
+        words = f"both stages, {ranked.depth} reranked" if ranked.depth else "both stages; the second has weight 0"
         systems.append(System(TANDEM, Role.OURS, evaluate(reranked, asked, stats), words))
     role = Role.STAGE if systems else Role.OURS
     systems.append(System(RETRIEVAL, role, evaluate(retrieved, asked, stats), "all sources fused"))
@@ -227,7 +227,10 @@ def _cost(ranked: Ranked, retrieval_ms: float, rerank_ms: float) -> dict[str, fl
 def _notes(ws: Workspace, recommender: Recommender, options: EvaluationOptions) -> list[str]:
     notes = []
     if recommender.reranker is None:
-        notes.append("Without a reranker: " + ("it was not asked." if not options.rerank else "none has been trained."))
+        notes.append(
+            "Without a reranker: "
+            + ("it was not asked." if not options.rerank else "none of these settings has been trained.")
+        )
     elif not recommender.reranker_helps:
         notes.append(
             "The reranker did not help on validation, so its weight is 0 and it is not run: no cost, no change."

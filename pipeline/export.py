@@ -56,6 +56,13 @@ def export(
     return len(frame)
 
 
+def check_output(path: Path) -> None:
+    """Raises BadInput where a Parquet file cannot be put, before any work is done."""
+    if path.suffix != ".parquet" or path.is_dir():
+        found = "a folder" if path.is_dir() else f"a name that ends in {path.suffix or 'nothing'}"
+        raise BadInput(f"-o {path} is {found}: recommendations are written as Parquet, name a file like recs.parquet")
+
+
 def _holdout(ws: Workspace, asked: Asked, recommender: Recommender) -> Holdout:
     if asked is Asked.NEXT:
         # The data of the release, which a later prepare may have moved away from.
@@ -65,7 +72,7 @@ def _holdout(ws: Workspace, asked: Asked, recommender: Recommender) -> Holdout:
 
 def _recommender(ws: Workspace, asked: Asked, *, with_reranker: bool) -> Recommender:
     if asked is Asked.NEXT:
-        return Recommender(load_stages(ws.run, ws.run.release(), with_reranker=with_reranker), ws.config.recommend)
+        return Recommender(load_stages(ws.run, ws.run.release(), with_reranker=with_reranker), ws.config.recommending)
     return evaluation_recommender(ws, with_reranker=with_reranker)
 
 

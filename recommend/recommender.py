@@ -30,7 +30,9 @@ class RecommendConfig(BaseModel):
 
     k: int = Field(10, ge=1, description="items shown")
     candidates: int = Field(100, ge=1, description="items that the first stage hands on, at least k")
-    depth: int = Field(20, ge=0, description="of these, the ones that are reranked; 0 leaves retrieval order")
+    depth: int | None = Field(
+        None, ge=0, description="of these, the ones that are reranked; 0 leaves retrieval order; unset: reranker.depth"
+    )
     exclude_known: bool = Field(True, description="never recommend what the user already has")
 
 
@@ -86,12 +88,17 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Recommendations for one user."""
+    """Recommendations for one user.
+
+    Attributes:
+        not_reranked: why the reranker was not asked; empty where it was.
+    """
 
     basis: Basis
     items: tuple[RecommendedItem, ...]
     cost: Cost
     release_fit: str
+    not_reranked: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +181,7 @@ class Recommender:
             rerank_ms=(after_rerank - after_retrieval) * 1000,
             explain_ms=(time.perf_counter() - after_rerank) * 1000,
         )
-        return Answer(basis, items, cost, self.fit)
+        return Answer(basis, items, cost, self.fit, "" if ranked.depth else self._why_not_reranked(basis, rerank))
 
     def rank(self, histories: Histories, *, candidates: int, depth: int | None = None) -> Ranked:
         """Both stages for many users at once."""
@@ -194,7 +201,8 @@ class Recommender:
         Args:
             always: ask it even then, to measure what it costs or to show its scores.
         """
-        depth = min(self.config.depth if depth is None else depth, retrieved.depth)
+        wanted = self.config.depth if depth is None else depth
+        depth = min(wanted or 0, retrieved.depth)
         if self.reranker is None or self.fusion is None or depth == 0 or not (always or self.reranker_helps):
             return Ranked(retrieved, retrieved, 0, np.zeros(len(retrieved), dtype=np.int64))
         head, tokens = with_reranker_scores(self.reranker, self._texts, retrieved.head(depth), histories)
@@ -255,6 +263,15 @@ class Recommender:
                 )
             )
         return tuple(items)
+
+    def _why_not_reranked(self, basis: Basis, rerank: Rerank) -> str:
+        if self.reranker is None:
+            return "this release has no reranker"
+        if basis is not Basis.HISTORY:
+            return "a reranker reads histories, and there is none"
+        if rerank is Rerank.AUTO and not self.reranker_helps:
+            return "the reranker did not help on validation; --rerank always shows its scores"
+        return "the reranker was told not to"
 
     def _reasons(self, history: Rows, rows: Rows) -> list[tuple[str, ...]]:
         recent, parts = contributions(self.retriever, history, rows)  # (H,), (H, K)

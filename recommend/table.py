@@ -46,6 +46,8 @@ def print_answer(
             Text(reasons),
         )
     console.print(table)
+    if answer.not_reranked:
+        console.print(Text(f"not reranked: {answer.not_reranked}"))
     console.print(Text(cost_line(answer)))
 
 

@@ -309,3 +309,27 @@ def test_the_demo_of_a_fresh_checkout(tmp_path):
     assert len(re.findall(r"^ *\d+ │", done.stdout, re.MULTILINE)) == 10
     assert re.search(r"\(19\d\d\)", done.stdout)
     assert cli("build-index").stdout.strip() == Run(checkout / "runs/demo").release().index
+
+
+def test_settings_are_kept_by_the_step_that_used_them_and_not_by_an_evaluation(shop: Shop, tmp_path):
+    root = shop.copy(tmp_path)
+    before = (root / "config.toml").read_text()
+    judged = run("evaluate", "--run", root, "--no-baselines", "--set", "recommend.depth=3", cwd=tmp_path)
+    assert judged.code == 0, judged.err
+    assert (root / "config.toml").read_text() == before
+    refused(run("evaluate", "--run", root, "--set", "split.kind=temporal", cwd=tmp_path), MissingStep)
+    assert (root / "config.toml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--user", "u000", "--split", "test"], "--split and --users go with --all"),
+        (["--user", "u000", "--users", "5"], "--split and --users go with --all"),
+        (["--all", "-o", "recs.parquet", "--json"], "leave out .*--json"),
+        (["--all", "-o", "recs.csv"], "ends in .csv: recommendations are written as Parquet"),
+        (["--all", "-o", "."], "is a folder"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(shop: Shop, tmp_path, options, told):
+    refused(run("recommend", "--run", shop.run, *options, cwd=tmp_path), BadInput, told)

@@ -47,7 +47,7 @@ def test_ids_of_mixed_types(shop: Shop, tmp_path):
 
 def test_timestamps_in_the_wrong_unit(shop: Shop, tmp_path):
     log = write_rows(tmp_path / "log.csv", LOG, [[user, item, f"{time}000"] for user, item, time in log_rows()])
-    refused(prepared(tmp_path, log, shop.catalog), BadInput, "makes no sense as seconds", "timestamp_unit = 'ms'")
+    refused(prepared(tmp_path, log, shop.catalog), BadInput, "makes no sense as seconds", "data.timestamp_unit=ms")
     assert prepared(tmp_path, log, shop.catalog, "--set", "data.timestamp_unit=ms").code == 0
 
 

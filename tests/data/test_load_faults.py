@@ -76,9 +76,13 @@ def test_whole_numbers_beyond_64_bits_are_ids_like_any_other(tmp_path):
     [
         ("s", [NOON * 1000], r"no sense as seconds \(such as 1400000000000\); as milliseconds it would be 2014-05-13"),
         ("s", [NOON * 10**9], "as nanoseconds it would be 2014-05-13"),
-        ("s", ["2014-05-13"], "as ISO 8601 dates it would be 2014-05-13 00:00:00: set timestamp_unit = 'iso'"),
-        ("ms", [NOON], "no sense as milliseconds .*as seconds it would be 2014-05-13 16:53:20: set .* = 's'"),
-        ("iso", [NOON], "set timestamp_unit = 's'"),
+        ("s", ["2014-05-13"], "as ISO 8601 dates it would be 2014-05-13 00:00:00: use --set data.timestamp_unit=iso"),
+        (
+            "ms",
+            [NOON],
+            "no sense as milliseconds .*as seconds it would be 2014-05-13 16:53:20: use --set data.timestamp_unit=s",
+        ),
+        ("iso", [NOON], "use --set data.timestamp_unit=s"),
         ("s", [NOON, "soon"], r"cannot be read as seconds in row 3 \(such as 'soon'\)"),
         ("s", [NOON, 0, NOON, -5], "as seconds lies outside 1970-01-02 … 2100-01-01 in rows 3, 5"),
         ("s", [NOON, None], "'timestamp' is null, with no 'position' column .* in row 3"),
@@ -100,7 +104,7 @@ def test_a_time_column_by_another_name_is_not_silently_left_out(folder):
 def test_interactions_with_items_that_the_catalog_lacks_are_told_with_count_rows_and_ids(folder):
     told = faults_of(folder, [*LOG, {**LOG[0], "item_id": "x"}, {**LOG[1], "item_id": "x"}, {**LOG[1], "item_id": "y"}])
     assert "3 of 8 interactions are with 2 items that the catalog lacks ('x', 'y'), in rows 7, 8, 9" in told
-    assert "unknown_items = 'drop'" in told
+    assert "--set data.unknown_items=drop" in told
 
 
 def test_nothing_left_is_told_with_what_was_dropped(folder):

@@ -228,6 +228,6 @@ def test_one_user_alone_gets_what_she_gets_among_all(two_stages):
 
 
 def test_two_calls_give_one_answer(stages, shop):
-    recommender = Recommender(stages, open_workspace(shop.run).config.recommend)
+    recommender = Recommender(stages, open_workspace(shop.run).config.recommending)
     one, two = (recommender.recommend(history(recommender), rerank=Rerank.ALWAYS) for _ in range(2))
     assert one.items == two.items

@@ -13,8 +13,8 @@ def item(title: str, *, read: bool) -> RecommendedItem:
     return RecommendedItem("id1", title, 1.5, 3, 1 if read else None, 0.25, 2.0 if read else None, ("h1", "h2"))
 
 
-def answer(*items: RecommendedItem, basis: Basis = Basis.HISTORY) -> Answer:
-    return Answer(basis, items, Cost(100, 20, 1234, 1.25, 250.0, 0.5), "evaluation")
+def answer(*items: RecommendedItem, basis: Basis = Basis.HISTORY, not_reranked: str = "") -> Answer:
+    return Answer(basis, items, Cost(100, 20, 1234, 1.25, 250.0, 0.5), "evaluation", not_reranked)
 
 
 def printed(found: Answer, last_titles=("Alien (1979)",)) -> str:
@@ -45,6 +45,11 @@ def test_what_looks_like_markup_in_data_is_left_as_it_is():
 
 def test_an_answer_without_history_says_so():
     assert "no history: these are the popular items of the last days" in printed(answer(basis=Basis.POPULAR), ())
+
+
+def test_why_the_reranker_was_not_asked_is_said_where_it_was_not():
+    assert "not reranked" not in printed(answer(item("Heat", read=True)))
+    assert "not reranked: it had no weight" in printed(answer(not_reranked="it had no weight"))
 
 
 def test_json_holds_everything():
