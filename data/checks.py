@@ -71,7 +71,7 @@ def times(table: Table, column: str, faults: Faults, *, unit: TimestampUnit, may
     }
     if not may_be_null:
         problems[
-            f"is null, with no {POSITION!r} column to order the rows by (fill it, add positions, or set "
+            f"is null, with no {POSITION!r} column to order the rows by (fill it, add positions, or "
             "use --set data.timestamp_unit=none to take the order of the file), in"
         ] = found.is_null()
     met = {problem: mask for problem, mask in problems.items() if mask.any()}

@@ -203,14 +203,16 @@ def _read_log(path: Path, config: LoadConfig, faults: Faults) -> _Log | None:
     if guess and config.timestamp_unit != TimestampUnit.NONE and POSITION not in found:
         faults.add(
             path,
-            f"no column {TIMESTAMP!r}, but {guess!r} looks like one: use --map {TIMESTAMP}={guess}, or set "
+            f"no column {TIMESTAMP!r}, but {guess!r} looks like one: use --map {TIMESTAMP}={guess}, or "
             "use --set data.timestamp_unit=none to take the order of the file",
         )
     if config.min_rating is not None and RATING not in found:
         faults.add(path, f"min_rating = {config.min_rating:g}, but there is no column {RATING!r}")
-    if USER_ID not in columns or ITEM_ID not in columns:
+    if ITEM_ID not in columns:
         return None
     frame = pl.DataFrame([table.frame[ROW], *columns.values()])
+    if USER_ID not in columns:  # a fault that ends the loading, after the items have been looked up, too
+        return _Log(frame, len(frame), 0)
     return _cleaned(frame, table, config)
 
 

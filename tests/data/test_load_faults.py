@@ -151,6 +151,12 @@ def test_positions_must_be_whole_and_distinct(folder, positions, told):
     assert told in faults_of(folder, rows)
 
 
+def test_items_that_the_catalog_lacks_are_told_even_where_users_are_missing(folder):
+    told = faults_of(folder, [{"user_id": "u", "item_id": "zzz", "timestamp": NOON}, {**LOG[0], "user_id": None}])
+    assert "'user_id' is null or empty in row 3" in told
+    assert "1 of 2 interactions are with 1 items that the catalog lacks ('zzz'), in row 2" in told
+
+
 def test_all_faults_of_all_files_come_in_one_error(folder):
     log = [{**LOG[0], "user_id": None}, {**LOG[1], "rating": "x"}, {**LOG[2], "timestamp": 5}]
     log = [{key: None if value is None else str(value) for key, value in row.items()} for row in log]
