@@ -16,7 +16,7 @@ STAMP := .venv/$(LOCK)
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo test check bench clean help
+.PHONY: setup assets demo test check bench clean help
 
 $(STAMP): $(LOCK)
 	@PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" scripts/setup.sh $(LOCK)
@@ -26,10 +26,13 @@ setup: $(STAMP)  ## make .venv with the pinned packages, once for each change of
 demo: $(STAMP)  ## the main job on MovieLens-100k, from download to recommendations
 	@$(PY) cli.py demo $(ARGS)
 
-test: $(STAMP)  ## every test that this machine can run; skips are listed with their reasons
+assets: $(STAMP)  ## the data and the model that the slow tests read; without them these are skipped
+	-@$(PY) cli.py fetch movielens-100k minilm-l6 >/dev/null
+
+test: assets  ## every test that this machine can run; skips are listed with their reasons
 	@$(PY) -m pytest -rs $(ARGS)
 
-check: $(STAMP)  ## the gate: format, lint, types, tests
+check: assets  ## the gate: format, lint, types, tests
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy .

@@ -4,7 +4,7 @@ from fusion.linear import LinearFusion
 from pipeline.build_index import build_index
 from pipeline.run_log import RunLog
 from pipeline.train_reranker import make_reranker
-from pipeline.train_retriever import train_retriever
+from pipeline.train_retriever import evaluation_folder, train_retriever
 from pipeline.workspace import FitKind, Workspace
 from recommend.release import RERANK_FUSION
 from rerank.fusion import RERANKER
@@ -21,6 +21,7 @@ def fit_final(ws: Workspace, *, log: RunLog) -> Release:
         MissingStep: when the evaluation fit, whose choices it repeats, is not there.
     """
     with ws.run.lock():
+        evaluation_folder(ws)  # asked for before the catalog is read, which takes minutes
         train_retriever(ws, log=log, fit=FitKind.FINAL)
         if _reranker_helped(ws):
             make_reranker(ws, log=log, fit=FitKind.FINAL)

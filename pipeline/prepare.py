@@ -43,6 +43,9 @@ def prepare(
         save_config(run, config)
         save_prepared_key(run, key)
     log.record({"event": "prepared", "dataset": key, **_counts(report)})
+    for part in ("validation", "test"):
+        if not report["split"][f"{part}_users"]:
+            log.say(f"nobody can be asked in {part}: too few interactions a user, or taken away by split.holdout")
     return open_workspace(run.root)
 
 
