@@ -22,9 +22,7 @@ def record(
         entry |= {"low": low, "high": high}
     entry |= {
         **more,
-        "command": shlex.join(
-            ["python", Path(sys.argv[0]).name if "/" not in sys.argv[0] else _relative(), *sys.argv[1:]]
-        ),
+        "command": command_line(),
         "machine": machine(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -48,8 +46,11 @@ def machine() -> str:
     return f"{names[0] if names else platform.machine()}, {len(names) or '?'} cores"
 
 
-def _relative() -> str:
-    return str(Path(sys.argv[0]).resolve().relative_to(ROOT))
+def command_line() -> str:
+    """The command that runs, with places outside of the project named by their last part alone."""
+    script = Path(sys.argv[0]).resolve().relative_to(ROOT)
+    told = [Path(word).name if Path(word).is_absolute() or word.startswith("..") else word for word in sys.argv[1:]]
+    return shlex.join(["python", str(script), *told])
 
 
 def _git(*words: str) -> str:
