@@ -37,7 +37,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="a setting, as in --set retriever.train.epochs=4; kept in the run by the steps that make "
+        help="a setting, as in --set retriever.recency.epochs=4; kept in the run by the steps that make "
         "something; can be repeated",
     ),
 ]
@@ -93,13 +93,28 @@ def prepare(
     _next(f"python cli.py train-retriever --run {run}")
 
 
-@app.command(epilog=example("python cli.py train-retriever --run runs/shop --set retriever.train.epochs=4"))
-def train_retriever(run: RunOption = DEFAULT_RUN, settings: SetOption = None, force: ForceOption = False) -> None:
-    """Train the towers, count transitions, fit their fusion on validation."""
+@app.command(epilog=example("python cli.py train-retriever --run runs/shop --set retriever.recency.epochs=4"))
+def train_retriever(
+    run: RunOption = DEFAULT_RUN,
+    seeds: Annotated[int, typer.Option(min=1, help="train so often, each from another seed; the first is kept")] = 1,
+    budget_minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="minutes for all towers; short for retriever.train.budget_minutes")
+    ] = None,
+    settings: SetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Train the towers, count transitions, fit their fusion on validation; goes on where a killed one stopped."""
     from pipeline import train_retriever as step
+    from retrieval.distributed import joined_team
 
+    if budget_minutes is not None:
+        settings = [*(settings or []), f"retriever.train.budget_minutes={budget_minutes:g}"]
     ws, log = _open("train-retriever", run, settings, needs="prepare")
-    print(step.train_retriever(ws, log=log, force=force))
+    with joined_team() as team:
+        keys = step.train_seeds(ws, seeds=seeds, team=team, log=log, force=force)
+        if not team.leads:
+            return
+    print(keys[0])
     _keep(ws, settings)
     _next(f"python cli.py build-index --run {run}")
 
@@ -165,6 +180,9 @@ def recommend(
     rerank: Annotated[
         str, typer.Option(help="auto: where it helped on validation; always: show its scores even so; never")
     ] = "auto",
+    towers_only: Annotated[
+        bool, typer.Option("--towers-only", help="with --all: one search in the index and no other source")
+    ] = False,
     users: UsersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -181,8 +199,8 @@ def recommend(
     part = _choice(Asked, split, "--split")
     if all_users and (wish.given or as_json):
         raise BadInput("--all recommends for every user, into a file: leave out --user, --history, --query and --json")
-    if not all_users and (users or part is not Asked.NEXT):
-        raise BadInput("--split and --users go with --all; one user is answered from the whole history")
+    if not all_users and (users or towers_only or part is not Asked.NEXT):
+        raise BadInput("--split, --users and --towers-only go with --all; one user is answered from the whole history")
     if not all_users:
         wish.check()
     if output is not None:
@@ -190,7 +208,9 @@ def recommend(
     ws, log = _open("recommend", run, None, needs="train-reranker")
     if all_users and output is not None:
         wanted = 100 if k is None else k
-        rows = export(ws, part, output, k=wanted, depth=depth, users=users, rerank=when, log=log)
+        rows = export(
+            ws, part, output, k=wanted, depth=depth, users=users, rerank=when, towers_only=towers_only, log=log
+        )
         print(f"{output}: {rows:,} rows")
         return
     answer(ws, wish, as_json=as_json)

@@ -13,10 +13,13 @@ from baselines.ease import Ease, EaseConfig
 from baselines.ials import IalsConfig, ImplicitAls
 from baselines.item_knn import ItemKnn, ItemKnnConfig
 from baselines.popularity import Popularity, RecentPopularity
+from baselines.sasrec import SasRec
 from baselines.transitions_text import TransitionsText, TransitionsTextConfig
 from data.schema import Histories, Holdout, Scores
 from eval.metrics import ndcg_at_k, relevance_of
 from retrieval.base import CandidateSource
+from retrieval.towers import SequenceConfig
+from retrieval.train import TrainConfig
 
 TUNING_DEPTH = 10
 
@@ -30,6 +33,11 @@ class BaselineKind(StrEnum):
     EASE = "ease"
     IALS = "ials"
     TRANSITIONS_TEXT = "transitions-text"
+    SASREC = "sasrec"
+    """trains for minutes, so it is fitted only where asked for"""
+
+
+QUICK = tuple(kind for kind in BaselineKind if kind is not BaselineKind.SASREC)
 
 
 class BaselinesConfig(BaseModel):
@@ -37,7 +45,7 @@ class BaselinesConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kinds: tuple[BaselineKind, ...] = Field(tuple(BaselineKind), description="baselines that are fitted")
+    kinds: tuple[BaselineKind, ...] = Field(QUICK, description="baselines that are fitted; sasrec trains for minutes")
     tuning_users: int = Field(5_000, ge=1, description="validation users that settings are chosen on, at most")
     recent_days: tuple[float, ...] = Field((7, 30, 90, 365), min_length=1, description="windows of recency, days")
     knn_history_decay: tuple[float, ...] = Field((0.5, 0.7, 0.9), min_length=1, description="see ItemKnnConfig")
@@ -46,6 +54,8 @@ class BaselinesConfig(BaseModel):
     ease_max_items: int = Field(20_000, ge=1, description="larger catalogs skip EASE")
     ials_factors: tuple[int, ...] = Field((64, 128), min_length=1, description="see IalsConfig")
     ials_alpha: tuple[float, ...] = Field((2.0, 10.0, 40.0), min_length=1, description="see IalsConfig")
+    sasrec_dropout: tuple[float, ...] = Field((0.2, 0.4), min_length=1, description="see SequenceConfig.hidden_dropout")
+    sasrec_budget_minutes: float = Field(60.0, gt=0, description="for each training of SASRec")
     text_weight: tuple[float, ...] = Field(
         (0.0, 0.025, 0.05, 0.1, 0.2, 0.4), min_length=1, description="see TransitionsTextConfig"
     )
@@ -61,6 +71,8 @@ class Task:
         text_vectors: (N, D) float32 of an untrained encoder, or None.
         config: what may be chosen.
         seed: of random starts and of the choice of tuning users.
+        validation: the users that settings are chosen on.
+        log: gets lines for people.
     """
 
     train: Histories
@@ -68,6 +80,8 @@ class Task:
     text_vectors: Scores | None
     config: BaselinesConfig
     seed: int
+    validation: Holdout
+    log: Callable[[str], None]
 
 
 Option = tuple[str, CandidateSource]
@@ -99,10 +113,10 @@ def fit_all(
         For each kind of the config, in its order, a fitted source or the reason why there is none.
     """
     config = config or BaselinesConfig()
-    task = Task(train, n_items, text_vectors, config, seed)
     if len(validation) > config.tuning_users:
         rng = np.random.default_rng(seed)
         validation = validation.take(np.sort(rng.choice(len(validation), config.tuning_users, replace=False)))
+    task = Task(train, n_items, text_vectors, config, seed, validation, log)
     fitted: list[CandidateSource | Skipped] = []
     for kind in config.kinds:
         fitted.append(found := _skipped(kind, task) or _best(BASELINES[kind](task), validation, log))
@@ -190,6 +204,20 @@ def _transitions_text(task: Task) -> Iterator[Option]:
         yield f"text weight {weight:g}", replace(fitted, config=settings)
 
 
+def _sasrec(task: Task) -> Iterator[Option]:
+    training = TrainConfig(seed=task.seed, budget_minutes=task.config.sasrec_budget_minutes)
+    for dropout in task.config.sasrec_dropout:
+        source = SasRec.fit(
+            task.train,
+            task.n_items,
+            SequenceConfig(text_dim=0, hidden_dropout=dropout),
+            validation=task.validation,
+            training=training,
+            log=lambda entry: task.log("  ".join(f"{key} {value}" for key, value in entry.items())),
+        )
+        yield f"dropout {dropout:g}", source
+
+
 BASELINES: dict[BaselineKind, Callable[[Task], Iterator[Option]]] = {
     BaselineKind.POPULARITY: _popularity,
     BaselineKind.RECENT_POPULARITY: _recent_popularity,
@@ -197,5 +225,6 @@ BASELINES: dict[BaselineKind, Callable[[Task], Iterator[Option]]] = {
     BaselineKind.EASE: _ease,
     BaselineKind.IALS: _ials,
     BaselineKind.TRANSITIONS_TEXT: _transitions_text,
+    BaselineKind.SASREC: _sasrec,
 }
 """Kind → its settings, fitted one after another as they are asked for."""

@@ -34,11 +34,14 @@ class Histories:
         item_rows: (R,) int64, all lists one after another.
         offsets: (B + 1,) int64; list b is `item_rows[offsets[b]:offsets[b + 1]]`.
         timestamps: (R,) int64 Unix seconds beside item_rows, `NO_TIME` where unknown; None without any time.
+        asked_at: (B,) int64 Unix seconds of the moment at which each list is asked what comes next, `NO_TIME`
+            where unknown; None for the end of the log.
     """
 
     item_rows: Rows
     offsets: Rows
     timestamps: Rows | None = None
+    asked_at: Rows | None = None
 
     NO_TIME = np.iinfo(np.int64).min
 
@@ -55,8 +58,14 @@ class Histories:
         lengths = np.concatenate([np.zeros(0, dtype=np.int64), *(part.lengths for part in parts)])
         rows = np.concatenate([np.zeros(0, dtype=np.int64), *(part.item_rows for part in parts)])
         times = [part.timestamps for part in parts if part.timestamps is not None]
+        asked = [part.asked_at for part in parts if part.asked_at is not None]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return cls(rows, offsets, np.concatenate(times) if times and len(times) == len(parts) else None)
+        return cls(
+            rows,
+            offsets,
+            np.concatenate(times) if times and len(times) == len(parts) else None,
+            np.concatenate(asked) if asked and len(asked) == len(parts) else None,
+        )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -78,7 +87,8 @@ class Histories:
         """The same lists with only the entries where `mask` (R,) is true."""
         kept = np.bincount(self.list_of_row[mask], minlength=len(self))
         offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
-        return Histories(self.item_rows[mask], offsets, None if self.timestamps is None else self.timestamps[mask])
+        times = None if self.timestamps is None else self.timestamps[mask]
+        return Histories(self.item_rows[mask], offsets, times, self.asked_at)
 
     def take(self, places: Rows) -> "Histories":
         """The lists at `places`, in that order."""
@@ -86,7 +96,16 @@ class Histories:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         entries = np.repeat(self.offsets[places] - offsets[:-1], lengths) + np.arange(offsets[-1])
         times = None if self.timestamps is None else self.timestamps[entries]
-        return Histories(self.item_rows[entries], offsets, times)
+        return Histories(
+            self.item_rows[entries], offsets, times, None if self.asked_at is None else self.asked_at[places]
+        )
+
+    def asked_after_last(self) -> "Histories":
+        """The same lists, each asked at the moment of its last item: when a log is replayed user by user."""
+        if self.timestamps is None or not len(self.item_rows):
+            return self
+        last = self.timestamps[np.maximum(self.offsets[1:] - 1, 0)]
+        return replace(self, asked_at=np.where(self.lengths > 0, last, self.NO_TIME))
 
     def last(self, count: int) -> Rows:
         """(B, count) int64: the last items of each list, most recent first, then NO_ITEM."""

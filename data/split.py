@@ -1,19 +1,17 @@
-"""A data set divided in time: what may be learnt from, and what is asked."""
+"""A data set divided in time or by items: what may be learnt from, and what is asked."""
 
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from data.cold import ColdItems, Mask
 from data.schema import Dataset, Histories, Holdout, Rows, Split
 from data.times import told
 from data.vocabulary import Vocabulary
 from store.errors import BadInput
-
-Mask = npt.NDArray[np.bool_]
 
 
 class SplitKind(StrEnum):
@@ -21,6 +19,7 @@ class SplitKind(StrEnum):
 
     LEAVE_ONE_OUT = "leave-one-out"
     TEMPORAL = "temporal"
+    COLD_ITEMS = "cold-items"
 
 
 class HeldOut(StrEnum):
@@ -38,7 +37,7 @@ class SplitConfig(BaseModel):
     kind: SplitKind = Field(
         SplitKind.LEAVE_ONE_OUT,
         description="leave-one-out: each user's last item is the test, the one before it validation; "
-        "temporal: one moment for all users",
+        "temporal: one moment for all users; cold-items: some items are unknown in training",
     )
     holdout: HeldOut = Field(
         HeldOut.TEST_AND_VALIDATION,
@@ -47,11 +46,28 @@ class SplitConfig(BaseModel):
     cut_time: int | None = Field(
         None, description="temporal: Unix seconds from which on everything is held out; unset: by test_share"
     )
-    test_share: float = Field(0.1, gt=0, lt=1, description="temporal without cut_time: share of rows from the cut on")
-    validation_share: float = Field(
-        0.1, gt=0, lt=1, description="temporal: share of the rows before the test that is for validation"
+    cold_items: int | None = Field(
+        None,
+        ge=1,
+        description="cold-items: how many items are for the test, by a hash of their id; unset: by test_share",
     )
-    min_history: int = Field(1, ge=1, description="temporal: users with fewer earlier interactions are not asked")
+    test_share: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="temporal without cut_time: share of rows from the cut on; cold-items without cold_items: share of "
+        "the catalog",
+    )
+    validation_share: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="temporal: share of the rows before the test that is for validation; cold-items: share of the "
+        "items that are not for the test",
+    )
+    min_history: int = Field(
+        1, ge=1, description="temporal, cold-items: users of whom fewer interactions are known are not asked"
+    )
 
 
 class SplitReport(BaseModel):
@@ -64,7 +80,7 @@ class SplitReport(BaseModel):
     validation_users: int = Field(description="users asked in validation")
     test_users: int = Field(description="users asked in the test")
     users_without_history: dict[str, int] = Field(
-        description="part → users not asked, with fewer than min_history earlier interactions (cold users)"
+        description="part → users not asked, with fewer than min_history known interactions (cold users)"
     )
     users_without_new_items: dict[str, int] = Field(
         description="part → users not asked, since all they took later they already had"
@@ -101,8 +117,13 @@ def split_with_report(dataset: Dataset, config: SplitConfig) -> tuple[Split, Spl
     Temporal: everything that a user with enough history takes within a window of time is a target, once, unless it is
     in the history. Interactions without time are in no part.
 
+    Cold items: the items of `held_out_items` are out of training with all their interactions. In validation a user
+    is asked for those that are for validation, knowing the warm ones; in the test for those of the test, knowing
+    all others. A history is a set here: what was taken after a target is in it, too, and no order is needed.
+
     Raises:
-        BadInput: for a temporal split without times, or with a cut that leaves a part empty.
+        BadInput: for a temporal split without times, a cut that leaves a part empty, or more cold items than there
+            are; for a cold-items split of a log that has in it what was to be taken away beforehand.
     """
     split, tally = _divide(dataset, config)
     cold = cold_items(split, len(dataset.catalog))
@@ -121,6 +142,16 @@ def split_with_report(dataset: Dataset, config: SplitConfig) -> tuple[Split, Spl
         test_from=None if tally.test_from is None else told(tally.test_from),
     )
     return split, report
+
+
+def held_out_items(items: Vocabulary, config: SplitConfig) -> ColdItems:
+    """Which items a split of kind cold-items holds out.
+
+    Raises:
+        BadInput: when no item is left to learn from.
+    """
+    test = config.cold_items or _count(len(items), config.test_share)
+    return ColdItems.drawn(items, test=test, validation=_count(len(items) - test, config.validation_share))
 
 
 def next_holdout(dataset: Dataset) -> Holdout:
@@ -147,6 +178,9 @@ def _divide(dataset: Dataset, config: SplitConfig) -> tuple[Split, _Tally]:
     tally = _Tally({}, {})
     if config.kind == SplitKind.TEMPORAL:
         return _temporal(dataset.interactions, config, tally), tally
+    if config.kind == SplitKind.COLD_ITEMS:
+        cold = held_out_items(dataset.catalog.vocabulary, config)
+        return _cold_items(dataset.interactions, cold, config, tally), tally
     return _leave_one_out(dataset.interactions, config), tally
 
 
@@ -167,7 +201,8 @@ def _leave_one_out(log: Histories, config: SplitConfig) -> Split:
 def _asked(log: Histories, part: str, left: Rows, held: int, who: Mask) -> Holdout:
     """The users `who` (U,) are asked for the interaction that `held` others follow, knowing all before it."""
     users = np.flatnonzero(who).astype(np.int64)
-    return Holdout(part, users, log.keep(left > held).take(users), log.keep(left == held).take(users))
+    known = log.keep(left > held).take(users).asked_after_last()
+    return Holdout(part, users, known, log.keep(left == held).take(users))
 
 
 def _temporal(log: Histories, config: SplitConfig, tally: _Tally) -> Split:
@@ -204,6 +239,32 @@ def _temporal(log: Histories, config: SplitConfig, tally: _Tally) -> Split:
     )
 
 
+def _cold_items(log: Histories, cold: ColdItems, config: SplitConfig, tally: _Tally) -> Split:
+    train = log.keep(cold.warm[log.item_rows])
+    if not len(train.item_rows):
+        raise BadInput(
+            f"none of the {len(log.item_rows):,} interactions is with one of the {int(cold.warm.sum()):,} warm items: "
+            "there is nothing to learn from; give more interactions or hold out fewer items"
+        )
+    for_test = cold.test[log.item_rows]
+    only_validation = config.holdout == HeldOut.VALIDATION
+    if only_validation and for_test.any():
+        raise BadInput(
+            f"split.holdout=validation says that the test was taken away beforehand, but {int(for_test.sum()):,} "
+            f"interactions are with its {int(cold.test.sum()):,} items: use test-and-validation"
+        )
+    for_validation = log.keep(cold.validation[log.item_rows])
+    validation = _questions("validation", train, for_validation, min_history=config.min_history, tally=tally)
+    if only_validation:
+        return Split(train, validation, _empty("test", log))
+    test = _questions("test", log.keep(~for_test), log.keep(for_test), min_history=config.min_history, tally=tally)
+    return Split(train, validation, test)
+
+
+def _count(total: int, share: float) -> int:
+    return max(round(total * share), 1)
+
+
 def _cut(times: Rows, share: float) -> int:
     """The moment from which on the last `share` of sorted `times` lies; all rows of that very moment go with it."""
     return int(times[min(int(len(times) * (1 - share)), len(times) - 1)])
@@ -213,8 +274,12 @@ def _window(log: Histories, part: str, start: int, end: int | None, *, min_histo
     """All users with something new to them in [start, end), knowing everything before `start`."""
     times = log.timestamps
     assert times is not None
-    past = log.keep(times < start)
     later = log.keep((times >= start) & ((times < end) if end is not None else True))
+    return _questions(part, log.keep(times < start), later, min_history=min_history, tally=tally)
+
+
+def _questions(part: str, past: Histories, later: Histories, *, min_history: int, tally: _Tally) -> Holdout:
+    """All users whose list in `later` has something that is not in `past`, which is what is known of them."""
     new = later.keep(~_known(later, past))
     new = new.keep(_first_of_its_kind(new))
     enough, active = past.lengths >= min_history, later.lengths > 0

@@ -32,6 +32,8 @@ def _view(report: Report, intervals: dict[str, Interval]) -> dict[str, Any]:
         "warning": _warning(report),
         "verdicts": _verdicts(report),
         "systems": _systems_table(report, intervals),
+        "contributions": _contributions_table(report),
+        "together": f"{report.contributions[0].test.ours:.4f}" if report.contributions else "",
         "columns": [metric_words(name) for name in _COLUMNS],
         "everything": _full_table(report),
         "ks": KS,
@@ -96,6 +98,21 @@ def _systems_table(report: Report, intervals: dict[str, Interval]) -> list[dict[
         ]
         rows.append({"name": system.name, "note": system.note, "role": system.role.value, "cells": cells})
     return rows
+
+
+def _contributions_table(report: Report) -> list[dict[str, str]]:
+    return [
+        {
+            "source": found.source,
+            "alone": f"{found.alone:.4f}",
+            "without": f"{found.test.theirs:.4f}",
+            "adds": f"{found.test.difference:+.4f}".replace("-", "−"),
+            "range": f"{found.test.low:+.4f} to {found.test.high:+.4f}".replace("-", "−"),
+            "symbol": symbol(found.test.verdict),
+            "verdict": found.test.verdict.value,
+        }
+        for found in report.contributions
+    ]
 
 
 def _cell(name: str, value: float | None) -> str:

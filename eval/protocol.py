@@ -1,4 +1,4 @@
-"""One way of scoring for every system: the full catalog, every user of the holdout, nobody left out."""
+"""One way of scoring for every system: all candidates, every user of the holdout, nobody left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from data.schema import NO_ITEM, Candidates, Histories, Holdout, Rows
 from eval.metrics import KS, PerUser, membership, metrics_of, relevance_of
-from eval.slices import Slice, slices_of
+from eval.slices import Mask, Slice, slices_of
 from store.errors import BadInput
 
 BEYOND_ACCURACY_AT = 10
@@ -65,27 +65,34 @@ class Evaluation:
     slices: Mapping[str, Slice]
 
 
-def evaluate(candidates: Candidates, holdout: Holdout, stats: CatalogStats) -> Evaluation:
+def evaluate(candidates: Candidates, holdout: Holdout, stats: CatalogStats, *, among: Rows | None = None) -> Evaluation:
     """Score the ranked lists `candidates`, list b for user b of `holdout`.
 
     A metric at k is left out where k is deeper than the lists, unless every list ended by itself.
 
+    Args:
+        among: the item rows that a list could name where these are not the whole catalog, such as the cold items
+            alone; coverage is then the share of these.
+
     Raises:
         BadInput: when the holdout has no user.
-        ValueError: when lists cannot be scored (see `eval.metrics.relevance_of`) or name unknown rows.
+        ValueError: when lists cannot be scored (see `eval.metrics.relevance_of`), name unknown rows or others than
+            `among`, or when a target is not among them.
     """
     if not len(holdout):
         raise BadInput(
             f"the {holdout.part} part of this split has no user: there is nothing to evaluate. "
             "A user needs at least two interactions to be tested and three to be validated"
         )
-    _refuse_unknown_rows(candidates, holdout, len(stats))
+    pool = np.ones(len(stats), dtype=np.bool_) if among is None else np.isin(np.arange(len(stats)), among)
+    _refuse_unknown_rows(candidates, holdout, pool)
     relevance = relevance_of(candidates, holdout.targets)
-    ks = _ks_within(candidates, len(stats))
+    n_items = int(pool.sum())
+    ks = _ks_within(candidates, n_items)
     per_user = metrics_of(relevance, holdout.targets.lengths, ks=ks)
     metrics = {name: float(values.mean()) for name, values in per_user.items()}
     if BEYOND_ACCURACY_AT in ks:
-        metrics |= _beyond_accuracy(candidates.head(BEYOND_ACCURACY_AT), holdout.histories, stats)
+        metrics |= _beyond_accuracy(candidates.head(BEYOND_ACCURACY_AT), holdout.histories, stats, n_items)
     return Evaluation(
         part=holdout.part,
         users=len(holdout),
@@ -109,17 +116,17 @@ def _ks_within(candidates: Candidates, n_items: int) -> tuple[int, ...]:
     return tuple(k for k in KS if complete or k <= candidates.depth)
 
 
-def _beyond_accuracy(shown: Candidates, histories: Histories, stats: CatalogStats) -> dict[str, float]:
+def _beyond_accuracy(shown: Candidates, histories: Histories, stats: CatalogStats, n_items: int) -> dict[str, float]:
     """Of the first 10 places of every list, which users without candidates have no part in.
 
-    coverage: share of the catalog that is shown to anybody. novelty: mean −log2 of the share of training
+    coverage: share of the candidates that is shown to anybody. novelty: mean −log2 of the share of training
     users who took the shown item (Zhou et al. 2010, PNAS 107, "Solving the apparent diversity-accuracy
     dilemma"), averaged over each list, then over users; an item that nobody took counts as taken once, so
     that it stays finite. repeat: share of the shown places that repeat an item of the user's history.
     """
     present = shown.present
     served = present.any(axis=1)
-    found = {"coverage@10": len(np.unique(shown.item_rows[present])) / len(stats)}
+    found = {"coverage@10": len(np.unique(shown.item_rows[present])) / n_items}
     if served.any():
         surprise = -np.log2(np.clip(stats.train_popularity, 1, stats.train_users) / stats.train_users)  # (N,)
         found["novelty@10"] = _mean_of_lists(surprise[shown.item_rows[served]], present[served])
@@ -132,13 +139,19 @@ def _mean_of_lists(values: npt.NDArray[np.float64], present: npt.NDArray[np.bool
     return float((np.where(present, values, 0.0).sum(axis=1) / present.sum(axis=1)).mean())
 
 
-def _refuse_unknown_rows(candidates: Candidates, holdout: Holdout, n_items: int) -> None:
+def _refuse_unknown_rows(candidates: Candidates, holdout: Holdout, pool: Mask) -> None:
     for where, rows in (("candidates", candidates.item_rows), ("targets", holdout.targets.item_rows)):
-        beyond = (rows >= n_items) | (rows < NO_ITEM)
+        beyond = (rows >= len(pool)) | (rows < NO_ITEM)
         if where == "targets":
             beyond |= rows == NO_ITEM
         if beyond.any():
             raise ValueError(
-                f"{int(beyond.sum())} {where} name rows outside the catalog of {n_items} items, "
+                f"{int(beyond.sum())} {where} name rows outside the catalog of {len(pool)} items, "
                 f"such as {int(rows[beyond][0])}"
+            )
+        stray = ~pool[rows] & (rows != NO_ITEM)
+        if stray.any():
+            raise ValueError(
+                f"{int(stray.sum())} {where} are not among the {int(pool.sum())} items to choose from, "
+                f"such as row {int(rows[stray][0])}"
             )

@@ -10,11 +10,11 @@ import polars as pl
 
 from data.schema import USER_ID
 from eval.page import render
-from eval.results import MAIN_METRIC, Comparison, Fit, Report, Role, System
+from eval.results import MAIN_METRIC, Comparison, Contribution, Fit, Report, Role, System
 from eval.significance import Interval
 from store.artifacts import atomic_write
 
-__all__ = ["Comparison", "Fit", "Report", "Role", "System", "write_report"]
+__all__ = ["Comparison", "Contribution", "Fit", "Report", "Role", "System", "write_report"]
 
 FORMAT = 1
 SYSTEM = "system"
@@ -47,6 +47,7 @@ def as_json(report: Report, intervals: dict[str, Interval]) -> dict[str, Any]:
         "counts": dict(report.counts),
         "systems": [_system_as_json(system, intervals[system.name]) for system in report.ranked],
         "comparisons": [asdict(comparison) for comparison in report.comparisons],
+        "contributions": [asdict(contribution) for contribution in report.contributions],
         "ceiling": {f"recall@{depth}": value for depth, value in sorted(report.ceiling.items())},
         "cost": dict(report.cost),
         "left_out": dict(report.left_out),

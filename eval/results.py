@@ -56,6 +56,21 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Contribution:
+    """What one source of candidates is worth by the main metric.
+
+    Attributes:
+        source: its name, or that of a group of sources.
+        alone: the metric of the candidates in its own order.
+        test: all sources together against all but this one, weighed anew.
+    """
+
+    source: str
+    alone: float
+    test: PairedTest
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything that a reader is told.
 
@@ -66,6 +81,7 @@ class Report:
         user_ids: n public ids in the order of every `per_user` array.
         systems: judged on the same users, names distinct.
         comparisons: the first is the one that the page leads with.
+        contributions: of the sources of the first stage.
         counts: of the data, such as users, items, training interactions, targets.
         ceiling: depth → recall of the candidates, which no reranker of so many can exceed.
         cost: what it took, in words with the unit → figure.
@@ -80,6 +96,7 @@ class Report:
     user_ids: Sequence[str]
     systems: Sequence[System]
     comparisons: Sequence[Comparison] = ()
+    contributions: Sequence[Contribution] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     ceiling: Mapping[int, float] = field(default_factory=dict)
     cost: Mapping[str, float | int | str] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """A weighted sum of score columns, fitted so that what a user took next comes first."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -26,7 +26,7 @@ LOG_FLOOR = 0.01
 
 @dataclass(frozen=True)
 class LinearFusion:
-    """Non-negative weights over named sources of Candidates.
+    """Weights over named sources of Candidates.
 
     Attributes:
         transforms: source → how its scores become a column.
@@ -53,13 +53,15 @@ class LinearFusion:
         targets: Histories,
         transforms: Mapping[str, Transform],
         *,
+        signed: Collection[str] = (),
         l2: float = 1e-3,
     ) -> "LinearFusion":
         """Minimises the listwise softmax loss of the targets among their own candidates.
 
         Users whose targets were not retrieved teach nothing here (they still count as misses in every
         evaluation). Columns are scaled to unit variance inside, so that `l2` means the same for each.
-        A constant column gets 0. Without a single retrieved target all others are equal after scaling.
+        A constant column gets 0. Without a single retrieved target all others are equal after scaling,
+        and those in `signed`, which may get a negative weight, 0.
         """
         typical = {name: typical_score(candidates, name) for name in transforms}
         columns = np.stack(
@@ -72,9 +74,10 @@ class LinearFusion:
         spread = np.where(varies, spread, 1.0)
         relevant = targets_among(candidates, targets)
         usable = relevant.any(axis=1)
-        weights = np.ones(columns.shape[2])
+        free = np.array([name in signed for name in transforms])
+        weights = np.where(free, 0.0, 1.0)
         if usable.any():
-            weights = _fit_listwise(columns[usable] / spread, present[usable], relevant[usable], l2)
+            weights = _fit_listwise(columns[usable] / spread, present[usable], relevant[usable], free=free, l2=l2)
         weights = np.where(varies, weights / spread, 0.0)
         return cls(dict(transforms), dict(zip(transforms, weights.tolist(), strict=True)), typical)
 
@@ -121,6 +124,8 @@ def _fit_listwise(
     columns: npt.NDArray[np.floating],
     present: npt.NDArray[np.bool_],
     relevant: npt.NDArray[np.bool_],
+    *,
+    free: npt.NDArray[np.bool_],
     l2: float,
 ) -> npt.NDArray[np.float64]:
     share = relevant / relevant.sum(axis=1, keepdims=True)  # (B, K)
@@ -137,6 +142,7 @@ def _fit_listwise(
         expected = np.einsum("bk,bkf->f", mass / total, columns) / n_users
         return float(loss), expected - expected_relevant + 2 * l2 * weights
 
-    start = np.full(n_columns, 1.0 / n_columns)
-    fitted = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * n_columns)
+    start = np.where(free, 0.0, 1.0 / n_columns)
+    bounds = [(None if signed else 0, None) for signed in free]
+    fitted = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds)
     return np.asarray(fitted.x, dtype=np.float64)

@@ -21,13 +21,13 @@ from data.vocabulary import Vocabulary
 from eval.protocol import CatalogStats, candidate_recall, evaluate
 from eval.report import write_report
 from eval.results import Comparison, Fit, Report, Role, System
+from pipeline.contributions import TOWERS, JudgedSources, judge_sources
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import base_text_vectors, open_retriever
 from pipeline.workspace import FitKind, Workspace
 from recommend.recommender import Ranked, Recommender
 from recommend.release import Stages, load_reranker
-from retrieval.base import CandidateSource
-from retrieval.retriever import TOWERS, TRANSITIONS
+from retrieval.retriever import TEXT, TRANSITIONS
 from store.errors import BadInput
 
 TANDEM, RETRIEVAL = "tandem", "retrieval only"
@@ -80,23 +80,27 @@ def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
     log.say(f"{options.part}: {len(asked):,} users, the whole catalog of {len(stats):,} items")
     started = time.perf_counter()
     # Asked for as `recommend --all` asks: a deeper union would be judged, but never served.
-    retrieved = recommender.retrieve(asked.histories, max(min(DEPTH, len(stats)), recommender.config.candidates))
+    served = max(min(DEPTH, len(stats)), recommender.config.candidates)
+    retrieved = recommender.retrieve(asked.histories, served)
     retrieval_ms = (time.perf_counter() - started) * 1000 / len(asked)
     started = time.perf_counter()
     ranked = recommender.rerank(retrieved, asked.histories)
     rerank_ms = (time.perf_counter() - started) * 1000 / len(asked)
-    systems = _our_systems(recommender, ranked, asked, stats)
+    log.say("judging each source of the first stage")
+    exclude_known = recommender.config.exclude_known
+    sources = judge_sources(
+        recommender.retriever,
+        asked,
+        validation=ws.selectors,
+        served=served,
+        depth=DEPTH,
+        exclude_known=exclude_known,
+    )
+    systems = _our_systems(recommender, ranked, sources, asked, stats)
     left_out: dict[str, str] = {}
     if options.baselines:
-        for source in _baselines(ws, log):
-            if isinstance(source, Skipped):
-                left_out[source.name] = source.reason
-                continue
-            log.say(f"judging {source.name}")
-            judged = evaluate(
-                source.candidates(asked.histories, DEPTH, exclude_known=recommender.config.exclude_known), asked, stats
-            )
-            systems.append(System(source.name, Role.BASELINE, judged))
+        judged, left_out = _judged_baselines(ws, asked, stats, exclude_known=exclude_known, log=log)
+        systems += judged
     return Report(
         title=f"{ws.run.root.name}: {options.part}",
         fit=Fit.EVALUATION,
@@ -104,6 +108,7 @@ def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
         user_ids=[ws.dataset.users.ids[row] for row in asked.user_rows],
         systems=systems,
         comparisons=_comparisons(systems),
+        contributions=sources.contributions,
         counts=_counts(ws, asked),
         ceiling=candidate_recall(ranked.retrieved.head(DEPTH), asked.targets),
         cost=_cost(ranked, retrieval_ms, rerank_ms),
@@ -152,24 +157,32 @@ def _asked(ws: Workspace, options: EvaluationOptions) -> Holdout:
     return drawn_by_hash(ws.dataset.users, asked, options.users)
 
 
-def _our_systems(recommender: Recommender, ranked: Ranked, asked: Holdout, stats: CatalogStats) -> list[System]:
+def _our_systems(
+    recommender: Recommender, ranked: Ranked, sources: JudgedSources, asked: Holdout, stats: CatalogStats
+) -> list[System]:
     systems = []
     reranked, retrieved = ranked.reranked.head(DEPTH), ranked.retrieved.head(DEPTH)
-    everything = recommender.retrieve(asked.histories, 2 * recommender.retriever.config.per_source)
     if recommender.reranker is not None:
         words = f"both stages, {ranked.depth} reranked" if ranked.depth else "both stages; the second has weight 0"
         systems.append(System(TANDEM, Role.OURS, evaluate(reranked, asked, stats), words))
     role = Role.STAGE if systems else Role.OURS
     systems.append(System(RETRIEVAL, role, evaluate(retrieved, asked, stats), "all sources fused"))
-    for source, words in ((TOWERS, "one search in the index"), (TRANSITIONS, "counts alone")):
-        alone = everything.ranked_by(everything.sources[source]).head(DEPTH)
-        systems.append(System(f"{source} alone", Role.STAGE, evaluate(alone, asked, stats), words))
+    kinds = dict.fromkeys(map(str, recommender.retriever.towers.kinds), "a part of that search")
+    notes = {TOWERS: "one search in the index", **kinds, TRANSITIONS: "counts alone", TEXT: "nothing trained"}
+    systems += [
+        System(f"{name} alone", Role.STAGE, evaluate(sources.alone[name], asked, stats), note)
+        for name, note in notes.items()
+        if name in sources.alone
+    ]
     return systems
 
 
-def _baselines(ws: Workspace, log: RunLog) -> list[CandidateSource | Skipped]:
+def _judged_baselines(
+    ws: Workspace, asked: Holdout, stats: CatalogStats, *, exclude_known: bool, log: RunLog
+) -> tuple[list[System], dict[str, str]]:
+    """Those that could be fitted, and why the others could not."""
     log.say("fitting the baselines, their settings chosen on group B's validation items")
-    return fit_all(
+    fitted = fit_all(
         ws.split.train,
         ws.selectors,
         len(ws.dataset.catalog),
@@ -177,6 +190,15 @@ def _baselines(ws: Workspace, log: RunLog) -> list[CandidateSource | Skipped]:
         config=ws.config.baselines,
         log=log.say,
     )
+    systems, left_out = [], {}
+    for baseline in fitted:
+        if isinstance(baseline, Skipped):
+            left_out[baseline.name] = baseline.reason
+            continue
+        log.say(f"judging {baseline.name}")
+        found = baseline.candidates(asked.histories, DEPTH, exclude_known=exclude_known)
+        systems.append(System(baseline.name, Role.BASELINE, evaluate(found, asked, stats)))
+    return systems, left_out
 
 
 def _comparisons(systems: list[System]) -> list[Comparison]:
@@ -199,8 +221,10 @@ def _split_in_words(ws: Workspace, options: EvaluationOptions, asked: Holdout) -
             Part.VALIDATION: "leave one out: the item before each user's last, asked of group B, 20 % of users by hash",
             Part.TEST: "leave one out: each user's last item",
         }[options.part]
-    else:
+    elif ws.config.split.kind is SplitKind.TEMPORAL:
         words = "global temporal: everything that users with a history took after one moment"
+    else:
+        words = f"cold items: what users took of items that are unknown in training, those for {options.part}"
     return words + (f"; {len(asked):,} users drawn by hash" if options.users else "")
 
 

@@ -1,5 +1,6 @@
 """Recommendations for many users as a Parquet file that any judge can read."""
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from data.schema import ITEM_ID, RANK, SCORE, USER_ID, Candidates, Holdout
-from data.split import next_holdout
+from data.split import HeldOut, SplitKind, next_holdout
 from pipeline.evaluate import drawn_by_hash, evaluation_recommender
 from pipeline.run_log import RunLog
 from pipeline.workspace import Workspace
@@ -28,17 +29,29 @@ class Asked(StrEnum):
 
 
 def export(
-    ws: Workspace, asked: Asked, path: Path, *, k: int, depth: int | None, users: int, rerank: Rerank, log: RunLog
+    ws: Workspace,
+    asked: Asked,
+    path: Path,
+    *,
+    k: int,
+    depth: int | None,
+    users: int,
+    rerank: Rerank,
+    towers_only: bool,
+    log: RunLog,
 ) -> int:
     """Writes user_id, item_id, rank (from 1) and score, k rows a user; returns the number of rows.
 
     `validation` and `test` use the evaluation fit, and histories that end before the held-out item;
     `next` uses what is published, and whole histories.
 
+    Args:
+        towers_only: one search in the index, without the other sources and the reranker.
+
     Raises:
         BadInput: when the part has no users, or k exceeds the catalog.
     """
-    recommender = _recommender(ws, asked, with_reranker=rerank is not Rerank.NEVER)
+    recommender = _recommender(ws, asked, with_reranker=rerank is not Rerank.NEVER and not towers_only)
     recommender.check_k(k)
     holdout = _holdout(ws, asked, recommender)
     if not len(holdout):
@@ -47,8 +60,12 @@ def export(
     parts = []
     for start in range(0, len(holdout), USERS_AT_ONCE):
         part = holdout.take(np.arange(start, min(start + USERS_AT_ONCE, len(holdout))))
-        ranked = recommender.rank(part.histories, candidates=max(k, recommender.config.candidates), depth=depth)
-        parts.append(_rows(recommender, part, ranked.reranked.head(k)))
+        if towers_only:
+            found = recommender.retriever.search(part.histories, k)
+        else:
+            candidates = max(k, recommender.config.candidates)
+            found = recommender.rank(part.histories, candidates=candidates, depth=depth).reranked.head(k)
+        parts.append(_rows(recommender, part, found))
         log.say(f"{start + len(part):,} of {len(holdout):,} users")
     frame = pl.concat(parts)
     atomic_write(path, _parquet(frame))
@@ -66,7 +83,10 @@ def check_output(path: Path) -> None:
 def _holdout(ws: Workspace, asked: Asked, recommender: Recommender) -> Holdout:
     if asked is Asked.NEXT:
         # The data of the release, which a later prepare may have moved away from.
-        return next_holdout(recommender.dataset)
+        holdout = next_holdout(recommender.dataset)
+        # Where the test items were taken away, `next` stands for them: each user is asked then and there, not now.
+        replayed = ws.config.split.kind is SplitKind.LEAVE_ONE_OUT and ws.config.split.holdout is HeldOut.VALIDATION
+        return replace(holdout, histories=holdout.histories.asked_after_last()) if replayed else holdout
     return ws.split.validation if asked is Asked.VALIDATION else ws.split.test
 
 

@@ -1,19 +1,22 @@
-"""How long a quickstart will take on this machine, from the data's size and two short probes."""
+"""How long a quickstart will take on this machine, from the data's size and three short probes."""
 
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from pipeline.workspace import Workspace
 from retrieval.encode import encode_texts, load_encoder
-from retrieval.train import FULL_SOFTMAX_ITEMS
+from retrieval.fused_softmax import fused_softmax_loss
+from retrieval.hardware import computes_bfloat16, device
+from retrieval.objective import samples_softmax
+from retrieval.towers import SequenceConfig, TowerConfig
 
 PROBE_TEXTS = 192
+PROBE_POSITIONS, PROBE_ITEMS = 512, 8192
 USUAL_EPOCHS = 6
 """Early stopping ends most trainings there."""
-SOFTMAX_SHARE = 0.35
-"""Share of a plain matrix product's speed that a training step reaches."""
 RERANK_SECONDS_PER_TOKEN_FLOP = 2.5
 """Time of a packed forward pass over that of its matrix products alone."""
 
@@ -38,12 +41,7 @@ class Forecast:
 def forecast(ws: Workspace, *, evaluation_users: int) -> Forecast:
     """Measures this machine for a few seconds and multiplies; good to a factor of two."""
     items, users = len(ws.dataset.catalog), len(ws.dataset.users)
-    positions = max(len(ws.split.train.item_rows) - users, 0)
     flops = _matrix_flops()
-    softmax_items = items if items <= FULL_SOFTMAX_ITEMS else ws.config.retriever.train.sampled_items
-    width = ws.config.retriever.towers.text_dim + ws.config.retriever.towers.residual_dim
-    epochs = min(USUAL_EPOCHS, ws.config.retriever.train.epochs)
-    towers = 6.0 * positions * softmax_items * width * epochs / (flops * SOFTMAX_SHARE) / 60
     asked = min(evaluation_users or users, users)
     tokens = ws.config.reranker.depth * 20 + 150
     reranked = min(len(ws.selectors), ws.config.reranker.fusion_users) + asked
@@ -55,11 +53,42 @@ def forecast(ws: Workspace, *, evaluation_users: int) -> Forecast:
     return Forecast(
         {
             "reading the catalog": items / _texts_per_second(ws) / 60,
-            "towers": min(towers, ws.config.retriever.train.budget_minutes),
+            "towers": min(_tower_minutes(ws), ws.config.retriever.train.budget_minutes),
             "reranker": ws.config.reranker.train.budget_minutes + reading / 2,
             "baselines": ease + users * 4e-5 * len(ws.config.baselines.kinds),
             "evaluation": reading / 2 + asked * 2e-5,
         }
+    )
+
+
+def tower_operations(config: TowerConfig, *, positions: int, items: int) -> float:
+    """Multiplications and additions of the usual training of all copies of one kind.
+
+    Args:
+        positions: in one pass.
+        items: against which each is held.
+    """
+    width = config.width
+    # Forward, and backward to both factors: three products of two operations a weight.
+    a_position = 6.0 * items * width
+    if isinstance(config, SequenceConfig):
+        # A block has 12 width² weights: 4 in attention, 8 in the feed-forward.
+        a_position += 6.0 * 12 * config.layers * width**2
+    return config.copies * min(USUAL_EPOCHS, config.epochs) * positions * a_position
+
+
+def _tower_minutes(ws: Workspace) -> float:
+    """Of all towers, without regard to their budget."""
+    train = ws.split.train
+    counts = np.bincount(train.item_rows, minlength=len(ws.dataset.catalog))
+    settings = ws.config.retriever
+    items = settings.train.sampled_items if samples_softmax(counts) else int((counts > 0).sum())
+    positions = max(len(train.item_rows) - int((train.lengths > 0).sum()), 0)
+    return sum(
+        tower_operations(config, positions=positions, items=items)
+        / _softmax_flops(config.width, low_precision=computes_bfloat16(settings.train.precision))
+        / 60
+        for config in settings.towers.values()
     )
 
 
@@ -71,6 +100,23 @@ def _matrix_flops() -> float:
     for _ in range(times):
         left @ right
     return times * 2 * 512 * 256 * 8192 / (time.perf_counter() - started)
+
+
+def _softmax_flops(width: int, *, low_precision: bool) -> float:
+    """Operations per second of a training step's softmax, most of the work of training, with its gradient."""
+    at = device()
+    users = torch.randn(PROBE_POSITIONS, width, device=at, requires_grad=True)
+    items = torch.randn(PROBE_ITEMS, width, device=at, requires_grad=True)
+    targets = torch.zeros(PROBE_POSITIONS, dtype=torch.int64, device=at)
+    started, times = 0.0, 4
+    for time_around in range(times + 1):
+        if time_around == 1:  # the first warms up
+            started = time.perf_counter()
+        # Reading the loss waits for the device.
+        loss = fused_softmax_loss(users, items, targets, low_precision=low_precision)
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss.item()
+    return times * 6 * PROBE_POSITIONS * PROBE_ITEMS * width / (time.perf_counter() - started)
 
 
 def _texts_per_second(ws: Workspace) -> float:

@@ -1,31 +1,68 @@
 """The first stage, trained and kept as an artifact."""
 
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data.schema import Histories, Holdout, Scores
 from index.faiss_index import FlatIndex
 from pipeline.run_log import RunLog
 from pipeline.workspace import FitKind, Workspace
+from retrieval.checkpoint import Checkpoints
+from retrieval.distributed import ALONE, Team
 from retrieval.encode import encode_texts, load_encoder
 from retrieval.fit import FittedRetriever, fit_retriever
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
 from retrieval.retriever import Retriever
+from retrieval.trackers import TrackerConfig, told_to, tracker
 from store.artifacts import Verify, artifact_key
 
+UNFINISHED = "unfinished"
 
-def train_retriever(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION, force: bool = False) -> str:
-    """Trains unless exactly this retriever is already there; returns its key."""
-    with ws.run.lock():
-        key = ws.retriever_key(fit)
-        if _is_whole(ws, key) and not force:
+
+def train_seeds(ws: Workspace, *, seeds: int, team: Team, log: RunLog, force: bool = False) -> list[str]:
+    """Trains from several seeds, the config's first, and tells mean and spread; returns the keys.
+
+    The first is the run's own; the others stay beside it as artifacts, for whoever asks how much is chance.
+    """
+    keys, figures = [], []
+    for offset in range(seeds):
+        train = ws.config.retriever.train
+        seeded = train.model_copy(update={"seed": train.seed + offset})
+        retriever = ws.config.retriever.model_copy(update={"train": seeded})
+        part = replace(ws, config=ws.config.model_copy(update={"retriever": retriever}))
+        keys.append(train_retriever(part, log=log, force=force, team=team))
+        figures.append(read_card(ws.run.artifact("retriever", keys[-1])).validation_ndcg10)
+    if seeds > 1 and team.leads:
+        log.record({"event": "seeds", "validation_ndcg@10": figures, "mean": float(np.mean(figures))})
+    return keys
+
+
+def train_retriever(
+    ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION, force: bool = False, team: Team = ALONE
+) -> str:
+    """Trains unless exactly this retriever is already there; returns its key.
+
+    Of a team only the leader locks the run and writes to it.
+    """
+    key = ws.retriever_key(fit)
+    with ws.run.lock() if team.leads else nullcontext():
+        if team.from_leader(lambda: float(_is_whole(ws, key) and not force)):
             log.say(f"the retriever of these settings and data is already made ({key}); --force trains it again")
             return key
-        vectors = base_text_vectors(ws, log=log)
-        fitted = _fit(ws, vectors, fit=fit, log=log)
+        if team.leads:
+            base_text_vectors(ws, log=log)
+            if force:
+                shutil.rmtree(ws.run.root / UNFINISHED, ignore_errors=True)
+        team.wait()
+        fitted = _fit(ws, base_text_vectors(ws, log=log), fit=fit, log=log, team=team)
+        if not team.leads:
+            team.wait()
+            return key
         vectors_key = _text_vectors_key(ws)
         if fitted.encoder is not None:
             vectors_key = ws.run.write_artifact(
@@ -38,6 +75,8 @@ def train_retriever(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUA
             ws.retriever_made_from(fit),
             lambda folder: save_retriever(folder, fitted, text_vectors=vectors_key),
         )
+        shutil.rmtree(ws.run.root / UNFINISHED, ignore_errors=True)
+        team.wait()
     log.record({"event": "retriever", "key": made, "fit": fit.value})
     return made
 
@@ -70,7 +109,7 @@ def open_retriever(ws: Workspace, fit: FitKind) -> Retriever:
     return load_retriever(folder, text_vectors=vectors, index=FlatIndex)
 
 
-def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog) -> FittedRetriever:
+def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Team) -> FittedRetriever:
     settings = ws.config.retriever
 
     def encoder() -> Any:
@@ -78,23 +117,33 @@ def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog) -> Fitted
         full = settings.encoder.model_copy(update={"precision": "float32"})
         return load_encoder(ws.encoder.path_or_id, full, revision=ws.encoder.revision)
 
-    torch.manual_seed(settings.train.seed)
     if fit is FitKind.EVALUATION:
         train, validation, recipe = ws.split.train, ws.selectors, None
     else:
         train, validation = ws.dataset.interactions, nobody(ws.dataset.interactions)
         recipe = read_recipe(evaluation_folder(ws))
-    return fit_retriever(
-        train,
-        ws.dataset.catalog,
-        vectors,
-        validation=validation,
-        config=settings,
-        build_index=FlatIndex,
-        load_encoder=encoder,
-        log=log.record,
-        recipe=recipe,
-    )
+    tracking = settings.train.tracking if team.leads else TrackerConfig()
+    made_from = ws.retriever_made_from(fit)
+    with tracker(tracking, ws.run.root, name=ws.retriever_key(fit), settings=made_from) as curves:
+        return fit_retriever(
+            train,
+            ws.dataset.catalog,
+            vectors,
+            validation=validation,
+            config=settings,
+            build_index=FlatIndex,
+            load_encoder=encoder,
+            log=told_to(log.record, curves) if team.leads else lambda entry: None,
+            recipe=recipe,
+            checkpoints=lambda name: Checkpoints(
+                ws.run.root / UNFINISHED / f"{fit.value}-{name}",
+                made_from,
+                config=settings.train.checkpoint,
+                restart="start anew with 'train-retriever --force'",
+            ),
+            team=team,
+            say=log.say if team.leads else lambda line: None,
+        )
 
 
 def evaluation_folder(ws: Workspace) -> Path:

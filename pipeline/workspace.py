@@ -21,6 +21,8 @@ from store.assets import ModelSource, resolve_model
 from store.errors import CorruptArtifact, MissingStep
 
 PREPARED = "prepared.json"
+NOT_MADE_FROM = {"train": {"checkpoint", "tracking"}}
+"""Settings of the retriever that change how its training is watched and kept, not what it makes."""
 
 
 class FitKind(StrEnum):
@@ -96,7 +98,7 @@ class Workspace:
             "dataset": self.fingerprint,
             "split": self.config.split.model_dump(mode="json"),
             "encoder": self.encoder.fingerprint,
-            "config": self.config.retriever.model_dump(mode="json"),
+            "config": self.config.retriever.model_dump(mode="json", exclude=NOT_MADE_FROM),
             "fit": fit.value,
         }
 

@@ -1,7 +1,6 @@
 """Catalog texts → vectors, by a sentence-transformer, as fast as this machine allows."""
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
 from data.schema import Scores
+from retrieval.hardware import Precision, computes_bfloat16, device
+from retrieval.unpadded import UnpaddedBert, runs_unpadded
 from store.errors import BadInput, CorruptArtifact, FetchFailed
 
 ENCODE_CHUNK = 4096
 """Texts between two lines of progress."""
-
-
-class Precision(StrEnum):
-    """Arithmetic of the encoder; vectors are float32 in the end."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
+UNPADDED_TEXTS = 16
+"""Fewer texts than this are read the model's own way."""
 
 
 class EncoderConfig(BaseModel):
@@ -32,7 +27,7 @@ class EncoderConfig(BaseModel):
 
     model: str = Field("minilm-l6", description="an asset's name, a local folder, or hub:owner/name@revision")
     max_tokens: int = Field(64, ge=8, description="tokens read of each item text")
-    batch_size: int = Field(64, ge=1, description="texts in one forward pass")
+    batch_size: int = Field(64, ge=1, description="texts in one forward pass, where it pads")
     precision: Precision = Field(Precision.AUTO, description="auto takes bfloat16 where the processor computes it fast")
 
 
@@ -45,7 +40,7 @@ def load_encoder(path: str, config: EncoderConfig, *, revision: str | None = Non
     """
     from sentence_transformers import SentenceTransformer
 
-    dtype = torch.bfloat16 if _computes_bfloat16(config.precision) else torch.float32
+    dtype = torch.bfloat16 if computes_bfloat16(config.precision) else torch.float32
     local = Path(path).exists()
     try:
         encoder = SentenceTransformer(
@@ -57,11 +52,6 @@ def load_encoder(path: str, config: EncoderConfig, *, revision: str | None = Non
         raise FetchFailed(f"{path}@{revision} cannot be had from the hub ({error}): check name and network") from error
     encoder.max_seq_length = min(config.max_tokens, encoder.max_seq_length or config.max_tokens)
     return encoder
-
-
-def device() -> str:
-    """Where models run: "cuda" where there is one, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def encode_texts(
@@ -78,11 +68,11 @@ def encode_texts(
     distinct, place = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
     # Longest first over the whole list: batches of like length, and no chunk that holds all the long ones late.
     order = np.argsort([-len(text) for text in distinct], kind="stable")
+    forward = _forward(encoder, len(order), config)
     parts: list[Scores] = []
     for start in range(0, len(order), ENCODE_CHUNK):
         chunk = [distinct[row] for row in order[start : start + ENCODE_CHUNK]]
-        vectors = encoder.encode(chunk, batch_size=config.batch_size, convert_to_numpy=True, show_progress_bar=False)
-        parts.append(np.asarray(vectors, dtype=np.float32))
+        parts.append(forward(chunk))
         if progress:
             progress(min(start + ENCODE_CHUNK, len(order)), len(order))
     in_order = np.concatenate(parts)
@@ -102,9 +92,16 @@ def centred(vectors: Scores, mean: Scores | None = None) -> Scores:
     return np.asarray(shifted / np.maximum(np.linalg.norm(shifted, axis=1, keepdims=True), 1e-6), dtype=np.float32)
 
 
-def _computes_bfloat16(precision: Precision) -> bool:
-    if precision is not Precision.AUTO:
-        return precision is Precision.BFLOAT16
-    if torch.cuda.is_available():
-        return True
-    return bool(torch.cpu._is_avx512_bf16_supported())
+def _forward(encoder: Any, texts: int, config: EncoderConfig) -> Callable[[list[str]], Scores]:
+    """Without padding where the model is a plain BERT, else the model's own way."""
+    # For a query or two, fusing the weights would cost more than it saves.
+    if texts >= UNPADDED_TEXTS and runs_unpadded(encoder):
+        encoder.eval()
+        with torch.inference_mode():
+            return UnpaddedBert(encoder).encode
+
+    def padded(chunk: list[str]) -> Scores:
+        vectors = encoder.encode(chunk, batch_size=config.batch_size, convert_to_numpy=True, show_progress_bar=False)
+        return np.asarray(vectors, dtype=np.float32)
+
+    return padded

@@ -1,27 +1,35 @@
-"""Tuning of the text encoder against the whole catalog, by the gradient of its table of vectors.
+"""Tuning of the text encoder against the whole catalog: rounds of it, of which the best by validation is kept.
 
-Gradient caching (Gao et al. 2021) for a table that every training position shares: one pass over the
-positions gives the gradient of the loss with respect to all N text vectors; the encoder then takes that
-gradient chunk by chunk, so that only one chunk's activations are ever held. With one step for all chunks
-the gradient is that of the plain loss, the catalog's mean taken as constant; with a step for each chunk,
-later chunks see a gradient that is stale by the steps before them.
+Two schedules (see gradient_cache). *Exact*: every step reads the whole catalog, and steps encoder and towers
+together by the gradient of the plain loss. *Stale*: one gradient of the loss with respect to all text vectors,
+then one pass over the texts with an encoder step after each chunk. The first step of a pass goes by the gradient
+of the plain loss as far as its chunk has a part in it; the last of the N / chunk_texts steps by one that is as
+many steps old. A pass reads the catalog with a graph once, whatever the number of its steps.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from data.schema import Scores
-from retrieval.loss import full_softmax_loss
+from data.schema import Histories, Scores
+from retrieval.encode import EncoderConfig, encode_texts
+from retrieval.examples import Examples
+from retrieval.gradient_cache import CatalogEncoder, LossParts, cached_backward, centred_table, vector_gradient
+from retrieval.hardware import Precision, computes_bfloat16, device
+from retrieval.objective import Objective
 from retrieval.towers import TwoTowers
-from retrieval.train import Log, Positions
+from retrieval.train import Log, NotFinite, TrainConfig
+
+EXACT_ITEMS = 1_000
+"""Without a GPU, `auto` takes exact steps up to this many items; each step reads all of them twice."""
 
 
 class FinetuneMethod(StrEnum):
@@ -32,27 +40,268 @@ class FinetuneMethod(StrEnum):
     FULL = "full"
 
 
+class Schedule(StrEnum):
+    """How old the gradient may be that the encoder is stepped by; see the head of this file."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+    STALE = "stale"
+
+
 class FinetuneConfig(BaseModel):
     """Tuning of the text encoder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: FinetuneMethod = Field(FinetuneMethod.FROZEN, description="frozen, lora or full")
-    rounds: int = Field(1, ge=1, description="table gradients taken, each followed by a pass over the catalog")
-    learning_rate: float = Field(2e-4, gt=0, description="of the encoder")
+    schedule: Schedule = Field(
+        Schedule.AUTO, description=f"exact, stale, or auto: exact on a GPU and up to {EXACT_ITEMS} items, else stale"
+    )
+    rounds: int = Field(1, ge=1, description="rounds of tuning; the best by validation is kept, or the frozen encoder")
+    learning_rate: float = Field(5e-5, gt=0, description="of the encoder, falling to 0 within a round")
+    tower_learning_rate: float = Field(5e-4, gt=0, description="of the towers beside it, in exact steps")
     chunk_texts: int = Field(64, ge=1, description="texts whose activations are held at a time")
-    step_every_chunk: bool = Field(True, description="step after each chunk (stale) rather than once a round (exact)")
-    positions: int = Field(100_000, ge=1, description="training positions that a table gradient is taken over, at most")
+    exact_steps: int = Field(10, ge=1, description="steps in a round of exact ones")
+    positions: int = Field(100_000, ge=1, description="training positions that one gradient is taken over, about")
+    dropout: bool = Field(False, description="leave the encoder's own dropout on in exact steps")
+    precision: Precision = Field(Precision.AUTO, description="of the encoder's matrix products while it is tuned")
     lora_rank: int = Field(16, ge=1, description="rank of the LoRA adapters")
-    seed: int = Field(0, description="of adapters, the order of texts and the choice of positions")
+    seed: int = Field(0, ge=0, description="of adapters, dropout, the order of texts and the choice of positions")
+
+    def schedule_for(self, n_items: int) -> Schedule:
+        """Exact or stale, for a catalog of this size on this machine."""
+        if self.schedule is not Schedule.AUTO:
+            return self.schedule
+        affordable = torch.cuda.is_available() or n_items <= EXACT_ITEMS
+        return Schedule.EXACT if affordable else Schedule.STALE
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best of all rounds.
+
+    Attributes:
+        number: of the round, from 1; 0 is the frozen encoder.
+        towers: trained on the vectors of that round.
+        text_vectors: (N, E) float32 of length 1.
+        encoder: the SentenceTransformer of that round, without adapters; None for the frozen one.
+        ndcg10: the validation figure of every round, that of the frozen encoder first.
+    """
+
+    number: int
+    towers: TwoTowers
+    text_vectors: Scores
+    encoder: Any | None
+    ndcg10: list[float]
+
+
+def tune_encoder(
+    tuner: "EncoderTuner",
+    train: Histories,
+    text_vectors: Scores,
+    *,
+    fit_towers: Callable[[Scores], tuple[TwoTowers, float]],
+    rounds: int,
+    selects: bool,
+) -> Tuned:
+    """Frozen, then `rounds` rounds, each judged by towers trained afresh on its vectors; the best one.
+
+    Towers trained on from where they were would overfit, and towers used as they are would not know the new
+    vectors: each round has the same chance, and the same seed.
+
+    Args:
+        train: what the towers are trained on.
+        text_vectors: (N, E) of length 1, by the encoder before tuning.
+        fit_towers: text vectors → new towers and their validation NDCG@10.
+        rounds: how many; for a repetition without validation, the number of the best round back then.
+        selects: false keeps the last round, where nobody is there to validate it.
+
+    Raises:
+        NotFinite: as `EncoderTuner.round`.
+    """
+    towers, ndcg10 = fit_towers(text_vectors)
+    figures, best, weights = [ndcg10], Tuned(0, towers, text_vectors, None, []), tuner.weights()
+    for number in range(1, rounds + 1):
+        text_vectors = tuner.round(towers, train, text_vectors, number=number)
+        towers, ndcg10 = fit_towers(text_vectors)
+        tuner.log({"stage": "finetune", "round": number, "validation_ndcg@10": ndcg10, "best_before": max(figures)})
+        if not selects or ndcg10 > max(figures):
+            best, weights = Tuned(number, towers, text_vectors, None, []), tuner.weights()
+        figures.append(ndcg10)
+    encoder = tuner.finished(weights) if best.number else None
+    return Tuned(best.number, best.towers, best.text_vectors, encoder, figures)
+
+
+class EncoderTuner:
+    """Tunes a sentence-transformer, round by round, by what the towers above it would have of its vectors.
+
+    Args:
+        encoder: a SentenceTransformer, made trainable here by the configured method.
+        texts: N item texts.
+        training: settings of the loss.
+        reading: settings by which the whole catalog is encoded.
+        table: what the towers read, made of the vectors (N, E), differentiable.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        texts: Sequence[str],
+        *,
+        config: FinetuneConfig,
+        training: TrainConfig,
+        reading: EncoderConfig,
+        log: Log,
+        table: Callable[[Tensor], Tensor] = centred_table,
+    ) -> None:
+        add_adapter(encoder, config)
+        self.config, self.training, self.reading, self.log, self.table = config, training, reading, log, table
+        self.catalog = CatalogEncoder(encoder, texts, config.chunk_texts, computes_bfloat16(config.precision))
+
+    def round(self, towers: TwoTowers, train: Histories, text_vectors: Scores, *, number: int) -> Scores:
+        """The catalog's vectors (N, E) after one more round; the towers are left as they are.
+
+        Args:
+            text_vectors: (N, E) of length 1, by the encoder as it is now.
+            number: of the round, from 1; each takes other positions, and the texts in another order.
+
+        Raises:
+            NotFinite: when a loss or a weight turns NaN or infinite.
+        """
+        rng = np.random.default_rng([self.config.seed, number])
+        schedule = self.config.schedule_for(len(text_vectors))
+        towers = deepcopy(towers).to(device())
+        losses = _Losses(towers, train, training=self.training, positions=self.config.positions, rng=rng)
+        try:
+            if schedule is Schedule.EXACT:
+                self._exact_steps(towers, losses, rng)
+            else:
+                self._stale_pass(towers, losses, text_vectors, rng)
+        except FloatingPointError as fault:
+            raise NotFinite(
+                f"the text encoder diverged in round {number}, {fault}: lower retriever.finetune.learning_rate "
+                f"(now {self.config.learning_rate:g})"
+            ) from fault
+        self.catalog.model.eval()
+        with torch.autocast(self.catalog.model.device.type, torch.bfloat16, enabled=self.catalog.bfloat16):
+            return encode_texts(self.catalog.model, self.catalog.texts, self.reading)
+
+    def weights(self) -> list[Tensor]:
+        """A copy of all that is tuned."""
+        return [weight.detach().clone() for weight in _trainable(self.catalog.model)]
+
+    def finished(self, weights: Sequence[Tensor]) -> Any:
+        """The encoder with these `weights()`, as a plain sentence-transformer; the tuner's work ends here."""
+        with torch.no_grad():
+            for weight, kept in zip(_trainable(self.catalog.model), weights, strict=True):
+                weight.copy_(kept)
+        merge_adapter(self.catalog.model)
+        return self.catalog.model
+
+    def _exact_steps(self, towers: TwoTowers, losses: "_Losses", rng: np.random.Generator) -> None:
+        config, weights = self.config, _trainable(self.catalog.model)
+        # In a large catalog few ids are in a sample, and gradients are sparse: what is learned for ids stays.
+        for weight in towers.sparse_weights():
+            weight.requires_grad_(False)
+        groups = [
+            {"params": weights, "lr": config.learning_rate},
+            {"params": _trainable(towers), "lr": config.tower_learning_rate},
+        ]
+        optimizer = torch.optim.AdamW(groups)
+        schedule = _falling(optimizer, config.exact_steps)
+        self.catalog.model.train(config.dropout)
+        towers.train()
+        for step in range(1, config.exact_steps + 1):
+            loss = cached_backward(self.catalog, losses.drawn(), seed=int(rng.integers(2**32)), table=self.table)
+            self._step(optimizer, schedule, step=step, of=config.exact_steps, loss=loss)
+        _require_finite(weights)
+
+    def _stale_pass(self, towers: TwoTowers, losses: "_Losses", text_vectors: Scores, rng: np.random.Generator) -> None:
+        # Dropout stays off: the table is encoded without, so its gradient belongs to that function.
+        self.catalog.model.eval()
+        towers.eval().requires_grad_(False)
+        vectors = torch.from_numpy(text_vectors).to(towers.text.device)
+        loss, gradient = vector_gradient(vectors, losses.drawn(), table=self.table)
+        # The gradient shrinks with the catalog; AdamW needs its direction only, and has an epsilon beside it.
+        gradient = gradient / gradient.norm(dim=1).mean().clamp(min=1e-12)
+        chunks = [rows for rows in self.catalog.chunks if bool(gradient[torch.from_numpy(rows)].any())]
+        optimizer = torch.optim.AdamW(_trainable(self.catalog.model), lr=self.config.learning_rate)
+        schedule = _falling(optimizer, len(chunks))
+        for step, place in enumerate(rng.permutation(len(chunks)), start=1):
+            self.catalog.carry_back_chunk(chunks[place], gradient)
+            self._step(optimizer, schedule, step=step, of=len(chunks), loss=loss)
+        _require_finite(_trainable(self.catalog.model))
+
+    def _step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        *,
+        step: int,
+        of: int,
+        loss: float,
+    ) -> None:
+        if not np.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {step} of {of}")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        if step == of or step % max(1, of // 20) == 0:
+            self.log({"stage": "finetune", "step": step, "of": of, "loss": round(loss, 5)})
+
+
+class _Losses:
+    """The towers' own training loss as a function of the table of texts, over positions drawn anew each time."""
+
+    def __init__(
+        self,
+        towers: TwoTowers,
+        train: Histories,
+        *,
+        training: TrainConfig,
+        positions: int,
+        rng: np.random.Generator,
+    ) -> None:
+        self.towers, self.positions, self.rng = towers, positions, rng
+        self.low_precision = computes_bfloat16(training.precision)
+        self.examples: Examples = towers.user.examples(train)
+        counts = np.bincount(train.item_rows, minlength=len(towers.text))
+        self.objective = Objective(
+            towers, counts, sampled_items=training.sampled_items, low_precision=self.low_precision
+        )
+
+    def drawn(self) -> LossParts:
+        """The mean loss over about so many positions, a batch at a time."""
+        batches = self.examples.batches(self.towers.config.batch_size, self.rng)
+        inputs = [
+            self.examples.batch(chosen) for chosen in batches[: -(-self.positions // self.towers.config.batch_size)]
+        ]
+        total = sum(int((targets >= 0).sum()) for _, targets in inputs)
+
+        def parts(table: Tensor) -> Iterator[Tensor]:
+            frozen = self.towers.text
+            self.towers.text = table.to(frozen.device)
+            try:
+                for given, targets in inputs:
+                    yield self._loss(given, targets) * (int((targets >= 0).sum()) / total)
+            finally:
+                self.towers.text = frozen
+
+        return parts
+
+    def _loss(self, given: Tensor, targets: Tensor) -> Tensor:
+        at = self.towers.text.device
+        with torch.autocast(at.type, torch.bfloat16, enabled=self.low_precision):
+            users = self.towers.user_vectors_at(given.to(at))
+        asked = targets.to(at) >= 0
+        return self.objective(users[asked].float(), targets.to(at)[asked], self.rng)
 
 
 def add_adapter(encoder: Any, config: FinetuneConfig) -> None:
     """Makes the encoder trainable by the configured method, in place."""
     torch.manual_seed(config.seed)
-    inner = encoder[0].model.float()
+    encoder.float().requires_grad_(config.method is FinetuneMethod.FULL)
     if config.method is FinetuneMethod.FULL:
-        inner.requires_grad_(True)
         return
     from peft import LoraConfig, get_peft_model
 
@@ -62,7 +311,7 @@ def add_adapter(encoder: Any, config: FinetuneConfig) -> None:
     with warnings.catch_warnings():
         # peft asks transformers for an attribute that has been renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        encoder[0].model = get_peft_model(inner, lora)
+        encoder[0].model = get_peft_model(encoder[0].model, lora)
 
 
 def merge_adapter(encoder: Any) -> None:
@@ -71,56 +320,15 @@ def merge_adapter(encoder: Any) -> None:
         encoder[0].model = encoder[0].model.merge_and_unload()
 
 
-def table_gradient(model: TwoTowers, positions: Positions, *, warm: np.ndarray, batch_size: int) -> Tensor:
-    """(N, E): gradient of the mean full-softmax loss over all positions with respect to the text vectors.
-
-    Args:
-        warm: item rows that the softmax runs over; every target is among them.
-    """
-    model.eval()
-    place = np.full(len(model.text), -1, dtype=np.int64)
-    place[warm] = np.arange(len(warm))
-    frozen = model.text
-    table = frozen.clone().requires_grad_(True)
-    model.text = table
-    try:
-        for start in range(0, len(positions), batch_size):
-            context = torch.from_numpy(positions.context[start : start + batch_size].astype(np.int64))
-            target = torch.from_numpy(place[positions.target[start : start + batch_size]])
-            loss = full_softmax_loss(model.logits(context, torch.from_numpy(warm)), target)
-            share = len(target) / len(positions)
-            (gradient,) = torch.autograd.grad(loss * share, table)
-            table.grad = gradient if table.grad is None else table.grad + gradient
-    finally:
-        model.text = frozen
-    return torch.zeros_like(frozen) if table.grad is None else table.grad
+def _falling(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """From the full rate to 0: the older a gradient, the shorter the step."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: max(0.0, 1 - done / max(steps, 1)))
 
 
-def finetune_round(
-    encoder: Any, texts: Sequence[str], gradient: Tensor, *, mean: Scores, config: FinetuneConfig, log: Log
-) -> None:
-    """Carries a table gradient (N, E) back through the encoder, in place.
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
 
-    Args:
-        mean: (E,) the catalog's mean vector, by which the table was centred.
-    """
-    weights = [weight for weight in encoder.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=config.learning_rate)
-    order = np.random.default_rng(config.seed).permutation(len(texts))
-    centre = torch.from_numpy(mean)
-    # The table gradient shrinks with the catalog; AdamW only needs its direction, so chunks are weighed alike.
-    scale = 1.0 / gradient.norm(dim=1).mean().clamp(min=1e-12)
-    # Dropout stays off: the table was encoded without, so its gradient belongs to that function.
-    encoder.eval()
-    for start in range(0, len(texts), config.chunk_texts):
-        rows = order[start : start + config.chunk_texts]
-        features = encoder.preprocess([texts[row] for row in rows])
-        on_device = {name: value.to(encoder.device) for name, value in features.items() if torch.is_tensor(value)}
-        vectors = F.normalize(encoder({**features, **on_device})["sentence_embedding"].float().cpu(), dim=1)
-        centred = F.normalize(vectors - centre, dim=1)
-        (centred * gradient[torch.from_numpy(rows)] * scale).sum().backward()
-        if config.step_every_chunk or start + config.chunk_texts >= len(texts):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if (start // config.chunk_texts) % 50 == 0:
-            log({"stage": "finetune", "texts": min(start + config.chunk_texts, len(texts)), "of": len(texts)})
+
+def _require_finite(weights: Sequence[Tensor]) -> None:
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        raise FloatingPointError("a weight is NaN or infinite after its last step")

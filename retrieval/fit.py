@@ -1,24 +1,32 @@
 """Fits a retriever on the training part, and selects and fuses on group B's validation items."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from data.schema import Catalog, Histories, Holdout, Scores
-from fusion.linear import LinearFusion
+from data.schema import Candidates, Catalog, Histories, Holdout, Scores
+from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
-from retrieval.encode import centred, encode_texts
-from retrieval.finetune import FinetuneMethod, add_adapter, finetune_round, merge_adapter, table_gradient
-from retrieval.retriever import TEXT, TOWERS, TRANSFORMS, TRANSITIONS, Retriever, RetrieverConfig
+from retrieval.checkpoint import Checkpoints
+from retrieval.distributed import ALONE, Team
+from retrieval.encode import centred
+from retrieval.ensemble import Member, TowerEnsemble
+from retrieval.objective import samples_softmax
+from retrieval.retriever import LAST_TEXT, TEXT, TRANSITIONS, Retriever, RetrieverConfig, transforms
 from retrieval.towers import TwoTowers
-from retrieval.train import Log, Positions, TrainConfig, train_towers
+from retrieval.train import Log, TrainConfig, TrainRecord, train_towers
 from retrieval.transitions import Transitions, TransitionsConfig, count_pairs
+from retrieval.trend import Trend
+from retrieval.user_tower import UserTowerKind
 from retrieval.validation import next_item_ndcg10
 
 SECONDS_PER_DAY = 86_400
+MOST_COPIES = 100
+"""Seeds of neighbouring fits stand this far apart, so that no member of one is a member of the other."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +34,13 @@ class Recipe:
     """What validation chose, so that a final fit on all interactions can repeat it without validation.
 
     Attributes:
-        epochs: how many epochs of the schedule to run.
+        epochs: member of the ensemble → how many epochs of its schedule to run.
+        tower_weights: kind of tower → its weight in the search.
     """
 
     transitions: TransitionsConfig
-    epochs: int
+    epochs: Mapping[str, int]
+    tower_weights: Mapping[UserTowerKind, float]
     fusion: LinearFusion
 
 
@@ -61,6 +71,9 @@ def fit_retriever(
     load_encoder: Callable[[], Any],
     log: Log,
     recipe: Recipe | None = None,
+    checkpoints: Callable[[str], Checkpoints] | None = None,
+    team: Team = ALONE,
+    say: Callable[[str], None] = lambda line: None,
 ) -> FittedRetriever:
     """Counts transitions, trains the towers (and the encoder where asked), builds an index, fits the fusion.
 
@@ -71,38 +84,79 @@ def fit_retriever(
             needs a `recipe`.
         build_index: makes an index of (N, D) item vectors.
         load_encoder: gives the sentence-transformer; called only where it is tuned.
+        checkpoints: gives the place where the unfinished training of a member of the ensemble is kept.
+        team: the processes that train together.
+        say: is told from time to time how long it will take.
     """
     validation = drawn(validation, config.train)
     transitions = _fit_transitions(train, len(catalog), validation=validation, config=config, log=log, recipe=recipe)
-    torch.manual_seed(config.train.seed)
-    towers = TwoTowers(torch.from_numpy(centred(text_vectors)), config.towers)
-    stop_after = recipe.epochs if recipe else None
-    records = [train_towers(towers, train, validation, config=config.train, log=log, stop_after=stop_after)]
-    encoder = None
-    if config.finetune.method is not FinetuneMethod.FROZEN:
-        encoder = load_encoder()
-        add_adapter(encoder, config.finetune)
-        for _ in range(config.finetune.rounds):
-            text_vectors = _tune_encoder(encoder, towers, train, catalog, text_vectors, config=config, log=log)
-            towers.text = torch.from_numpy(centred(text_vectors))
-            records.append(train_towers(towers, train, validation, config=config.train, log=log, stop_after=stop_after))
-        merge_adapter(encoder)
+    text = centred(text_vectors)
+    towers, records = _train_ensemble(
+        train,
+        text,
+        config=config,
+        recipe=recipe,
+        one=partial(train_towers, validation=validation, config=config.train, log=log, team=team, say=say),
+        checkpoints=checkpoints,
+    )
     item_vectors = towers.item_vectors()
+    trend = Trend.fit(train, len(catalog), config.trend_days)
     retriever = Retriever(
         config=config,
         towers=towers,
         transitions=transitions,
-        fusion=recipe.fusion if recipe else _default_fusion(),
+        fusion=recipe.fusion if recipe else _default_fusion(towers, trend),
         item_vectors=item_vectors,
-        text=towers.text.numpy(),
+        text=text,
         text_mean=text_vectors.mean(axis=0),
+        trend=trend,
         recent_popularity=recent_popularity(train, len(catalog), config.recent_days),
         index=build_index(item_vectors),
     )
     if recipe is None and len(validation):
         retriever = with_fitted_fusion(retriever, validation, log)
-    chosen = Recipe(transitions.config, records[-1].best_epoch, retriever.fusion)
-    return FittedRetriever(retriever, text_vectors, chosen, [asdict(record) for record in records], encoder)
+    chosen = Recipe(
+        transitions.config,
+        {record.name: record.best_epoch for record in records},
+        retriever.towers.weights,
+        retriever.fusion,
+    )
+    return FittedRetriever(retriever, text_vectors, chosen, [asdict(record) for record in records], None)
+
+
+def _train_ensemble(
+    train: Histories,
+    text: Scores,
+    *,
+    config: RetrieverConfig,
+    recipe: Recipe | None,
+    one: Callable[..., TrainRecord],
+    checkpoints: Callable[[str], Checkpoints] | None,
+) -> tuple[TowerEnsemble, list[TrainRecord]]:
+    """All members, one after the other, each by `one`; each may take its share of the minutes that are left."""
+    planned = [(kind, copy) for kind, towers in config.towers.items() for copy in range(1, towers.copies + 1)]
+    sparse = samples_softmax(np.bincount(train.item_rows, minlength=len(text)))
+    members: list[Member] = []
+    records: list[TrainRecord] = []
+    for place, (kind, copy) in enumerate(planned):
+        seed = config.train.seed * MOST_COPIES + copy
+        torch.manual_seed(seed)
+        member = Member(kind, copy, TwoTowers(torch.from_numpy(text), config.towers[kind], sparse=sparse))
+        left = config.train.budget_minutes - sum(record.minutes for record in records)
+        records.append(
+            one(
+                member.towers,
+                train,
+                name=member.name,
+                seed=seed,
+                budget_minutes=left / (len(planned) - place),
+                stop_after=recipe.epochs[member.name] if recipe else None,
+                checkpoints=checkpoints(member.name) if checkpoints else None,
+            )
+        )
+        members.append(member)
+    weights = recipe.tower_weights if recipe else dict.fromkeys(config.towers, 1.0)
+    return TowerEnsemble(tuple(members), weights), records
 
 
 def drawn(validation: Holdout, config: TrainConfig) -> Holdout:
@@ -115,9 +169,22 @@ def with_fitted_fusion(retriever: Retriever, validation: Holdout, log: Log) -> R
     """The same retriever with its sources weighed on the candidates of validation users."""
     # Whole unions: lists cut by the present weights would lean towards them.
     candidates = retriever.unions(validation.histories)
-    fusion = LinearFusion.fit(candidates, validation.targets, TRANSFORMS)
+    kinds = retriever.towers.kinds
+    towers = LinearFusion.fit(candidates, validation.targets, dict.fromkeys(kinds, Transform.RAW))
+    fusion = fitted_fusion(candidates, validation.targets, transforms(kinds, retriever.trend), retriever.trend)
     log({"stage": "fusion", "weights": {name: round(weight, 4) for name, weight in fusion.weights.items()}})
+    if any(towers.weights.values()):
+        weights = {kind: towers.weights[kind] for kind in kinds}
+        retriever = replace(retriever, towers=replace(retriever.towers, weights=weights))
     return replace(retriever, fusion=fusion)
+
+
+def fitted_fusion(
+    candidates: Candidates, targets: Histories, columns: Mapping[str, Transform], trend: Trend
+) -> LinearFusion:
+    """The weights of all or some of a retriever's sources."""
+    # Beside a profile the last item, beside late weeks all time: what is left is a contrast, of either sign.
+    return LinearFusion.fit(candidates, targets, columns, signed=(LAST_TEXT, *trend.names))
 
 
 def recent_popularity(train: Histories, n_items: int, days: int) -> Scores:
@@ -162,28 +229,8 @@ def _fit_transitions(
     return best[1]
 
 
-def _tune_encoder(
-    encoder: Any,
-    towers: TwoTowers,
-    train: Histories,
-    catalog: Catalog,
-    text_vectors: Scores,
-    *,
-    config: RetrieverConfig,
-    log: Log,
-) -> Scores:
-    """One round of tuning; returns the catalog's new text vectors (N, E)."""
-    rng = np.random.default_rng(config.finetune.seed)
-    positions = Positions.of(train, config.towers.history_items)
-    chosen = np.sort(rng.permutation(len(positions))[: config.finetune.positions])
-    sample = Positions(positions.context[chosen], positions.target[chosen])
-    gradient = table_gradient(towers, sample, warm=np.unique(train.item_rows), batch_size=config.train.batch_size)
-    finetune_round(encoder, catalog.texts, gradient, mean=text_vectors.mean(axis=0), config=config.finetune, log=log)
-    tuned: Scores = encode_texts(encoder, catalog.texts, config.encoder)
-    return tuned
-
-
-def _default_fusion() -> LinearFusion:
+def _default_fusion(towers: TowerEnsemble, trend: Trend) -> LinearFusion:
     """Weights until they are fitted, or where nothing was held out to fit them on; typical of real catalogs."""
-    weights = {TOWERS: 0.5, TRANSITIONS: 0.4, TEXT: 1.5}
-    return LinearFusion(dict(TRANSFORMS), weights, dict.fromkeys(weights, 1.0))
+    weights = {**dict.fromkeys(map(str, towers.kinds), 0.5 / len(towers.kinds)), TRANSITIONS: 0.4, TEXT: 1.5}
+    columns = transforms(towers.kinds, trend)
+    return LinearFusion(columns, dict.fromkeys(columns, 0.0) | weights, dict.fromkeys(columns, 1.0))

@@ -19,10 +19,13 @@ from data.schema import Scores
 from fusion.linear import LinearFusion
 from index.base import VectorIndex
 from retrieval.encode import centred
+from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.fit import FittedRetriever, Recipe
 from retrieval.retriever import Retriever, RetrieverConfig
 from retrieval.towers import TwoTowers
 from retrieval.transitions import Transitions, TransitionsConfig
+from retrieval.trend import Trend
+from retrieval.user_tower import UserTowerKind
 from store.errors import CorruptArtifact
 
 CARD, TOWERS, TABLES, FUSION = "retriever.json", "towers.safetensors", "tables.safetensors", "fusion.json"
@@ -42,25 +45,38 @@ class RetrieverCard:
 
     config: RetrieverConfig
     transitions: TransitionsConfig
-    epochs: int
+    epochs: dict[str, int]
+    tower_weights: dict[UserTowerKind, float]
     text_vectors: str
     tuned: bool
     records: list[dict[str, Any]]
+
+    @property
+    def validation_ndcg10(self) -> float:
+        """The best that a member of the ensemble reached on group B; 0 for a final fit, which asks nobody."""
+        return max((record["best_ndcg10"] for record in self.records), default=0.0)
 
 
 def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) -> None:
     """Writes a fitted retriever without its text and item vectors, which are artifacts of their own."""
     retriever, recipe = fitted.retriever, fitted.recipe
-    save_tensors(dict(retriever.towers.state_dict()), folder / TOWERS)
+    weights = {
+        f"{member.name}.{name}": weight.contiguous()
+        for member in retriever.towers.members
+        for name, weight in member.towers.state_dict().items()
+    }
+    save_tensors(weights, folder / TOWERS)
     save_file({"recent_popularity": retriever.recent_popularity}, folder / TABLES)
     retriever.transitions.save(folder)
+    retriever.trend.save(folder)
     retriever.fusion.save(folder / FUSION)
     if fitted.encoder is not None:
         fitted.encoder.save_pretrained(str(folder / ENCODER))
     card = {
         "config": retriever.config.model_dump(mode="json"),
         "transitions": recipe.transitions.model_dump(mode="json"),
-        "epochs": recipe.epochs,
+        "epochs": dict(recipe.epochs),
+        "tower_weights": dict(recipe.tower_weights),
         "text_vectors": text_vectors,
         "tuned": fitted.encoder is not None,
         "records": fitted.records,
@@ -80,6 +96,7 @@ def read_card(folder: Path) -> RetrieverCard:
             config=RetrieverConfig.model_validate(card["config"]),
             transitions=TransitionsConfig.model_validate(card["transitions"]),
             epochs=card["epochs"],
+            tower_weights={UserTowerKind(kind): weight for kind, weight in card["tower_weights"].items()},
             text_vectors=card["text_vectors"],
             tuned=card["tuned"],
             records=card["records"],
@@ -91,7 +108,7 @@ def read_card(folder: Path) -> RetrieverCard:
 def read_recipe(folder: Path) -> Recipe:
     """What validation chose when this retriever was fitted."""
     card = read_card(folder)
-    return Recipe(card.transitions, card.epochs, LinearFusion.load(folder / FUSION))
+    return Recipe(card.transitions, card.epochs, card.tower_weights, LinearFusion.load(folder / FUSION))
 
 
 def load_retriever(
@@ -110,10 +127,10 @@ def load_retriever(
     mean = text_vectors.mean(axis=0)
     text = centred(text_vectors, mean)
     try:
-        towers = TwoTowers(torch.from_numpy(text), card.config.towers)
-        towers.load_state_dict(load_tensors(folder / TOWERS))
+        towers = _load_towers(folder, card, text)
         popularity = load_file(folder / TABLES)["recent_popularity"]
         transitions = Transitions.load(folder, len(text), card.transitions)
+        trend = Trend.load(folder, card.config.trend_days)
         fusion = LinearFusion.load(folder / FUSION)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise _corrupt(folder, error) from error
@@ -126,9 +143,23 @@ def load_retriever(
         item_vectors=item_vectors,
         text=text,
         text_mean=mean,
+        trend=trend,
         recent_popularity=popularity,
         index=index(item_vectors) if callable(index) else index,
     )
+
+
+def _load_towers(folder: Path, card: RetrieverCard, text: Scores) -> TowerEnsemble:
+    tensors = load_tensors(folder / TOWERS)
+    members = []
+    for kind, config in card.config.towers.items():
+        for copy in range(1, config.copies + 1):
+            member = Member(kind, copy, TwoTowers(torch.from_numpy(text), config))
+            prefix = f"{member.name}."
+            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            member.towers.load_state_dict(own)
+            members.append(member)
+    return TowerEnsemble(tuple(members), card.tower_weights)
 
 
 def save_vectors(folder: Path, vectors: Scores) -> None:

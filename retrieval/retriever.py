@@ -1,30 +1,30 @@
 """First stage: the union of what the towers find in the index and what the transitions suggest, fused."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import Self
 
 import numpy as np
 import scipy.sparse as sp
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.schema import NO_ITEM, Candidates, Histories, Rows, Scores
 from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
 from retrieval.encode import EncoderConfig
+from retrieval.ensemble import TowerEnsemble
 from retrieval.finetune import FinetuneConfig
-from retrieval.towers import TowerConfig, TwoTowers
+from retrieval.towers import SequenceConfig, TowerConfig
 from retrieval.train import TrainConfig
 from retrieval.transitions import Transitions, TransitionsConfig
+from retrieval.trend import Trend
+from retrieval.user_tower import UserTowerKind
 
-TOWERS = "towers"
 TRANSITIONS = "transitions"
-TEXT = "text"
+TEXT = "text profile"
+LAST_TEXT = "text of the last item"
 POPULARITY = "popularity"
 
-TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
-    {TOWERS: Transform.RAW, TRANSITIONS: Transform.LOG, TEXT: Transform.RAW}
-)
 USERS_AT_ONCE = 256
 
 
@@ -35,12 +35,26 @@ class RetrieverConfig(BaseModel):
 
     encoder: EncoderConfig = Field(EncoderConfig(), description="the sentence-transformer")
     finetune: FinetuneConfig = Field(FinetuneConfig(), description="tuning of the sentence-transformer itself")
-    towers: TowerConfig = Field(TowerConfig(), description="sizes of the towers")
+    recency: TowerConfig = Field(TowerConfig(), description="towers that sum up the last items")
+    sequence: SequenceConfig = Field(SequenceConfig(), description="towers that read the last items in order")
     train: TrainConfig = Field(TrainConfig(), description="training of the towers")
     transitions: TransitionsConfig = Field(TransitionsConfig(), description="counted item → item transitions")
     tune_transitions: bool = Field(True, description="choose history length, decay and column power on validation")
     per_source: int = Field(200, ge=1, description="items that each source brings to the union, at least")
+    trend_days: tuple[int, ...] = Field((30, 365), description="windows in which an item's interactions are counted")
     recent_days: int = Field(30, ge=1, description="span of the popular items that an empty history is given")
+
+    @model_validator(mode="after")
+    def _has_towers(self) -> Self:
+        if not self.towers:
+            raise ValueError("recency.copies and sequence.copies are both 0: there would be no towers to search by")
+        return self
+
+    @property
+    def towers(self) -> dict[UserTowerKind, TowerConfig]:
+        """The kinds that are trained."""
+        kinds = {UserTowerKind.RECENCY: self.recency, UserTowerKind.SEQUENCE: self.sequence}
+        return {kind: config for kind, config in kinds.items() if config.copies}
 
 
 @dataclass(frozen=True)
@@ -48,19 +62,21 @@ class Retriever:
     """Candidates for any history, from an index of item vectors and a matrix of transitions.
 
     Attributes:
-        item_vectors: (N, D) float32, those in the index.
+        item_vectors: (N, ΣD) float32, those in the index.
         text: (N, E) float32, mean-centred text vectors of length 1.
         text_mean: (E,) float32, the mean by which they were centred.
+        trend: how often each item was taken of late.
         recent_popularity: (N,) float32 interactions of the last days of the log.
     """
 
     config: RetrieverConfig
-    towers: TwoTowers
+    towers: TowerEnsemble
     transitions: Transitions
     fusion: LinearFusion
     item_vectors: Scores
     text: Scores
     text_mean: Scores
+    trend: Trend
     recent_popularity: Scores
     index: VectorIndex
     name: str = "retrieval"
@@ -75,10 +91,22 @@ class Retriever:
         parts = [self._union(batch, wanted, exclude_known=exclude_known).head(depth) for batch in _batches(histories)]
         return concatenated(parts, depth)
 
-    def unions(self, histories: Histories) -> Candidates:
-        """The whole unions of `per_source` items from each source, of which `candidates` gives the best."""
-        parts = [self._union(batch, self.config.per_source, exclude_known=True) for batch in _batches(histories)]
+    def unions(self, histories: Histories, depth: int = 0, *, exclude_known: bool = True) -> Candidates:
+        """The whole unions of which `candidates` gives the best `depth`."""
+        wanted = max(depth, self.config.per_source)
+        parts = [self._union(batch, wanted, exclude_known=exclude_known) for batch in _batches(histories)]
         return concatenated(parts, max((part.depth for part in parts), default=0))
+
+    def search(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
+        """What the towers alone find: one search in the index, with the towers' score under their names."""
+        parts = []
+        for batch in _batches(histories):
+            known = [batch[place] for place in range(len(batch))] if exclude_known else None
+            users = self.towers.user_vectors(batch)
+            score, rows = self.index.search(self.towers.weighted(users), depth, exclude=known)
+            sources = self.towers.scores(users, self.item_vectors, np.maximum(rows, 0))
+            parts.append(Candidates(rows, score, sources))
+        return concatenated(parts, depth)
 
     def candidates_for_texts(self, query_vectors: Scores, histories: Histories, depth: int) -> Candidates:
         """The items whose text is nearest to free-text queries, known items left out.
@@ -92,32 +120,51 @@ class Retriever:
 
     def _union(self, histories: Histories, wanted: int, *, exclude_known: bool) -> Candidates:
         known = [histories[place] for place in range(len(histories))] if exclude_known else None
-        users = self.towers.user_vectors(histories.last(self.config.towers.history_items))
-        _, tower_rows = self.index.search(users, wanted, exclude=known)
+        users = self.towers.user_vectors(histories)
+        _, tower_rows = self.index.search(self.towers.weighted(users), wanted, exclude=known)
         recent = self.transitions.history_weights(histories)
         following = (recent @ self.transitions.weights).tocsr()
         rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known))  # (B, K)
-        candidates = self._scored(rows, users=users, recent=recent, following=following)
+        unranked = self._sourced(rows, histories, users=users, recent=recent, following=following)
+        candidates = unranked.ranked_by(self.fusion.score(unranked))
         empty = histories.lengths == 0
         return self._popular(candidates, empty) if empty.any() else candidates
 
     def scored(self, rows: Rows, histories: Histories) -> Candidates:
         """Any items (B, K) scored by every source and ranked by their fusion."""
-        users = self.towers.user_vectors(histories.last(self.config.towers.history_items))
-        recent = self.transitions.history_weights(histories)
-        return self._scored(rows, users=users, recent=recent, following=(recent @ self.transitions.weights).tocsr())
+        unranked = self._unranked(rows, histories)
+        return unranked.ranked_by(self.fusion.score(unranked))
 
-    def _scored(self, rows: Rows, *, users: Scores, recent: sp.csr_matrix, following: sp.csr_matrix) -> Candidates:
-        """The same from user vectors (B, D), and (B, N) weights of recent items and scores of transitions."""
+    def fused_scores(self, histories: Histories, item_rows: Rows) -> Scores:
+        """(B, K) float32 fused scores of the same items (K,) for every history."""
+        rows = np.broadcast_to(item_rows, (len(histories), len(item_rows)))
+        return self.fusion.score(self._unranked(rows, histories))
+
+    def _unranked(self, rows: Rows, histories: Histories) -> Candidates:
+        users = self.towers.user_vectors(histories)
+        recent = self.transitions.history_weights(histories)
+        following = (recent @ self.transitions.weights).tocsr()
+        return self._sourced(rows, histories, users=users, recent=recent, following=following)
+
+    def _sourced(
+        self, rows: Rows, histories: Histories, *, users: Scores, recent: sp.csr_matrix, following: sp.csr_matrix
+    ) -> Candidates:
+        """All sources' scores, from user vectors (B, ΣD), weights of recent items and scores of transitions (B, N)."""
         safe = np.maximum(rows, 0)
         profile = _unit_rows(recent @ self.text)
         sources = {
-            TOWERS: _products(users, self.item_vectors, safe),
+            **self.towers.scores(users, self.item_vectors, safe),
             TRANSITIONS: _gathered(following, safe),
             TEXT: _products(profile, self.text, safe),
+            LAST_TEXT: _products(self._last_text(histories), self.text, safe),
+            **self.trend.columns(safe, histories.asked_at),
         }
-        unranked = Candidates(rows, np.zeros(rows.shape, dtype=np.float32), sources)
-        return unranked.ranked_by(self.fusion.score(unranked))
+        return Candidates(rows, np.zeros(rows.shape, dtype=np.float32), sources)
+
+    def _last_text(self, histories: Histories) -> Scores:
+        """(B, E) text vector of each history's last item, 0 without one."""
+        last = histories.last(1)[:, 0]
+        return np.asarray(self.text[np.maximum(last, 0)] * (last != NO_ITEM)[:, None], dtype=np.float32)
 
     def _popular(self, candidates: Candidates, empty: np.ndarray) -> Candidates:
         """The same candidates with the lists of empty histories replaced by recent popular items."""
@@ -129,6 +176,12 @@ class Retriever:
         sources = {name: np.where(empty[:, None], np.float32(0), scores) for name, scores in candidates.sources.items()}
         sources[POPULARITY] = np.where(empty[:, None] & (rows != NO_ITEM), score, np.float32(0))
         return Candidates(rows, score, sources)
+
+
+def transforms(kinds: Iterable[str], trend: Trend) -> dict[str, Transform]:
+    """How the scores of towers of these kinds, and of all other sources, enter the fusion."""
+    raw = dict.fromkeys((*map(str, kinds), TEXT, LAST_TEXT, *trend.names), Transform.RAW)
+    return {**raw, TRANSITIONS: Transform.LOG}
 
 
 def _batches(histories: Histories) -> Iterator[Histories]:

@@ -1,121 +1,117 @@
-"""The two towers: item vectors from text ⊕ id residual ⊕ bias, user vectors from the last items taken."""
+"""An item tower and a user tower over one table of text vectors, and several such pairs added up."""
 
-from typing import Protocol
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from data.schema import NO_ITEM
+from data.schema import Histories
+from retrieval.item_tower import ItemTower, Join, joined_width, principal_directions
+from retrieval.sequence_tower import SequenceTower
+from retrieval.user_tower import RecencyTower, UserTower
+
+USERS_AT_ONCE = 256
 
 
 class TowerConfig(BaseModel):
-    """Sizes and regularisation of both towers."""
+    """Size, regularisation and pace of one kind of towers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    text_dim: int = Field(128, ge=1, description="dimensions that the text vector is mapped to")
+    copies: int = Field(1, ge=0, description="how many are trained, each from a seed of its own, and added up; 0: none")
+    text_dim: int = Field(128, ge=0, description="dimensions that the text vector is mapped to; 0 for ids alone")
     residual_dim: int = Field(128, ge=0, description="dimensions learned for each id; 0 for text alone")
+    join: Join = Field(Join.BESIDE, description="text and residual beside each other, or added up")
     history_items: int = Field(10, ge=1, description="most recent items that make a user vector")
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout on id residuals, element by element")
     residual_dropout: float = Field(
         0.1, ge=0, lt=1, description="share of items whose whole residual is dropped in a training step"
     )
+    epochs: int = Field(5, ge=0, description="passes over all positions, at most")
+    batch_size: int = Field(512, ge=1, description="positions in one step")
+    learning_rate: float = Field(2e-3, gt=0, description="largest learning rate, after warm-up")
+
+    @property
+    def width(self) -> int:
+        """Dimensions of an item vector without its bias."""
+        return joined_width(self.join, self.text_dim, self.residual_dim)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if not self.text_dim and not self.residual_dim:
+            raise ValueError("text_dim and residual_dim are both 0: an item would have no vector")
+        if self.join is Join.SUM and self.text_dim and self.residual_dim and self.text_dim != self.residual_dim:
+            raise ValueError(f"join sum needs text_dim = residual_dim, found {self.text_dim} and {self.residual_dim}")
+        return self
 
 
-class UserTower(Protocol):
-    """Turns the last items of users into vectors that are compared with item vectors by inner product."""
+class SequenceConfig(TowerConfig):
+    """The same for a causal transformer."""
 
-    def __call__(self, text: Tensor, history_rows: Tensor) -> Tensor:
-        """(N, E) text vectors and (B, H) item rows, most recent first, NO_ITEM as padding → (B, D)."""
-        ...
+    join: Join = Field(Join.SUM, description="text and residual beside each other, or added up")
+    history_items: int = Field(200, ge=1, description="longest history that is read")
+    layers: int = Field(2, ge=1, description="transformer blocks")
+    heads: int = Field(2, ge=1, description="attention heads of a block")
+    hidden_dropout: float = Field(0.4, ge=0, lt=1, description="dropout inside the transformer")
+    epochs: int = Field(14, ge=0, description="passes over all positions, at most")
+    batch_size: int = Field(768, ge=1, description="positions in one step, about")
+    learning_rate: float = Field(1e-3, gt=0, description="largest learning rate, after warm-up")
 
-
-class ItemTower(nn.Module):
-    """Item vectors: mapped text ⊕ residual of the id ⊕ bias, so that an item never seen still has its text."""
-
-    def __init__(self, n_items: int, principal: Tensor, config: TowerConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.text_map = _linear_from(principal)
-        self.residual = nn.Parameter(torch.randn(n_items, config.residual_dim) * 0.02)
-        self.bias = nn.Parameter(torch.zeros(n_items))
-
-    def forward(self, text: Tensor, rows: Tensor) -> Tensor:
-        """Vectors of the items at `rows` (n,), from all text vectors (N, E): (n, text_dim + residual_dim + 1)."""
-        residual = self.residual[rows]
-        if self.training:
-            residual = nn.functional.dropout(residual, self.config.dropout)
-            kept = torch.rand(len(rows), 1) >= self.config.residual_dropout
-            residual = residual * kept
-        return torch.cat([self.text_map(text[rows]), residual, self.bias[rows, None]], dim=1)
-
-
-class RecencyTower(nn.Module):
-    """User vectors as a weighted sum over the last items, with one learned weight for each step back.
-
-    The items of a history have maps and residuals of their own: what follows an item is not what
-    resembles it. No language model runs at request time.
-    """
-
-    def __init__(self, n_items: int, principal: Tensor, config: TowerConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.text_map = _linear_from(principal)
-        self.residual = nn.Parameter(torch.randn(n_items, config.residual_dim) * 0.02)
-        decay = torch.log(0.7 ** torch.arange(config.history_items, dtype=torch.float32))
-        self.log_text_weight = nn.Parameter(decay.clone())
-        self.log_residual_weight = nn.Parameter(decay.clone())
-        self.log_text_scale = nn.Parameter(torch.tensor(10.0).log())
-        self.log_residual_scale = nn.Parameter(torch.tensor(1.0).log())
-
-    def forward(self, text: Tensor, history_rows: Tensor) -> Tensor:
-        """See UserTower; the last dimension is 1 and meets the item's bias."""
-        text_weight, residual_weight, rows = self._weights(history_rows)
-        text_sum = _weighted_sum(text_weight, text[rows])
-        residual = nn.functional.dropout(self.residual[rows], self.config.dropout, self.training)
-        ones = torch.ones(len(rows), 1)
-        return torch.cat([self.text_map(text_sum), _weighted_sum(residual_weight, residual), ones], dim=1)
-
-    def parts(self, text: Tensor, history_rows: Tensor) -> Tensor:
-        """(B, H, D - 1): what each item of the history adds to the user vector; they sum to it, the 1 aside."""
-        text_weight, residual_weight, rows = self._weights(history_rows)
-        mapped = self.text_map(text[rows]) * text_weight[:, :, None]
-        return torch.cat([mapped, self.residual[rows] * residual_weight[:, :, None]], dim=2)
-
-    def _weights(self, history_rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, H) weights of text and residual for each place, and (B, H) rows with padding at row 0, weight 0."""
-        present = (history_rows != NO_ITEM).float()
-        width = history_rows.shape[1]
-        text_weight = _unit(self.log_text_weight[:width], present) * self.log_text_scale.exp()
-        residual_weight = _unit(self.log_residual_weight[:width], present) * self.log_residual_scale.exp()
-        return text_weight, residual_weight, history_rows.clamp(min=0)
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"an item vector has {self.width} dimensions, which is no multiple of twice the {self.heads} heads: "
+                "change text_dim and residual_dim, or heads"
+            )
+        return self
 
 
 class TwoTowers(nn.Module):
-    """Both towers over one table of text vectors.
+    """One pair of towers.
 
     Args:
         text: (N, E) float32, L2-normalised and mean-centred.
+        sparse: sparse gradients for what is learned for each id.
     """
 
-    def __init__(self, text: Tensor, config: TowerConfig) -> None:
+    text: Tensor
+    user: UserTower
+
+    def __init__(self, text: Tensor, config: TowerConfig, *, sparse: bool = False) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("text", text, persistent=False)
         principal = principal_directions(text, config.text_dim)
-        self.item = ItemTower(len(text), principal, config)
-        self.user = RecencyTower(len(text), principal, config)
+        self.item = ItemTower(
+            len(text),
+            principal,
+            residual_dim=config.residual_dim,
+            join=config.join,
+            dropout=config.dropout,
+            residual_dropout=config.residual_dropout,
+            sparse=sparse,
+        )
+        self.user = _user_tower(len(text), principal, config, sparse=sparse)
 
-    text: Tensor
+    def user_vectors_at(self, inputs: Tensor) -> Tensor:
+        """(*targets.shape, D) from the inputs of a batch of `self.user.examples`."""
+        return self.user.vectors_at(self.item, self.text, inputs)
 
-    def logits(self, history_rows: Tensor, rows: Tensor) -> Tensor:
-        """Inner products of users (B, H) with the items at `rows` (n,): (B, n)."""
-        users = self.user(self.text, history_rows)  # (B, D)
-        items = self.item(self.text, rows)  # (n, D)
-        return users @ items.T  # type: ignore[no-any-return]
+    def item_vectors_at(self, rows: Tensor) -> Tensor:
+        """(n, D) vectors of the items at `rows` (n,)."""
+        vectors: Tensor = self.item(self.text, rows)
+        return vectors
+
+    def sparse_weights(self) -> list[nn.Parameter]:
+        """Those whose gradients are sparse."""
+        if not self.item.sparse:
+            return []
+        shared = [self.item.residual, self.item.bias]
+        return [*shared, self.user.residual] if isinstance(self.user, RecencyTower) else shared
 
     @torch.no_grad()
     def settle_cold_items(self, train_count: Tensor) -> None:
@@ -129,53 +125,45 @@ class TwoTowers(nn.Module):
             return
         rarest = train_count == train_count[~cold].min()
         self.item.residual[cold] = 0
-        self.user.residual[cold] = 0
+        if isinstance(self.user, RecencyTower):
+            self.user.residual[cold] = 0
         self.item.bias[cold] = self.item.bias[rarest].mean()
 
     @torch.no_grad()
     def item_vectors(self) -> npt.NDArray[np.float32]:
         """(N, D) float32, the vectors to be indexed."""
         self.eval()
-        vectors: Tensor = self.item(self.text, torch.arange(len(self.text)))
-        return vectors.numpy()
+        return self.item_vectors_at(torch.arange(len(self.text), device=self.text.device)).cpu().numpy()
 
     @torch.no_grad()
-    def user_vectors(self, history_rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """(B, D) float32 from (B, H) item rows, most recent first."""
+    def user_vectors(self, histories: Histories) -> npt.NDArray[np.float32]:
+        """(B, D) float32."""
         self.eval()
-        vectors: Tensor = self.user(self.text, torch.from_numpy(history_rows))
-        return vectors.numpy()
+        # By length: a batch is as wide as its longest history, and of few enough users for their activations.
+        order = np.argsort(histories.lengths, kind="stable")
+        vectors = np.empty((len(histories), self.item.dimension), dtype=np.float32)
+        for start in range(0, len(order), USERS_AT_ONCE):
+            users = order[start : start + USERS_AT_ONCE]
+            recent = torch.from_numpy(histories.take(users).last(self.user.history_items)).to(self.text.device)
+            vectors[users] = self.user.forward(self.item, self.text, recent).cpu().numpy()
+        return vectors
 
 
-def principal_directions(text: Tensor, count: int) -> Tensor:
-    """(count, E): the leading right singular vectors of the text table, a start that keeps cosine similarity.
-
-    Directions beyond the rank of the table are drawn at random and small.
-    """
-    # Through the (E, E) products of the columns: many times cheaper than a decomposition of N rows.
-    wide = text.double()
-    strength, directions = torch.linalg.eigh(wide.T @ wide)  # rising
-    rank = int((strength > 1e-9 * strength[-1]).sum())
-    leading: Tensor = directions.T.flip(0)[: min(count, rank)].float()
-    if len(leading) == count:
-        return leading
-    return torch.cat([leading, torch.randn(count - len(leading), text.shape[1]) * 0.02])
-
-
-def _linear_from(weight: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-    return layer
-
-
-def _unit(log_weight: Tensor, present: Tensor) -> Tensor:
-    """(B, H) weights of the items that are present, scaled to length 1."""
-    weight = log_weight.exp() * present
-    length = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
-    unit: Tensor = weight / length.clamp(min=1e-6)
-    return unit
-
-
-def _weighted_sum(weight: Tensor, vectors: Tensor) -> Tensor:
-    return torch.einsum("bh,bhd->bd", weight, vectors)
+def _user_tower(n_items: int, principal: Tensor, config: TowerConfig, *, sparse: bool) -> UserTower:
+    if isinstance(config, SequenceConfig):
+        return SequenceTower(
+            config.width,
+            layers=config.layers,
+            heads=config.heads,
+            history_items=config.history_items,
+            dropout=config.hidden_dropout,
+        )
+    return RecencyTower(
+        n_items,
+        principal,
+        residual_dim=config.residual_dim,
+        join=config.join,
+        history_items=config.history_items,
+        dropout=config.dropout,
+        sparse=sparse,
+    )

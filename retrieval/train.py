@@ -1,43 +1,46 @@
-"""Training of the towers: every position of every history predicts the item that came next."""
+"""Training of one pair of towers: every place of every history predicts the item that came next."""
 
-import time
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch.optim import AdamW, Optimizer, SparseAdam
+from torch.optim.lr_scheduler import OneCycleLR
 
-from data.schema import NO_ITEM, Histories, Holdout, Rows
-from retrieval.loss import full_softmax_loss, sampled_softmax_loss
+from data.schema import Histories, Holdout, Rows
+from retrieval.checkpoint import CheckpointConfig, Checkpoints, TrainingState
+from retrieval.distributed import ALONE, Team
+from retrieval.examples import Examples
+from retrieval.hardware import Precision, computes_bfloat16, device
+from retrieval.objective import Objective
 from retrieval.towers import TwoTowers
+from retrieval.trackers import RemainingTime, TrackerConfig
 from retrieval.validation import next_item_ndcg10
 from store.errors import TandemError
 
 Log = Callable[[dict[str, Any]], None]
 
-FULL_SOFTMAX_ITEMS = 30_000
-"""Up to this many trained items the softmax runs over all of them; beyond, over a sample."""
-
 
 class TrainConfig(BaseModel):
-    """How the towers are trained."""
+    """How all towers are trained."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(8, ge=0, description="passes over all positions, at most")
     patience: int = Field(2, ge=1, description="epochs without a better validation NDCG@10 before stopping")
-    batch_size: int = Field(512, ge=1, description="positions in one step")
-    learning_rate: float = Field(2e-3, gt=0, description="largest learning rate, after warm-up")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay")
     sampled_items: int = Field(4096, ge=1, description="items drawn for each step where the softmax is sampled")
     validation_users: int = Field(5000, ge=1, description="users of group B that early stopping looks at")
-    budget_minutes: float = Field(60.0, gt=0, description="training stops at the end of the step that crosses it")
-    seed: int = Field(0, description="of initial weights, order and dropout")
+    budget_minutes: float = Field(60.0, gt=0, description="for all towers; training stops after the step that ends it")
+    seed: int = Field(0, ge=0, description="of initial weights, order and dropout")
+    precision: Precision = Field(
+        Precision.AUTO, description="of matrix products; auto takes bfloat16 where the processor computes it fast"
+    )
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="what a killed training goes on from")
+    tracking: TrackerConfig = Field(TrackerConfig(), description="curves beside log.jsonl")
 
 
 class NotFinite(TandemError):
@@ -48,35 +51,14 @@ class NotFinite(TandemError):
 
 @dataclass(frozen=True)
 class TrainRecord:
-    """What a training did: one dict an epoch, the best epoch's validation NDCG@10, and the seconds it took."""
+    """What a training did: one dict an epoch, the best epoch's validation NDCG@10, and the minutes it took."""
 
+    name: str
     epochs: list[dict[str, Any]]
     best_epoch: int
     best_ndcg10: float
-    seconds: float
+    minutes: float
     stopped: str
-
-
-@dataclass(frozen=True)
-class Positions:
-    """Training examples: (n, H) int32 items before, most recent first, and (n,) int64 the item that came next."""
-
-    context: np.ndarray
-    target: Rows
-
-    @classmethod
-    def of(cls, train: Histories, history_items: int) -> "Positions":
-        """Every place of every list but the first."""
-        place = np.arange(len(train.item_rows)) - np.repeat(train.offsets[:-1], train.lengths)
-        entries = np.nonzero(place >= 1)[0]
-        context = np.full((len(entries), history_items), NO_ITEM, dtype=np.int32)
-        for step in range(1, history_items + 1):
-            inside = place[entries] >= step
-            context[inside, step - 1] = train.item_rows[entries[inside] - step]
-        return cls(context, train.item_rows[entries])
-
-    def __len__(self) -> int:
-        return len(self.target)
 
 
 def train_towers(
@@ -85,169 +67,213 @@ def train_towers(
     validation: Holdout,
     *,
     config: TrainConfig,
+    name: str,
     log: Log,
+    seed: int = 0,
+    budget_minutes: float | None = None,
     stop_after: int | None = None,
+    checkpoints: Checkpoints | None = None,
+    team: Team = ALONE,
+    say: Callable[[str], None] = lambda line: None,
 ) -> TrainRecord:
     """Trains in place and leaves the weights of the best epoch.
 
     Args:
         validation: users of group B only; early stopping and nothing else looks at it. Without users,
             the last epoch is kept.
+        name: of these towers in the log.
+        seed: of order, dropout and sample.
+        budget_minutes: of this training; that of `config` unless given.
         stop_after: run this many epochs of the same learning-rate schedule, for a fit without validation.
+        checkpoints: where an unfinished training is kept, and gone on from.
+        team: the processes that train together; each takes its share of every batch.
+        say: is told from time to time how long it will take.
 
     Raises:
         NotFinite: when loss, weights or validation scores turn NaN or infinite; the model then holds the
             best epoch so far.
+        Mismatch, CorruptArtifact: as `Checkpoints.resume`.
     """
-    torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    positions = Positions.of(train, model.config.history_items)
+    torch.manual_seed(seed)
+    model.to(team.device if team.size > 1 else device())
+    team.broadcast_weights(model)
     counts = np.bincount(train.item_rows, minlength=len(model.text))
-    objective = _Objective(model, counts, config, rng)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = _schedule(optimizer, config, steps=config.epochs * -(-len(positions) // config.batch_size))
-    # A generator of its own: the order of training must not depend on who is there for validation.
-    users = np.random.default_rng(config.seed).permutation(len(validation))[: config.validation_users]
-    asked = validation.take(np.sort(users))
-    progress = _Progress(model, config)
-    planned = config.epochs if stop_after is None else stop_after
-    for epoch in range(planned if len(positions) else 0):
-        cuts = range(config.batch_size, len(positions), config.batch_size)
-        batches = np.split(rng.permutation(len(positions)), cuts)
+    low_precision = computes_bfloat16(config.precision)
+    examples = model.user.examples(train)
+    run = _Run(
+        model=model,
+        objective=Objective(model, counts, sampled_items=config.sampled_items, low_precision=low_precision),
+        examples=examples,
+        state=_begin(model, examples, config=config, seed=seed),
+        config=config,
+        budget_minutes=config.budget_minutes if budget_minutes is None else budget_minutes,
+        seed=seed,
+        low_precision=low_precision,
+        checkpoints=checkpoints,
+        team=team,
+    )
+    if checkpoints is not None and checkpoints.resume(run.state):
+        log({"stage": name, "event": "resumed", "epoch": run.state.epoch + 1, "step": run.state.step})
+    planned = model.config.epochs if stop_after is None else stop_after
+    pace = _Pace(name, planned, say)
+    stopped = run.why_stop() if run.state.epoch else ""  # one that was resumed may have come to its end before
+    while run.state.epoch < planned and run.examples.positions and not stopped:
         try:
-            loss = _train_epoch(
-                objective, positions, batches, optimizer=optimizer, schedule=schedule, progress=progress
-            )
+            loss = run.epoch(pace)
             model.settle_cold_items(torch.from_numpy(counts))
-            progress.end_epoch(model, asked, loss=loss, log=log)
+            ndcg10 = team.from_leader(lambda: validation_ndcg10(model, validation))
         except FloatingPointError as fault:
-            model.load_state_dict(progress.weights)
+            model.load_state_dict(run.state.best_weights)
             raise NotFinite(
-                f"the retriever diverged in epoch {epoch + 1}, {fault}: lower retriever.train.learning_rate "
-                f"(now {config.learning_rate})"
+                f"{name} diverged in epoch {run.state.epoch + 1}, {fault}: lower "
+                f"retriever.{name.split('-')[0]}.learning_rate (now {model.config.learning_rate:g})"
             ) from fault
-        if progress.stop():
-            break
-    model.load_state_dict(progress.weights)
+        stopped = run.end_epoch(ndcg10 if len(validation) else None, loss=loss, name=name, log=log)
+    state = run.state
+    model.load_state_dict(state.best_weights)
     model.settle_cold_items(torch.from_numpy(counts))
+    model.cpu()
     return TrainRecord(
-        progress.epochs, progress.best_epoch, progress.best, progress.minutes * 60, progress.stopped or "all epochs"
+        name, state.epochs, state.best_epoch, state.best_ndcg10, round(state.minutes, 3), stopped or "all epochs"
     )
-
-
-def _schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, *, steps: int
-) -> torch.optim.lr_scheduler.OneCycleLR:
-    """Rises over the warm-up, then falls to almost nothing; good for one step more than are taken."""
-    total = max(steps, 1) + 1
-    # OneCycleLR divides by the steps of the warm-up less one.
-    warmup_share = config.warmup_share if config.warmup_share * total != 1 else 1.5 / total
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=total, pct_start=max(warmup_share, 1e-6)
-    )
-
-
-def _train_epoch(
-    objective: "_Objective",
-    positions: Positions,
-    batches: list[np.ndarray],
-    *,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.OneCycleLR,
-    progress: "_Progress",
-) -> float:
-    """One pass, or what the budget leaves of it; returns the mean loss, raises FloatingPointError if not finite."""
-    objective.model.train()
-    losses: list[float] = []
-    for step, chosen in enumerate(batches, start=1):
-        loss = objective(positions.context[chosen], positions.target[chosen])
-        losses.append(loss.item())
-        if not np.isfinite(losses[-1]):
-            raise FloatingPointError(f"the loss is {losses[-1]} at step {step} of {len(batches)}")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        if progress.over_budget:
-            break
-    if not all(bool(weight.isfinite().all()) for weight in objective.model.parameters()):
-        raise FloatingPointError(f"a weight is NaN or infinite after step {len(losses)} of {len(batches)}")
-    return float(np.mean(losses))
 
 
 def validation_ndcg10(model: TwoTowers, asked: Holdout) -> float:
-    """NDCG@10 of the towers alone for the next item of each user."""
+    """NDCG@10 of these towers alone for the next item of each user."""
     items = model.item_vectors()
-
-    def scores(histories: Histories) -> np.ndarray:
-        return model.user_vectors(histories.last(model.config.history_items)) @ items.T
-
-    return next_item_ndcg10(scores, asked, n_items=len(items))
+    return next_item_ndcg10(lambda histories: model.user_vectors(histories) @ items.T, asked, n_items=len(items))
 
 
-class _Objective:
-    """The loss of one batch, over all trained items or over a sample of them."""
+@dataclass
+class _Run:
+    """A training under way."""
 
-    def __init__(self, model: TwoTowers, counts: Rows, config: TrainConfig, rng: np.random.Generator) -> None:
-        self.model, self.rng = model, rng
-        # An item without a training interaction is never a target: left in, the softmax would push it away.
-        self.warm = np.nonzero(counts)[0]
-        self.place = np.full(len(counts), -1, dtype=np.int64)
-        self.place[self.warm] = np.arange(len(self.warm))
-        self.sampled_items = 0 if len(self.warm) <= FULL_SOFTMAX_ITEMS else config.sampled_items
-        share = counts[self.warm].astype(np.float64) ** 0.75
-        self.probability = share / share.sum()
+    model: TwoTowers
+    objective: Objective
+    examples: Examples
+    state: TrainingState
+    config: TrainConfig
+    budget_minutes: float
+    seed: int
+    low_precision: bool
+    checkpoints: Checkpoints | None
+    team: Team
 
-    def __call__(self, context: np.ndarray, target: Rows) -> Tensor:
-        history = torch.from_numpy(context.astype(np.int64))
-        if not self.sampled_items:
-            logits = self.model.logits(history, torch.from_numpy(self.warm))  # (B, N warm)
-            return full_softmax_loss(logits, torch.from_numpy(self.place[target]))
-        drawn = self.rng.choice(len(self.warm), self.sampled_items, p=self.probability)
-        drawn_rows = self.warm[drawn]
-        logits = self.model.logits(history, torch.from_numpy(np.concatenate([drawn_rows, target])))
-        sampled, own = logits[:, : len(drawn)], logits[:, len(drawn) :]
-        expected = torch.from_numpy(self.probability[drawn] * self.sampled_items).float()
-        accidental = torch.from_numpy(drawn_rows[None, :] == target[:, None])
-        return sampled_softmax_loss(own.diagonal(), sampled, log_expected=expected.log(), accidental=accidental)
+    def epoch(self, pace: "_Pace") -> float:
+        """One pass, or what the budget leaves of it; the mean loss. Raises FloatingPointError if not finite."""
+        state = self.state
+        self.model.train()
+        batches = _order(self.examples, self.model, seed=self.seed, epoch=state.epoch)
+        for chosen in batches[state.step :]:
+            self.team.seed_step(self.seed, state.epoch * len(batches) + state.step)
+            loss = self._step(chosen)
+            state.step += 1
+            state.losses.append(loss)
+            if not np.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} at step {state.step} of {len(batches)}")
+            pace.tell(state, len(batches))
+            if self._over_budget():
+                break
+            if self.checkpoints is not None and self.team.leads:
+                self.checkpoints.save_if_due(state)
+        if faults := state.faults():
+            raise FloatingPointError(f"{faults[0]} is NaN or infinite after step {state.step} of {len(batches)}")
+        return float(np.mean(state.losses))
 
+    def _step(self, chosen: np.ndarray) -> float:
+        model, share = self.model, self.team.share(len(chosen))
+        inputs, targets = (tensor.to(model.text.device) for tensor in self.examples.batch(chosen[share.place]))
+        with torch.autocast(model.text.device.type, torch.bfloat16, enabled=self.low_precision):
+            users = model.user_vectors_at(inputs)
+        asked = targets >= 0
+        loss = self.objective(users[asked].float(), targets[asked], self.state.rng)
+        for optimizer in self.state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        own = float(asked.sum()) * share.counts
+        part = own / self.team.sum([own])[0]
+        self.team.average_gradients(model.parameters(), part=part)
+        for optimizer in self.state.optimizers:
+            optimizer.step()
+        for schedule in self.state.schedules:
+            schedule.step()
+        return self.team.sum([loss.item() * part])[0]
 
-class _Progress:
-    """Epochs so far, the best weights, and whether to go on."""
+    def _over_budget(self) -> bool:
+        """By the leader's clock, so that all processes stop at the same step."""
+        return self.team.from_leader(lambda: float(self.state.minutes > self.budget_minutes)) > 0
 
-    def __init__(self, model: TwoTowers, config: TrainConfig) -> None:
-        self.config, self.started = config, time.monotonic()
-        self.best, self.weights = -1.0, deepcopy(model.state_dict())
-        self.epochs: list[dict[str, Any]] = []
-        self.best_epoch = 0
-        self.stopped = ""
-
-    @property
-    def minutes(self) -> float:
-        return (time.monotonic() - self.started) / 60
-
-    @property
-    def over_budget(self) -> bool:
-        return self.minutes > self.config.budget_minutes
-
-    def end_epoch(self, model: TwoTowers, asked: Holdout, *, loss: float, log: Log) -> None:
-        ndcg10 = validation_ndcg10(model, asked)
+    def end_epoch(self, ndcg10: float | None, *, loss: float, name: str, log: Log) -> str:
+        """Keeps the record and the best weights; says why to stop, if so."""
+        state = self.state
+        state.epoch, state.step, state.losses = state.epoch + 1, 0, []
         entry = {
-            "stage": "towers",
-            "epoch": len(self.epochs) + 1,
+            "stage": name,
+            "epoch": state.epoch,
             "loss": round(loss, 4),
             # A final fit asks nobody: a figure of 0 would look like a result.
-            **({"validation_ndcg@10": round(ndcg10, 5)} if len(asked) else {}),
-            "minutes": round(self.minutes, 2),
+            **({} if ndcg10 is None else {"validation_ndcg@10": round(ndcg10, 5)}),
+            "minutes": round(state.minutes, 2),
         }
-        self.epochs.append(entry)
+        state.epochs.append(entry)
         log(entry)
-        if ndcg10 > self.best or not len(asked):
-            self.best, self.weights, self.best_epoch = ndcg10, deepcopy(model.state_dict()), len(self.epochs)
+        if ndcg10 is None or ndcg10 > state.best_ndcg10:
+            state.best_ndcg10, state.best_epoch = ndcg10 or 0.0, state.epoch
+            state.best_weights = {key: value.clone() for key, value in state.model.state_dict().items()}
+        if self.checkpoints is not None and self.team.leads:
+            self.checkpoints.save(state)
+        return self.why_stop()
 
-    def stop(self) -> bool:
-        if self.over_budget:
-            self.stopped = f"budget of {self.config.budget_minutes:g} minutes"
-        elif len(self.epochs) - self.best_epoch >= self.config.patience:
-            self.stopped = f"no better validation NDCG@10 for {self.config.patience} epochs"
-        return bool(self.stopped)
+    def why_stop(self) -> str:
+        """The reason to do without another epoch; empty to go on."""
+        state = self.state
+        if self._over_budget():
+            return f"budget of {self.budget_minutes:.3g} minutes"
+        if state.epoch - state.best_epoch >= self.config.patience:
+            return f"no better validation NDCG@10 for {self.config.patience} epochs"
+        return ""
+
+
+@dataclass
+class _Pace:
+    """Tells people how far a training is, and how long the rest may take; it may stop earlier."""
+
+    name: str
+    planned_epochs: int
+    say: Callable[[str], None]
+    before: int = 0
+    remaining: RemainingTime | None = None
+
+    def tell(self, state: TrainingState, steps: int) -> None:
+        """After a step of an epoch of `steps`."""
+        done = state.epoch * steps + state.step
+        if self.remaining is None:
+            self.remaining, self.before = RemainingTime(self.planned_epochs * steps - done, self.say), done
+        words = f"{self.name}: epoch {state.epoch + 1} of {self.planned_epochs} at most, step {state.step} of {steps}"
+        self.remaining.at(done - self.before, f"{words}, loss {state.losses[-1]:.3f}")
+
+
+def _begin(model: TwoTowers, examples: Examples, *, config: TrainConfig, seed: int) -> TrainingState:
+    """The state before the first step."""
+    sparse = model.sparse_weights()
+    dense = [weight for weight in model.parameters() if not any(weight is other for other in sparse)]
+    rate = model.config.learning_rate
+    optimizers: list[Optimizer] = [AdamW(dense, lr=rate, weight_decay=config.weight_decay)]
+    if sparse:
+        optimizers.append(SparseAdam(sparse, lr=rate))
+    # Lists of like length fill batches unevenly, so that the number of batches is known by their order alone.
+    steps = 1 + sum(len(_order(examples, model, seed=seed, epoch=epoch)) for epoch in range(model.config.epochs))
+    schedules = [_schedule(optimizer, rate, steps=steps, warmup_share=config.warmup_share) for optimizer in optimizers]
+    return TrainingState(model, optimizers, schedules, np.random.default_rng([seed, 1]))
+
+
+def _order(examples: Examples, model: TwoTowers, *, seed: int, epoch: int) -> list[Rows]:
+    """The batches of an epoch, by a generator of their own: a resumed epoch draws them again."""
+    return examples.batches(model.config.batch_size, np.random.default_rng([seed, epoch]))
+
+
+def _schedule(optimizer: Optimizer, rate: float, *, steps: int, warmup_share: float) -> OneCycleLR:
+    """Rises over the warm-up, then falls to almost nothing."""
+    # OneCycleLR divides by the steps of the warm-up less one.
+    share = warmup_share if warmup_share * steps != 1 else 1.5 / steps
+    return OneCycleLR(optimizer, rate, total_steps=steps, pct_start=max(share, 1e-6))

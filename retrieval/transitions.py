@@ -18,6 +18,7 @@ class TransitionsConfig(BaseModel):
 
     window: int = Field(10, ge=1, description="pairs up to this many steps apart are counted")
     gap_decay: float = Field(0.8, gt=0, le=1, description="weight of a pair: gap_decay ** (steps apart - 1)")
+    gap_days: float = Field(200.0, gt=0, description="pairs this many days apart count half, where times are known")
     backward: float = Field(0.5, ge=0, description="weight of the pair read backwards (later item → earlier item)")
     row_power: float = Field(0.5, ge=0, le=1, description="counts are divided by (row sum) ** row_power")
     column_power: float = Field(0.3, ge=0, le=1, description="and by (column sum) ** column_power")
@@ -82,16 +83,29 @@ class Transitions:
 
 
 def count_pairs(train: Histories, n_items: int, config: TransitionsConfig) -> sp.csr_matrix:
-    """(N, N) float32: how often column follows row within the window, decayed by the steps between them."""
+    """(N, N) float32: how often column follows row within the window, decayed by steps and days between them.
+
+    Counts of parts of a log that share no list add up to the counts of the whole.
+    """
     list_of_row = train.list_of_row
     counts = sp.csr_matrix((n_items, n_items), dtype=np.float32)
     for gap in range(1, min(config.window, max(len(train.item_rows) - 1, 0)) + 1):
         together = list_of_row[gap:] == list_of_row[:-gap]
         earlier, later = train.item_rows[:-gap][together], train.item_rows[gap:][together]
-        ones = np.full(len(earlier), config.gap_decay ** (gap - 1), dtype=np.float32)
-        forward = sp.csr_matrix((ones, (earlier, later)), shape=(n_items, n_items))
+        weight = config.gap_decay ** (gap - 1) * _nearness(train, gap, config.gap_days)[together]
+        forward = sp.csr_matrix((weight.astype(np.float32), (earlier, later)), shape=(n_items, n_items))
         counts = counts + forward + config.backward * forward.T.tocsr()
     return counts.tocsr()
+
+
+def _nearness(train: Histories, gap: int, gap_days: float) -> np.ndarray:
+    """(R - gap,) 1 / (1 + days / gap_days) between each entry and the one `gap` places on; 1 where unknown."""
+    if train.timestamps is None:
+        return np.ones(len(train.item_rows) - gap)
+    times = train.timestamps
+    known = (times[gap:] != Histories.NO_TIME) & (times[:-gap] != Histories.NO_TIME)
+    days = np.where(known, np.abs(np.where(known, times[gap:], 0) - np.where(known, times[:-gap], 0)) / 86_400, 0.0)
+    return 1 / (1 + days / gap_days)
 
 
 def _inverse_power(sums: np.ndarray, power: float) -> np.ndarray:

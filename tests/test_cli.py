@@ -186,7 +186,7 @@ def test_interrupted_it_says_so_and_ends_with_130(shop: Shop, tmp_path):
     root = shop.copy(tmp_path)
     before = Run(root).release()
     command = start(
-        *("train-retriever", "--run", root, "--set", "retriever.train.epochs=5000"),
+        *("train-retriever", "--run", root, "--set", "retriever.recency.epochs=5000"),
         *("--set", "retriever.train.patience=5000"),
         cwd=tmp_path,
     )
@@ -295,7 +295,7 @@ def test_the_demo_of_a_fresh_checkout(tmp_path):
     ignored = shutil.ignore_patterns(".git", ".venv", "runs", "assets", "tests", ".*_cache", "__pycache__")
     checkout = Path(shutil.copytree(CLI.parent, tmp_path / "checkout", ignore=ignored))
     env = {**os.environ, "TANDEM_ASSETS": str(default_assets_dir()), "OMP_NUM_THREADS": "2"}
-    tiny = ["retriever.train.epochs=1", "reranker.train.budget_minutes=0.2", "reranker.fusion_users=20"]
+    tiny = ["retriever.recency.epochs=1", "reranker.train.budget_minutes=0.2", "reranker.fusion_users=20"]
     options = [part for setting in tiny for part in ("--set", setting)]
     log, catalog = (folders[0] / f"{name}.parquet" for name in ("interactions", "items"))
 
@@ -324,8 +324,8 @@ def test_settings_are_kept_by_the_step_that_used_them_and_not_by_an_evaluation(s
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--user", "u000", "--split", "test"], "--split and --users go with --all"),
-        (["--user", "u000", "--users", "5"], "--split and --users go with --all"),
+        (["--user", "u000", "--split", "test"], "--split, --users and --towers-only go with --all"),
+        (["--user", "u000", "--users", "5"], "--split, --users and --towers-only go with --all"),
         (["--all", "-o", "recs.parquet", "--json"], "leave out .*--json"),
         (["--all", "-o", "recs.csv"], "ends in .csv: recommendations are written as Parquet"),
         (["--all", "-o", "."], "is a folder"),

@@ -91,8 +91,8 @@ def test_an_unknown_setting_and_the_nearest_known_one(shop: Shop, tmp_path):
     refused(
         done, BadInput, r"own\.toml: unknown key 'data.timestampunit'; the nearest known one is 'data.timestamp_unit'"
     )
-    done = run("train-retriever", "--run", shop.run, "--set", "retriever.train.epoch=2", cwd=tmp_path)
-    refused(done, BadInput, "'retriever.train.epochs'")
+    done = run("train-retriever", "--run", shop.run, "--set", "retriever.recency.epoch=2", cwd=tmp_path)
+    refused(done, BadInput, "'retriever.recency.epochs'")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_an_unknown_setting_and_the_nearest_known_one(shop: Shop, tmp_path):
     [
         (["--map", "user_id"], "'user_id' is not of the form user_id=column"),
         (["--map", "user=user_id"], "user_id"),
-        (["--set", "split.kind=random"], "split.kind.*'leave-one-out' or 'temporal'"),
+        (["--set", "split.kind=random"], "split.kind.*'leave-one-out', 'temporal' or 'cold-items'"),
         (["--config", "none.toml"], "there is no config file none.toml"),
         (["--users-table", "none.csv"], "none.csv"),
         (["--set", "split.kind=temporal", "--set", "split.cut_time=1"], "cut"),

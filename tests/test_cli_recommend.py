@@ -41,7 +41,7 @@ def test_json_is_all_that_is_on_stdout(shop: Shop):
 def test_a_history_of_items_follows_the_planted_rule(shop: Shop):
     found = json.loads(asked(shop, "--history", "i07, i08,i09", "--json").out)
     assert found["items"][0]["item_id"] == "i10"
-    assert found["items"][0]["because"][0] == "i09"
+    assert "i09" in found["items"][0]["because"]
     assert not {item["item_id"] for item in found["items"]} & {"i07", "i08", "i09"}
 
 

@@ -25,9 +25,9 @@ def every_model(model: type[BaseModel], path: str = "") -> list[tuple[str, type[
 
 
 def test_an_override_changes_one_setting_and_leaves_the_others():
-    config = with_overrides(Config(), ["retriever.train.epochs=3", "recommend.k = 7"])
-    assert (config.retriever.train.epochs, config.recommend.k) == (3, 7)
-    back = with_overrides(config, [f"retriever.train.epochs={Config().retriever.train.epochs}", "recommend.k=10"])
+    config = with_overrides(Config(), ["retriever.recency.epochs=3", "recommend.k = 7"])
+    assert (config.retriever.recency.epochs, config.recommend.k) == (3, 7)
+    back = with_overrides(config, [f"retriever.recency.epochs={Config().retriever.recency.epochs}", "recommend.k=10"])
     assert back == Config()
 
 
@@ -58,8 +58,8 @@ def test_the_last_of_several_overrides_of_one_key_wins():
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [
-        ("retriever.train.epoch", "retriever.train.epochs"),
-        ("retreiver.train.epochs", "retriever"),
+        ("retriever.recency.epoch", "retriever.recency.epochs"),
+        ("retreiver.recency.epochs", "retriever"),
         ("recommend.dept", "recommend.depth"),
         ("split.holdouts", "split.holdout"),
         ("rerank", "reranker"),
@@ -72,9 +72,9 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(key, nearest):
 
 
 def test_every_fault_is_told_at_once():
-    message = told("recommend.k=none", "retriever.train.epoch=2", "reranker.depth=0")
+    message = told("recommend.k=none", "retriever.recency.epoch=2", "reranker.depth=0")
     assert "3 faults" in message
-    assert all(key in message for key in ("recommend.k", "retriever.train.epoch", "reranker.depth"))
+    assert all(key in message for key in ("recommend.k", "retriever.recency.epoch", "reranker.depth"))
 
 
 def test_what_is_no_assignment_is_refused():

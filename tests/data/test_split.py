@@ -13,6 +13,7 @@ from data.split import (
     SplitKind,
     cold_items,
     group_of_users,
+    held_out_items,
     make_split,
     next_holdout,
     split_with_report,
@@ -145,6 +146,64 @@ def test_a_temporal_split_that_cannot_be_is_refused(times, config, told):
         make_split(dataset([1, 2, 3], times=times), SplitConfig(kind="temporal", **config))
 
 
+# By the hash of their ids: the first are cold.
+BY_HASH = [5, 6, 2, 8, 1, 7, 4, 3, 0, 9]
+COLD = {"kind": "cold-items", "cold_items": 2, "validation_share": 0.25}
+
+
+def test_cold_items_are_out_of_training_with_all_their_interactions():
+    log = dataset([5, 0, 2, 1], [4, 6, 7, 8], [9, 5, 6, 9], [2, 6], [4, 3])
+    split, report = split_with_report(log, SplitConfig(**COLD))
+    assert plain(split.train) == [[0, 1], [4, 7], [9, 9], [], [4, 3]]
+    # Nothing warm is known of user 3, so only the test can ask: item 2 is known by then.
+    assert asked(split.validation) == {0: ([0, 1], [2]), 1: ([4, 7], [8])}
+    assert asked(split.test) == {0: ([0, 2, 1], [5]), 1: ([4, 7, 8], [6]), 2: ([9, 9], [5, 6]), 3: ([2], [6])}
+    assert report.users_without_history == {"validation": 1, "test": 0}
+    assert report.users_without_new_items == {"validation": 0, "test": 0}
+    assert report.cold_targets == {"validation": 2, "test": 5}
+    assert (report.train_rows, report.cold_items) == (8, 4)  # cold: the four held out; all others were taken
+
+
+def test_a_cold_item_taken_twice_is_one_target_and_short_histories_are_not_asked():
+    split, report = split_with_report(dataset([5, 0, 5, 1], [5, 4]), SplitConfig(**COLD, min_history=2))
+    assert asked(split.test) == {0: ([0, 1], [5])}
+    assert report.users_without_history == {"validation": 0, "test": 1}
+
+
+def test_which_items_are_cold_can_be_asked():
+    items = dataset().catalog.vocabulary
+    by_count = held_out_items(items, SplitConfig(**COLD))
+    assert by_count.asked("test").tolist() == sorted(BY_HASH[:2])
+    assert by_count.asked("validation").tolist() == sorted(BY_HASH[2:4])  # a quarter of the other eight
+    by_share = held_out_items(items, SplitConfig(kind="cold-items", test_share=0.3))
+    assert by_share.asked("test").tolist() == sorted(BY_HASH[:3])
+    assert by_share.asked("validation").tolist() == BY_HASH[3:4]  # a tenth of the other seven, rounded
+
+
+def test_taking_the_cold_items_away_beforehand_leaves_train_and_validation_as_they_were():
+    lists = [[5, 0, 2, 1], [4, 6, 7, 8], [9, 5, 6, 9], [2, 6], [4, 3]]
+    whole = make_split(dataset(*lists), SplitConfig(**COLD))
+    without = dataset(*[[item for item in one if item not in (5, 6)] for one in lists])
+    blind = make_split(without, SplitConfig(**COLD, holdout="validation"))
+    assert plain(blind.train) == plain(whole.train)
+    assert asked(blind.validation) == asked(whole.validation)
+    assert len(blind.test) == 0
+    with pytest.raises(BadInput, match="taken away beforehand, but 5 interactions are with its 2 items"):
+        make_split(dataset(*lists), SplitConfig(**COLD, holdout="validation"))
+
+
+@pytest.mark.parametrize(
+    ("lists", "config", "told"),
+    [
+        ([[0, 1]], {"cold_items": 9}, "9 items for the test and 1 for validation leave nothing.*catalog of 10"),
+        ([[5, 6], [2]], {}, "none of the 3 interactions is with one of the 6 warm items"),
+    ],
+)
+def test_a_cold_split_that_leaves_nothing_to_learn_from_is_refused(lists, config, told):
+    with pytest.raises(BadInput, match=told):
+        make_split(dataset(*lists), SplitConfig(**{**COLD, **config}))
+
+
 def test_everybody_is_asked_for_the_next_item_without_an_answer():
     found = next_holdout(dataset([1, 2], [3], times=[[1, 2], [3]]))
     assert found.part == "next"
@@ -172,6 +231,29 @@ def test_leave_one_out_is_the_definition_for_any_log(lists):
     assert asked(split.validation) == {
         place: (one[:-2], one[-2:-1]) for place, one in enumerate(lists) if len(one) >= 3
     }
+
+
+@given(logs, st.integers(1, 4), st.integers(1, 3))
+def test_a_cold_split_never_shows_a_cold_item_and_loses_nothing_unsaid(lists, count, min_history):
+    cold, pseudo_cold = set(BY_HASH[:count]), {BY_HASH[count]}  # a tenth of the others is one item
+    try:
+        split, report = split_with_report(
+            dataset(*lists), SplitConfig(kind="cold-items", cold_items=count, min_history=min_history)
+        )
+    except BadInput:
+        assert {item for one in lists for item in one} <= cold | pseudo_cold
+        return
+    assert plain(split.train) == [[item for item in one if item not in cold | pseudo_cold] for one in lists]
+    for holdout, wanted, hidden in (
+        (split.validation, pseudo_cold, cold | pseudo_cold),
+        (split.test, cold, cold),
+    ):
+        known = [[item for item in one if item not in hidden] for one in lists]
+        new = [list(dict.fromkeys(item for item in one if item in wanted)) for one in lists]
+        active = [place for place in range(len(lists)) if new[place]]
+        served = [place for place in active if len(known[place]) >= min_history]
+        assert asked(holdout) == {place: (known[place], new[place]) for place in served}
+        assert report.users_without_history[holdout.part] == len(active) - len(served)
 
 
 timed_logs = st.lists(

@@ -182,3 +182,22 @@ def test_a_permuted_world_has_the_same_figures(seed):
     assert set(after.slices) == set(before.slices)
     for name, figures in before.slices.items():
         assert after.slices[name] == pytest.approx(figures)
+
+
+def test_among_some_items_coverage_is_the_share_of_these_and_short_lists_are_whole():
+    cold = np.array([4, 6, 8])
+    asked = holdout([[5], [6]], [[4], [8]])
+    found = evaluate(lists([[4, 6, 8], [6, 4, 8]]), asked, STATS, among=cold)
+    assert found.metrics["ndcg@10"] == pytest.approx((1 + 1 / log2(4)) / 2)
+    assert found.metrics["coverage@10"] == 1
+    first = evaluate(lists([[4, NO_ITEM], [4, NO_ITEM]]), asked, STATS, among=cold)
+    assert first.metrics["coverage@10"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("row", "target", "told"),
+    [(5, 4, "1 candidates are not among the 3 items.*row 5"), (4, 5, "1 targets are not among the 3 items.*row 5")],
+)
+def test_what_is_not_among_the_items_to_choose_from_is_refused(row, target, told):
+    with pytest.raises(ValueError, match=told):
+        evaluate(lists([[row, NO_ITEM]]), holdout([[9]], [[target]]), STATS, among=np.array([4, 6, 8]))

@@ -11,7 +11,7 @@ from eval import report as report_module
 from eval.page import _warning
 from eval.plots import _apart
 from eval.protocol import CatalogStats, Evaluation, candidate_recall, evaluate
-from eval.report import Comparison, Fit, Report, Role, System, write_report
+from eval.report import Comparison, Contribution, Fit, Report, Role, System, write_report
 from eval.significance import PairedTest, Verdict, paired_bootstrap
 from eval.words import conclusion, evidence, metric_words, number, slice_words
 from store.errors import NoSpace
@@ -47,15 +47,24 @@ def a_report(part="test", **changes) -> Report:
     ours = System("two-stage", Role.OURS, whole, "retrieval, then reranked")
     parts = System("retrieval alone", Role.STAGE, judged(0.5, part)[0])
     other = System("popularity", Role.BASELINE, judged(0.1, part, seed=3)[0])
+    systems = [other, ours, parts]
+
+    def found(name: str) -> np.ndarray:
+        return next(system for system in systems if system.name == name).evaluation.per_user["ndcg@10"]
+
     made = Report(
         title="A run",
         fit=Fit.EVALUATION,
         split="Leave one out.",
         user_ids=[f"u{user}" for user in range(USERS)],
-        systems=[other, ours, parts],
+        systems=systems,
         comparisons=[
             Comparison.of(ours, other),
             Comparison.of(ours, parts, question="Does reranking help?"),
+        ],
+        contributions=[
+            Contribution("towers", 0.25, paired_bootstrap(found("two-stage"), found("popularity"))),
+            Contribution("<b>texts", 0.125, paired_bootstrap(found("popularity"), found("two-stage"))),
         ],
         counts={"users": USERS},
         ceiling=candidate_recall(candidates, a_holdout().targets),
@@ -88,6 +97,25 @@ def test_the_json_holds_every_figure(written):
     assert PairedTest(**read["comparisons"][0]["test"]) == made.comparisons[0].test
     assert read["ceiling"]["recall@100"] == made.ceiling[100]
     assert (read["part"], read["fit"], read["users"]) == ("test", "evaluation fit", USERS)
+
+
+def test_what_each_source_adds_is_in_the_json_and_on_the_page(written, tmp_path):
+    directory, made, page = written
+    first, _ = json.loads((directory / "report.json").read_text())["contributions"]
+    assert (first["source"], first["alone"]) == ("towers", 0.25)
+    assert PairedTest(**first["test"]) == made.contributions[0].test
+    section = page[page.index("<h2>What each source adds</h2>") :]
+    section = section[: section.index("</section>")]
+    test = made.contributions[0].test
+    assert f"NDCG@10 of the first stage, {test.ours:.4f} with all of its sources" in section
+    assert all(f"<td>{figure:.4f}</td>" in section for figure in (0.25, test.theirs, 0.125))
+    assert f"+{test.difference:.4f}<small>+{test.low:.4f} to +{test.high:.4f}</small>" in section
+    assert "▲ helps" in section
+    assert f"−{test.difference:.4f}<small>−{test.high:.4f} to −{test.low:.4f}</small>" in section
+    assert "▼ harms" in section
+    assert "&lt;b&gt;texts" in section
+    none = write_report(tmp_path, replace(made, contributions=[])).read_text()
+    assert "What each source adds" not in none
 
 
 def test_the_parquet_lets_anybody_test_again(written):

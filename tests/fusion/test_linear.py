@@ -62,7 +62,7 @@ def test_gradient_equals_finite_differences(seed, monkeypatch):
     seen = []
     real = linear.minimize
     monkeypatch.setattr(linear, "minimize", lambda loss, *args, **rest: seen.append(loss) or real(loss, *args, **rest))
-    linear._fit_listwise(columns, present, relevant, 0.03)
+    linear._fit_listwise(columns, present, relevant, free=np.zeros(3, dtype=bool), l2=0.03)
     at = rng.random(3)
     loss, gradient = seen[0](at)
     numeric = approx_fprime(at, lambda weights: seen[0](weights)[0], 1e-6)
@@ -168,3 +168,18 @@ def test_ties_keep_the_present_order():
     candidates = lists(a=[[1, 2, 1, 2, 1]], b=[[0, 0, 0, 0, 0]])
     fusion = LinearFusion(RAW2, {"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0})
     assert candidates.ranked_by(fusion.score(candidates)).item_rows.tolist() == [[1, 3, 0, 2, 4]]
+
+
+def test_only_a_signed_source_may_count_against_an_item():
+    candidates, targets = planted([1.0, -1.0])
+    signed = LinearFusion.fit(candidates, targets, RAW2, signed=["b", "a source that is not there"])
+    assert signed.weights["a"] == pytest.approx(1.0, abs=0.15)
+    assert signed.weights["b"] == pytest.approx(-1.0, abs=0.15)
+    assert LinearFusion.fit(candidates, targets, RAW2).weights["b"] == 0
+
+
+def test_without_a_retrieved_target_a_signed_source_says_nothing():
+    candidates, _ = planted([1.0, 1.0], users=5)
+    found = LinearFusion.fit(candidates, Histories.of([[99]] * 5), RAW2, signed=["b"])
+    assert found.weights["a"] > 0
+    assert found.weights["b"] == 0

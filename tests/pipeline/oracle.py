@@ -13,10 +13,19 @@ from tests.pipeline.shop import log_rows, quiet
 
 
 def exported(
-    ws: Workspace, asked: Asked, folder: Path, *, k: int = 50, depth: int | None = None, rerank: Rerank = Rerank.AUTO
+    ws: Workspace,
+    asked: Asked,
+    folder: Path,
+    *,
+    k: int = 50,
+    depth: int | None = None,
+    users: int = 0,
+    rerank: Rerank = Rerank.AUTO,
+    towers_only: bool = False,
 ) -> pl.DataFrame:
     path = folder / f"{asked}.parquet"
-    rows = export(ws, asked, path, k=k, depth=depth, users=0, rerank=rerank, log=quiet(ws))
+    options = {"k": k, "depth": depth, "users": users, "rerank": rerank, "towers_only": towers_only}
+    rows = export(ws, asked, path, **options, log=quiet(ws))
     frame = pl.read_parquet(path)
     assert len(frame) == rows
     return frame

@@ -26,11 +26,14 @@ START_S = 1_600_000_000
 TINY = (
     "retriever.encoder.max_tokens=16",
     "retriever.encoder.precision=float32",
-    "retriever.towers.text_dim=8",
-    "retriever.towers.residual_dim=8",
-    "retriever.train.epochs=3",
-    "retriever.train.batch_size=64",
-    "retriever.train.learning_rate=0.02",
+    *(
+        f"retriever.{kind}.{setting}"
+        for kind in ("recency", "sequence")
+        for setting in ("text_dim=8", "residual_dim=8", "epochs=8", "batch_size=64", "learning_rate=0.02")
+    ),
+    "retriever.sequence.layers=1",
+    "retriever.sequence.history_items=12",
+    "retriever.sequence.hidden_dropout=0.1",
     "retriever.per_source=25",
     "reranker.encoder.prompt.max_history_items=4",
     "reranker.encoder.prompt.max_history_tokens=40",

@@ -16,11 +16,12 @@ from pipeline.fit_final import fit_final
 from pipeline.prepare import prepare
 from pipeline.run_log import RunLog
 from pipeline.train_reranker import train_reranker
-from pipeline.train_retriever import train_retriever
+from pipeline.train_retriever import train_retriever, train_seeds
 from pipeline.workspace import FitKind, open_workspace
 from recommend.recommender import Recommender
 from recommend.release import load_stages
 from rerank.fusion import RERANKER, RETRIEVAL
+from retrieval.distributed import ALONE
 from store.artifacts import Run
 from store.errors import BadInput, MissingStep
 from tests.pipeline.oracle import by_user, exported, histories_by_id, metrics
@@ -107,7 +108,7 @@ def test_a_made_step_is_found_and_a_changed_setting_asks_for_it_again(shop, tmp_
     release = ws.run.release()
     assert train_retriever(ws, log=quiet(ws)) == release.retriever
     assert train_reranker(ws, log=quiet(ws)) == release
-    changed = replace(ws, config=with_overrides(ws.config, ["retriever.train.epochs=1"]))
+    changed = replace(ws, config=with_overrides(ws.config, ["retriever.recency.epochs=1"]))
     with pytest.raises(MissingStep, match="train-retriever"):
         build_index(changed, log=quiet(ws))
     assert ws.run.release() == release
@@ -123,6 +124,19 @@ def test_one_seed_gives_one_result(shop, tmp_path):
     assert again.run.release() == Run(shop.run).release()
     one, two = (exported(ws, Asked.NEXT, tmp_path) for ws in (again, open_workspace(shop.run)))
     assert one.equals(two)
+
+
+def test_several_seeds_are_trained_and_the_first_is_the_runs_own(shop, tmp_path):
+    ws = open_workspace(shop.copy(tmp_path))
+    keys = train_seeds(ws, seeds=3, team=ALONE, log=quiet(ws))
+    assert keys[0] == ws.retriever_key(FitKind.EVALUATION)
+    assert len(set(keys)) == 3
+    told = [json.loads(line) for line in (ws.run.root / "log.jsonl").read_text().splitlines()]
+    (seeds,) = [entry for entry in told if entry.get("event") == "seeds"]
+    figures = seeds["validation_ndcg@10"]
+    assert seeds["mean"] == pytest.approx(np.mean(figures))
+    assert len(set(figures)) == 3
+    assert ws.config == open_workspace(ws.run.root).config
 
 
 # --- who is fitted on what
@@ -196,7 +210,9 @@ def test_the_final_fit_repeats_the_epochs_that_validation_chose(shop, tmp_path):
         json.loads((ws.run.artifact("retriever", ws.retriever_key(fit)) / "retriever.json").read_text())
         for fit in FitKind
     ]
-    assert cards[0]["epochs"] == cards[1]["epochs"] == len(cards[1]["records"][0]["epochs"])
+    assert cards[0]["epochs"] == cards[1]["epochs"]
+    assert cards[1]["epochs"] == {record["name"]: len(record["epochs"]) for record in cards[1]["records"]}
+    assert cards[0]["tower_weights"] == cards[1]["tower_weights"]
     assert cards[0]["transitions"] == cards[1]["transitions"]
 
 

@@ -175,7 +175,7 @@ def two_retrievers(
     """A run that holds the releases of two settings, and both."""
     root = Path(shutil.copytree(weighed.run.root, tmp_path_factory.mktemp("two") / "run"))
     first = Run(root).release()
-    train(root, shop.log, shop, "retriever.train.epochs=1")
+    train(root, shop.log, shop, "retriever.recency.epochs=1")
     return root, first, Run(root).release()
 
 
@@ -230,7 +230,7 @@ def writing(command: str, root: Path, shop: Shop, *, faults: Faults) -> Done:
         few = write_rows(root.parent / "few.csv", ["user_id", "item_id", "timestamp"], log_rows()[100:])
         return tandem(command, root, few, shop.catalog, *shop.set_options, faults=faults)
     more = {
-        "train-retriever": ["--set", "retriever.train.epochs=1"],
+        "train-retriever": ["--set", "retriever.recency.epochs=1"],
         "train-reranker": ["--set", "reranker.train.seed=1"],
         "evaluate": ["--no-baselines"],
     }
@@ -239,7 +239,7 @@ def writing(command: str, root: Path, shop: Shop, *, faults: Faults) -> Done:
 
 def before_writing(command: str, root: Path, shop: Shop) -> None:
     if command == "build-index":
-        assert tandem("train-retriever", root, "--set", "retriever.train.epochs=1").code == 0
+        assert tandem("train-retriever", root, "--set", "retriever.recency.epochs=1").code == 0
 
 
 @pytest.mark.parametrize("command", WRITING)
@@ -263,6 +263,36 @@ def test_killed_at_any_point_the_last_release_still_recommends(command: str, roo
     assert (struck / "current.json").read_bytes() == new
     assert recommended(struck) == new_answer
     assert not list((struck / "artifacts").rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("wait_for", ["recency-1  epoch 2 ", "sequence-1  epoch 3 "])
+def test_a_training_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(root: Path, tmp_path: Path, wait_for: str):
+    more = [part for kind in ("recency", "sequence") for part in ("--set", f"retriever.{kind}.epochs=20")]
+    whole = Path(shutil.copytree(root, tmp_path / "whole" / "run"))
+    assert tandem("train-retriever", whole, *more).code == 0
+    under_way = start("train-retriever", "--run", root, *more, cwd=root.parent)
+    under_way.wait_for(wait_for)
+    under_way.kill()
+    assert under_way.wait().code == -9
+    done = tandem("train-retriever", root, *more)
+    assert done.code == 0, done.err
+    assert f"{wait_for.split()[0]}  event resumed" in done.err
+    assert "recency-1  epoch 1 " not in done.err
+    key = done.out.strip()
+    weights = [folder / "artifacts" / "retriever" / key / "towers.safetensors" for folder in (root, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert not (root / "unfinished").exists()
+
+
+def test_an_unfinished_training_with_other_settings_is_refused_until_forced(root: Path):
+    options = ["--run", root, "--set", "retriever.recency.epochs=40"]
+    under_way = start("train-retriever", *options, cwd=root.parent)
+    under_way.wait_for("recency-1  epoch 2 ")
+    under_way.kill()
+    under_way.wait()
+    other = ["--set", "retriever.recency.epochs=40", "--set", "retriever.recency.learning_rate=0.01"]
+    refused(tandem("train-retriever", root, *other), Mismatch, r"learning_rate 0.02 → 0.01", "--force")
+    assert tandem("train-retriever", root, *other, "--force").code == 0
 
 
 @pytest.mark.parametrize("command", [*WRITING, "evaluate"])
@@ -298,10 +328,10 @@ def test_a_second_writer_is_refused_and_told_who_is_first(command: str, root: Pa
 
 
 def test_two_trainings_at_once_never_mix(root: Path, shop: Shop):
-    options = ["--run", root, "--set", "retriever.train.epochs=40", "--set", "retriever.train.patience=40"]
+    options = ["--run", root, "--set", "retriever.recency.epochs=40", "--set", "retriever.train.patience=40"]
     first = start("train-retriever", *options, cwd=root.parent)
     first.wait_for("epoch 1")
-    second = tandem("train-retriever", root, "--set", "retriever.train.epochs=1")
+    second = tandem("train-retriever", root, "--set", "retriever.recency.epochs=1")
     assert "epochs = 40" not in (root / "config.toml").read_text()  # settings are kept when their step is done
     assert len(recommended(root)) == 10
     refused(second, RunBusy, "train-retriever")

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from retrieval import encode
-from retrieval.encode import EncoderConfig, Precision, centred, encode_texts
+from retrieval.encode import EncoderConfig, centred, encode_texts
+from retrieval.hardware import Precision, computes_bfloat16
 from store.errors import BadInput
 
 
@@ -54,4 +55,4 @@ def test_centred_vectors_by_hand():
 
 @pytest.mark.parametrize(("precision", "expected"), [(Precision.FLOAT32, False), (Precision.BFLOAT16, True)])
 def test_a_stated_precision_is_taken(precision, expected):
-    assert encode._computes_bfloat16(precision) is expected
+    assert computes_bfloat16(precision) is expected

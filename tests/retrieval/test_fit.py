@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from data.schema import Histories, Holdout
+from fusion.linear import LinearFusion, Transform
 from index.faiss_index import FlatIndex
-from retrieval.fit import FittedRetriever, Recipe, fit_retriever, recent_popularity, with_fitted_fusion
+from retrieval import fit as fit_module
+from retrieval.checkpoint import Checkpoints
+from retrieval.fit import FittedRetriever, drawn, fit_retriever, recent_popularity, with_fitted_fusion
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
-from retrieval.retriever import TEXT, TOWERS, TRANSITIONS
+from retrieval.retriever import TEXT, TRANSITIONS, Retriever, RetrieverConfig
+from retrieval.train import TrainRecord
 from retrieval.validation import next_item_ndcg10
 from store.errors import CorruptArtifact
 from tests.retrieval.toy import catalog, circle, config, nobody, text_vectors
@@ -30,17 +34,26 @@ def never() -> None:
     raise AssertionError("a frozen encoder need not be loaded")
 
 
-def fitted(validation: Holdout = VALIDATION, *, recipe: Recipe | None = None, log=silent) -> FittedRetriever:
+def fitted(
+    validation: Holdout = VALIDATION,
+    *,
+    train: Histories = TRAIN,
+    vectors: np.ndarray = VECTORS,
+    settings: RetrieverConfig | None = None,
+    **more,
+) -> FittedRetriever:
     return fit_retriever(
-        TRAIN,
-        catalog([f"item {row}" for row in range(N)]),
-        VECTORS,
-        validation=validation,
-        config=config(epochs=5),
-        build_index=FlatIndex,
-        load_encoder=never,
-        log=log,
-        recipe=recipe,
+        train,
+        catalog([f"item {row}" for row in range(len(vectors))]),
+        vectors,
+        **{
+            "validation": validation,
+            "config": settings or config(epochs=5, copies=2),
+            "build_index": FlatIndex,
+            "load_encoder": never,
+            "log": silent,
+            **more,
+        },
     )
 
 
@@ -51,7 +64,7 @@ def made() -> FittedRetriever:
 
 def first_places(found: FittedRetriever, asked: Holdout) -> float:
     """Share of users whose next item comes first; the circle says which one it is."""
-    rows = found.retriever.candidates(asked.histories, 1, exclude_known=False).item_rows[:, 0]
+    rows = found.retriever.candidates(asked.histories, 1).item_rows[:, 0]
     return float((rows == asked.targets.item_rows).mean())
 
 
@@ -59,7 +72,40 @@ def test_a_planted_sequence_is_retrieved(made):
     assert first_places(made, VALIDATION) > 0.95
     assert made.recipe.fusion.weights[TRANSITIONS] > 0
     assert made.encoder is None
-    assert made.recipe.epochs == made.records[0]["best_epoch"] >= 1
+
+
+def test_every_member_is_trained_from_a_seed_of_its_own_and_recorded(made):
+    names = ["recency-1", "recency-2", "sequence-1", "sequence-2"]
+    assert [member.name for member in made.retriever.towers.members] == names
+    assert [record["name"] for record in made.records] == names
+    assert made.recipe.epochs == {record["name"]: record["best_epoch"] for record in made.records}
+    assert all(1 <= epochs <= 5 for epochs in made.recipe.epochs.values())
+    for one, other in ((0, 1), (2, 3)):
+        first, second = (made.retriever.towers.members[place].towers.item_vectors() for place in (one, other))
+        assert not np.allclose(first, second)
+    np.testing.assert_array_equal(made.retriever.item_vectors, made.retriever.towers.item_vectors())
+
+
+def unweighed(found: Retriever) -> Retriever:
+    return replace(found, towers=replace(found.towers, weights=dict.fromkeys(found.towers.kinds, 1.0)))
+
+
+def test_the_kinds_are_weighed_in_the_search_as_validation_says(made):
+    """By the fit of their scores alone, on the whole unions of a search that weighs them equally."""
+    found = unweighed(made.retriever)
+    unions = found.unions(VALIDATION.histories)
+    expected = LinearFusion.fit(unions, VALIDATION.targets, dict.fromkeys(found.towers.kinds, Transform.RAW))
+    weights = made.retriever.towers.weights
+    assert weights == pytest.approx(expected.weights, rel=1e-3, abs=1e-5)
+    assert made.recipe.tower_weights == weights
+    assert max(weights.values()) > 0
+
+
+def test_a_member_of_one_fit_is_no_member_of_a_fit_with_the_next_seed(made):
+    train = config().train.model_copy(update={"seed": 1})
+    other = fitted(settings=config(epochs=5, copies=2).model_copy(update={"train": train}))
+    vectors = [member.towers.item_vectors() for found in (made, other) for member in found.retriever.towers.members[:2]]
+    assert all(not np.allclose(vectors[i], vectors[j]) for i in range(4) for j in range(i))
 
 
 def test_the_same_seed_gives_the_same_retriever(made):
@@ -76,9 +122,57 @@ def test_a_fit_by_recipe_repeats_the_choices_without_validation(made):
     assert first_places(final, VALIDATION) > 0.95
 
 
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def test_a_fit_goes_on_with_the_member_at_which_it_was_killed(made, tmp_path):
+    def checkpoints(name: str) -> Checkpoints:
+        return Checkpoints(tmp_path / name, {"seed": 0})
+
+    def log(entry: dict) -> None:
+        if entry.get("stage") == "sequence-1" and entry.get("epoch") == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fitted(checkpoints=checkpoints, log=log)
+    told: list[dict] = []
+    again = fitted(checkpoints=checkpoints, log=told.append)
+    epochs = [(entry["stage"], entry.get("event", entry.get("epoch"))) for entry in told if "epoch" in entry]
+    assert epochs[0] == ("recency-1", "resumed")
+    assert ("recency-1", 1) not in epochs  # what was finished is not trained again
+    assert [epoch for stage, epoch in epochs if stage == "sequence-1"][:2] == ["resumed", 3]
+    np.testing.assert_array_equal(again.retriever.item_vectors, made.retriever.item_vectors)
+    assert again.recipe == made.recipe
+
+
+def test_members_share_the_budget_and_what_one_leaves_goes_to_the_others(monkeypatch):
+    shares = []
+
+    def spent(model, train, validation, *, budget_minutes, name, config, **_):
+        shares.append(budget_minutes)
+        return TrainRecord(name, [], 0, 0.0, {"recency-1": 1.0}.get(name, 4.0), "")
+
+    monkeypatch.setattr(fit_module, "train_towers", spent)
+    settings = config(copies=2)
+    fitted(settings=settings.model_copy(update={"train": settings.train.model_copy(update={"budget_minutes": 16.0})}))
+    assert shares == [16 / 4, (16 - 1) / 3, (16 - 5) / 2, 16 - 9]
+
+
+def test_one_kind_alone_can_be_trained():
+    for left_out, kept in (("recency", "sequence"), ("sequence", "recency")):
+        settings = config(epochs=5)
+        none = getattr(settings, left_out).model_copy(update={"copies": 0})
+        found = fitted(settings=settings.model_copy(update={left_out: none}))
+        assert [member.name for member in found.retriever.towers.members] == [f"{kept}-1"]
+        assert set(found.recipe.fusion.weights) >= {kept, TRANSITIONS, TEXT}
+        assert left_out not in found.recipe.fusion.weights
+        assert first_places(found, VALIDATION) > 0.9
+
+
 def test_the_chosen_transitions_are_the_best_of_those_tried(made):
     log = []
-    best = fitted(log=log.append).retriever.transitions
+    best = fitted(log=log.append, settings=config(epochs=1)).retriever.transitions
     told = next(entry for entry in log if entry["stage"] == "transitions")
     assert told["chosen"] == best.config.model_dump()
     figure = next_item_ndcg10(lambda part: best.scores(part).toarray(), VALIDATION, n_items=N)
@@ -88,11 +182,39 @@ def test_the_chosen_transitions_are_the_best_of_those_tried(made):
 
 def test_fitting_the_fusion_again_does_not_depend_on_the_weights_before(made):
     log = []
-    lopsided = replace(made.retriever.fusion, weights={TOWERS: 0.0, TRANSITIONS: 0.0, TEXT: 9.0})
-    found = with_fitted_fusion(replace(made.retriever, fusion=lopsided), VALIDATION, log.append).fusion
-    assert found.weights == pytest.approx(made.retriever.fusion.weights, rel=1e-4, abs=1e-6)
-    assert found.typical == pytest.approx(made.retriever.fusion.typical)
+    weights = dict.fromkeys(made.retriever.fusion.weights, 0.0) | {TEXT: 9.0}
+    lopsided = replace(unweighed(made.retriever), fusion=replace(made.retriever.fusion, weights=weights))
+    found = with_fitted_fusion(lopsided, VALIDATION, log.append)
+    assert found.fusion.weights == pytest.approx(made.retriever.fusion.weights, rel=1e-2, abs=1e-3)
+    assert found.fusion.typical == pytest.approx(made.retriever.fusion.typical)
     assert log[0]["stage"] == "fusion"
+
+
+def test_only_some_validation_users_are_asked():
+    settings = config()
+    few = settings.model_copy(update={"train": settings.train.model_copy(update={"validation_users": 7})})
+    asked = drawn(VALIDATION, few.train)
+    assert len(asked) == len(set(asked.user_rows)) == 7
+    assert asked.user_rows.tolist() == sorted(asked.user_rows)
+    np.testing.assert_array_equal(asked.targets.item_rows, VALIDATION.targets.item_rows[asked.user_rows])
+    other = drawn(VALIDATION, few.train.model_copy(update={"seed": 1}))
+    assert asked.user_rows.tolist() != other.user_rows.tolist()
+
+
+@pytest.mark.parametrize(
+    ("lists", "items"), [([[0]], 1), ([[0], []], 1), ([[0, 0, 0]], 1), ([[], []], 3), ([[1], [], [2]], 4)]
+)
+def test_logs_that_teach_nothing_still_make_a_retriever(lists, items):
+    found = fitted(nobody(), train=Histories.of(lists), vectors=text_vectors(items)).retriever
+    shown = found.candidates(Histories.of([[], [0]]), 3, exclude_known=False)
+    assert shown.item_rows[0, 0] >= 0
+    assert np.isfinite(shown.score[shown.present]).all()
+    assert found.candidates(Histories.of([[0]]), 3).present.sum() == min(items - 1, 3)
+
+
+def test_a_catalog_of_identical_texts_is_told_apart_by_what_people_took():
+    found = fitted(vectors=np.repeat(text_vectors(1), N, axis=0), settings=config(epochs=5))
+    assert first_places(found, VALIDATION) > 0.95
 
 
 def test_recent_popularity_counts_the_last_days_and_breaks_ties_by_all_time():
@@ -141,7 +263,13 @@ np.savez(folder / "found.npz", rows=found.item_rows, score=found.score)
 
 
 @pytest.mark.parametrize(
-    "name", ["retriever.json", "towers.safetensors", "tables.safetensors", "fusion.json", "transitions.parquet"]
+    "name",
+    [
+        *("retriever.json", "towers.safetensors", "tables.safetensors", "fusion.json"),
+        "transitions.parquet",
+        "taken.parquet",
+        "taken_ever.parquet",
+    ],
 )
 @pytest.mark.parametrize("fault", ["cut", "gone"])
 def test_a_broken_file_is_named_with_the_way_out(made, tmp_path, name, fault):

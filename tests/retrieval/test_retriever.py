@@ -5,17 +5,18 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from data.schema import NO_ITEM, Candidates, Histories
 from fusion.linear import LOG_FLOOR
 from retrieval import retriever as module
-from retrieval.explain import contributions
 from retrieval.retriever import (
+    LAST_TEXT,
     POPULARITY,
     TEXT,
-    TOWERS,
     TRANSITIONS,
     Retriever,
+    RetrieverConfig,
     best_of_dense,
     best_of_sparse,
     concatenated,
@@ -32,40 +33,53 @@ HISTORIES = st.lists(st.lists(st.integers(0, N - 1), max_size=9), min_size=1, ma
 def dense_sources(found: Retriever, histories: Histories) -> dict[str, np.ndarray]:
     """(B, N) scores of each source, by plain arithmetic over the whole catalog."""
     config = found.transitions.config
-    towers = found.towers.user_vectors(histories.last(found.config.towers.history_items)) @ found.item_vectors.T
+    towers: dict[str, list[np.ndarray]] = {}
+    for member in found.towers.members:
+        scores = member.towers.user_vectors(histories) @ member.towers.item_vectors().T
+        towers.setdefault(member.kind.value, []).append(scores)
     matrix = found.transitions.weights.toarray()
-    transitions, text = np.zeros((len(histories), N)), np.zeros((len(histories), N))
+    transitions, text, last = (np.zeros((len(histories), N)) for _ in range(3))
     for user in range(len(histories)):
         recent = histories[user][::-1][: config.history_items]
         decay = config.history_decay ** np.arange(len(recent))
         transitions[user] = decay @ matrix[recent] if len(recent) else 0
         profile = decay @ found.text[recent] if len(recent) else np.zeros(found.text.shape[1])
         text[user] = found.text @ profile / max(np.linalg.norm(profile), 1e-6)
-    return {TOWERS: towers, TRANSITIONS: transitions, TEXT: text}
+        last[user] = found.text @ found.text[histories[user][-1]] if len(recent) else 0
+    rows = np.tile(np.arange(N), (len(histories), 1))
+    return {
+        **{kind: np.mean(copies, axis=0) for kind, copies in towers.items()},
+        TRANSITIONS: transitions,
+        TEXT: text,
+        LAST_TEXT: last,
+        **found.trend.columns(rows, histories.asked_at),
+    }
 
 
 def dense_fusion(found: Retriever, histories: Histories) -> np.ndarray:
     sources, weights, typical = dense_sources(found, histories), found.fusion.weights, found.fusion.typical
-    return (
-        weights[TOWERS] * sources[TOWERS]
-        + weights[TRANSITIONS] * np.log(sources[TRANSITIONS] / typical[TRANSITIONS] + LOG_FLOOR)
-        + weights[TEXT] * sources[TEXT]
-    )
+    assert set(weights) == set(sources)
+    logs = np.log(sources.pop(TRANSITIONS) / typical[TRANSITIONS] + LOG_FLOOR)
+    return weights[TRANSITIONS] * logs + sum(weights[name] * scores for name, scores in sources.items())
 
 
-def expected_rows(found: Retriever, histories: Histories, depth: int, *, exclude_known: bool) -> list[list[int]]:
-    """Fusion over the union of the best of both sources, by sorting the whole catalog."""
+def expected_unions(found: Retriever, histories: Histories, wanted: int, *, exclude_known: bool) -> list[list[int]]:
+    """Of the best of the weighted towers and of the transitions, by sorting the whole catalog; best fused first."""
     sources, fused = dense_sources(found, histories), dense_fusion(found, histories)
-    wanted, lists = max(depth, found.config.per_source), []
+    towers, lists = sum(weight * sources[kind] for kind, weight in found.towers.weights.items()), []
     for user in range(len(histories)):
         known = set(histories[user].tolist()) if exclude_known else set()
         fresh = [row for row in range(N) if row not in known]
-        by_towers = sorted(fresh, key=lambda row: -sources[TOWERS][user, row])[:wanted]
+        by_towers = sorted(fresh, key=lambda row: -towers[user, row])[:wanted]
         counted = [row for row in fresh if sources[TRANSITIONS][user, row] > 0]
         by_transitions = sorted(counted, key=lambda row: -sources[TRANSITIONS][user, row])[:wanted]
-        both = set(by_towers) | set(by_transitions)
-        lists.append(sorted(both, key=lambda row: -fused[user, row])[:depth])
+        lists.append(sorted({*by_towers, *by_transitions}, key=lambda row: -fused[user, row]))
     return lists
+
+
+def expected_rows(found: Retriever, histories: Histories, depth: int, *, exclude_known: bool) -> list[list[int]]:
+    unions = expected_unions(found, histories, max(depth, found.config.per_source), exclude_known=exclude_known)
+    return [rows[:depth] for rows in unions]
 
 
 def shown(candidates: Candidates) -> list[list[int]]:
@@ -136,7 +150,7 @@ def test_an_empty_history_gets_the_recent_popular_items():
     np.testing.assert_array_equal(found.score[0], popularity[order[:6]])
     np.testing.assert_array_equal(found.sources[POPULARITY][0], found.score[0])
     assert not found.sources[POPULARITY][1].any()
-    assert not any(found.sources[name][0].any() for name in (TOWERS, TRANSITIONS, TEXT))
+    assert not any(scores[0].any() for name, scores in found.sources.items() if name != POPULARITY)
     assert shown(found)[1] == shown(PLAIN.candidates(Histories.of([[4, 2]]), 6))[0]
 
 
@@ -147,6 +161,45 @@ def test_an_empty_history_gets_the_whole_catalog_where_it_is_asked_for():
 
 def test_nobody_to_ask_gives_no_lists():
     assert PLAIN.candidates(Histories.of([]), 3).item_rows.shape == (0, 3)
+
+
+@pytest.mark.parametrize("exclude_known", [True, False])
+@pytest.mark.parametrize("depth", [0, 3, 8])
+def test_unions_are_whole_and_candidates_their_head(depth, exclude_known):
+    found = PLAIN.unions(ASKED, depth, exclude_known=exclude_known)
+    assert shown(found) == expected_unions(PLAIN, ASKED, max(depth, 5), exclude_known=exclude_known)
+    assert found.depth > 5
+    if depth:
+        head = PLAIN.candidates(ASKED, depth, exclude_known=exclude_known)
+        np.testing.assert_array_equal(found.head(depth).item_rows, head.item_rows)
+    assert PLAIN.unions(Histories.of([])).item_rows.shape == (0, 0)
+
+
+def test_the_weights_of_the_kinds_decide_what_the_search_finds_and_leave_its_scores():
+    """The index is the same; only what is brought to the union changes."""
+    alone = replace(PLAIN, transitions=replace(PLAIN.transitions, weights=sp.csr_matrix((N, N), dtype=np.float32)))
+    found = {}
+    for weights in ({"recency": 1.0, "sequence": 0.0}, {"recency": 0.0, "sequence": 1.0}):
+        kinds = {kind: weights[kind] for kind in PLAIN.towers.kinds}
+        tilted = replace(alone, towers=replace(alone.towers, weights=kinds))
+        assert shown(tilted.candidates(ASKED, 5)) == expected_rows(tilted, ASKED, 5, exclude_known=True)
+        found[weights["recency"]] = {frozenset(rows) for rows in shown(tilted.candidates(ASKED, 5))}
+    assert found[0.0] != found[1.0]
+
+
+def test_fused_scores_of_the_same_items_for_every_history():
+    rows = np.array([7, 1, 33])
+    histories = Histories.of([[3, 8], [0], []])
+    np.testing.assert_allclose(
+        PLAIN.fused_scores(histories, rows), dense_fusion(PLAIN, histories)[:, rows], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_retriever_without_towers_is_refused():
+    with pytest.raises(ValidationError, match=r"recency\.copies and sequence\.copies are both 0"):
+        RetrieverConfig.model_validate({"recency": {"copies": 0}, "sequence": {"copies": 0}})
+    only = RetrieverConfig.model_validate({"recency": {"copies": 0}})
+    assert list(only.towers) == ["sequence"]
 
 
 def test_any_items_can_be_scored():
@@ -161,7 +214,7 @@ def test_any_items_can_be_scored():
 
 
 def test_ties_of_the_fusion_go_to_the_lower_row():
-    flat = replace(PLAIN, fusion=replace(PLAIN.fusion, weights={TOWERS: 0.0, TRANSITIONS: 0.0, TEXT: 0.0}))
+    flat = replace(PLAIN, fusion=replace(PLAIN.fusion, weights=dict.fromkeys(PLAIN.fusion.weights, 0.0)))
     rows = flat.candidates(Histories.of([[3, 8]]), 10).item_rows[0]
     assert rows.tolist() == sorted(rows)
 
@@ -215,35 +268,6 @@ def test_concatenated_lists_are_padded_to_the_depth():
     assert found.score.tolist() == [[2, -np.inf], [2, -np.inf]]
     assert found.sources["a"].tolist() == [[1, 0], [1, 0]]
     assert found.sources["b"].tolist() == [[0, 0], [5, 0]]
-
-
-@given(st.lists(st.integers(0, N - 1), min_size=1, max_size=12), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
-def test_contributions_sum_to_the_fused_score_without_what_no_history_item_gives(items, seed):
-    rows = np.random.default_rng(seed).permutation(N)[:7]
-    recent, parts = contributions(PLAIN, np.array(items, dtype=np.int64), rows)
-    assert recent.tolist() == items[::-1][:6]  # the longer of both histories: 4 in the towers, 6 in the counts
-    assert parts.shape == (len(recent), 7)
-    histories = Histories.of([items])
-    fused = dense_fusion(PLAIN, histories)[0, rows]
-    weights = PLAIN.fusion.weights
-    alone = weights[TOWERS] * PLAIN.item_vectors[rows, -1] + weights[TRANSITIONS] * np.log(LOG_FLOOR)
-    np.testing.assert_allclose(parts.sum(axis=0), fused - alone, rtol=1e-3, atol=1e-3)
-
-
-def test_the_item_that_a_candidate_always_follows_contributes_most():
-    log = Histories.of([[1, 2, 20], [5, 2, 20], [7, 9, 30], [2, 20]] * 5)
-    found = retriever(N, train=log)
-    only_counts = replace(found, fusion=replace(found.fusion, weights={TOWERS: 0.0, TRANSITIONS: 1.0, TEXT: 0.0}))
-    recent, parts = contributions(only_counts, np.array([2, 7, 33]), np.array([20, 30]))
-    assert recent[parts.argmax(axis=0)].tolist() == [2, 7]
-    assert parts[0].tolist() == [0, 0]  # nothing was ever seen with item 33
-
-
-def test_an_empty_history_has_no_reasons():
-    recent, parts = contributions(PLAIN, np.zeros(0, dtype=np.int64), np.array([1, 2]))
-    assert len(recent) == 0
-    assert parts.shape == (0, 2)
 
 
 def test_equal_calls_give_equal_lists():

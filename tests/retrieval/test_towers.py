@@ -3,136 +3,72 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from data.schema import NO_ITEM, Histories
-from retrieval.towers import TowerConfig, principal_directions
-from tests.retrieval.toy import SMALL, text_vectors, towers
+from retrieval import towers as module
+from retrieval.encode import centred
+from retrieval.item_tower import Join, principal_directions
+from retrieval.towers import SequenceConfig, TowerConfig, TwoTowers
+from tests.retrieval.toy import SEQUENCE, SMALL, text_vectors, towers
 
 N = 15
-MODEL = towers(N)
-CONTEXTS = st.lists(st.integers(0, N - 1), max_size=SMALL.history_items)
+MODELS = {"recency": towers(N), "sequence": towers(N, config=SEQUENCE)}
+RECENCY = MODELS["recency"]
+HISTORIES = st.lists(st.integers(0, N - 1), max_size=9)
 
 
-def padded(items: list[int]) -> np.ndarray:
-    return np.array([items + [NO_ITEM] * (SMALL.history_items - len(items))], dtype=np.int64)
+@pytest.fixture(params=list(MODELS))
+def model(request: pytest.FixtureRequest) -> TwoTowers:
+    return MODELS[request.param]
 
 
-def test_vectors_have_text_residual_and_bias_dimensions():
-    items, users = MODEL.item_vectors(), MODEL.user_vectors(padded([1, 2]))
+def user_vector(model: TwoTowers, items: list[int]) -> np.ndarray:
+    return model.user_vectors(Histories.of([items]))[0]
+
+
+def at_rows(model: TwoTowers, rows: list[list[int]]) -> np.ndarray:
+    """User vectors from (B, H) rows, most recent first, past the cutting and sorting of `user_vectors`."""
+    model.eval()
+    with torch.no_grad():
+        return model.user.forward(model.item, model.text, torch.tensor(rows, dtype=torch.int64)).numpy()
+
+
+# --- items
+
+
+def test_an_item_is_mapped_text_residual_and_bias():
+    items, users = RECENCY.item_vectors(), RECENCY.user_vectors(Histories.of([[1, 2]]))
     assert items.shape == (N, 6 + 8 + 1)
     assert users.shape == (1, 15)
     assert items.dtype == users.dtype == np.float32
-    np.testing.assert_array_equal(items[:, -1], MODEL.item.bias.detach().numpy())
-    np.testing.assert_array_equal(items[:, 6:-1], MODEL.item.residual.detach().numpy())
-    np.testing.assert_allclose(items[:, :6], MODEL.text.numpy() @ MODEL.item.text_map.weight.detach().numpy().T, 1e-4)
+    np.testing.assert_array_equal(items[:, -1:], RECENCY.item.bias.detach().numpy())
+    np.testing.assert_array_equal(items[:, 6:-1], RECENCY.item.residual.detach().numpy())
+    mapped = RECENCY.text.numpy() @ RECENCY.item.text_map.weight.detach().numpy().T
+    np.testing.assert_allclose(items[:, :6], mapped, rtol=1e-4, atol=1e-6)
     assert users[0, -1] == 1
 
 
-def test_without_residuals_only_text_and_bias_are_left():
-    model = towers(N, config=TowerConfig(text_dim=6, residual_dim=0, history_items=4))
-    assert model.item_vectors().shape == (N, 7)
-    assert np.isfinite(model.user_vectors(padded([3]))).all()
+def test_joined_by_sum_text_and_residual_share_their_dimensions():
+    model = MODELS["sequence"]
+    mapped = model.text.numpy() @ model.item.text_map.weight.detach().numpy().T
+    expected = np.hstack([mapped + model.item.residual.detach().numpy(), model.item.bias.detach().numpy()])
+    np.testing.assert_allclose(model.item_vectors(), expected, rtol=1e-4, atol=1e-6)
+    assert model.item.dimension == 8 + 1
 
 
-def test_user_vector_by_hand():
-    rows, user = [4, 9, 4], MODEL.user
-    decay = 0.7 ** np.arange(3)
-    weight = decay / np.linalg.norm(decay)
-    mapped = MODEL.text.numpy()[rows] @ user.text_map.weight.detach().numpy().T
-    expected = np.concatenate([10 * weight @ mapped, weight @ user.residual.detach().numpy()[rows], [1]])
-    np.testing.assert_allclose(MODEL.user_vectors(padded(rows))[0], expected, rtol=1e-4, atol=1e-5)
-
-
-@given(CONTEXTS)
-@settings(max_examples=30, deadline=None)
-def test_padding_has_no_influence(items):
-    expected = MODEL.user_vectors(padded(items))
-    shorter = MODEL.user_vectors(np.array([items], dtype=np.int64).reshape(1, -1))
-    np.testing.assert_allclose(shorter, expected, rtol=1e-5, atol=1e-6)
-    other = towers(N)
-    with torch.no_grad():  # padding is read at row 0: it must not matter what stands there
-        other.user.residual[0] = 1e6
-        other.text = other.text.clone()
-        other.text[0] = 1e6
-    if 0 not in items:
-        np.testing.assert_allclose(other.user_vectors(padded(items)), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_an_empty_history_is_worth_the_biases_alone():
-    assert MODEL.user_vectors(padded([])).tolist() == [[0.0] * 14 + [1.0]]
-
-
-@given(CONTEXTS)
-@settings(max_examples=30, deadline=None)
-def test_parts_sum_to_the_user_vector(items):
-    parts = MODEL.user.parts(MODEL.text, torch.from_numpy(padded(items))).detach().numpy()
-    assert parts.shape == (1, SMALL.history_items, 14)
-    np.testing.assert_allclose(parts.sum(axis=1), MODEL.user_vectors(padded(items))[:, :-1], rtol=1e-4, atol=1e-5)
-    assert not parts[0, len(items) :].any()
-
-
-def test_a_user_has_the_same_vector_alone_as_among_others():
-    rng = np.random.default_rng(0)
-    histories = Histories.of([rng.integers(0, N, rng.integers(0, 7)).tolist() for _ in range(20)])
-    together = MODEL.user_vectors(histories.last(4))
-    for user in range(20):
-        alone = MODEL.user_vectors(Histories.of([histories[user].tolist()]).last(4))
-        np.testing.assert_allclose(alone[0], together[user], rtol=1e-5, atol=1e-6)
-
-
-def test_logits_are_inner_products_of_the_vectors():
-    MODEL.eval()
-    rows = np.array([3, 0, 11])
-    logits = MODEL.logits(torch.from_numpy(padded([5, 6])), torch.from_numpy(rows)).detach().numpy()
-    expected = MODEL.user_vectors(padded([5, 6])) @ MODEL.item_vectors()[rows].T
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_cold_items_lose_their_residual_and_get_the_bias_of_the_rarest():
-    model = towers(N)
-    before = model.item.bias.detach().clone()
-    count = torch.full((N,), 5)
-    count[[2, 7]] = 1
-    count[[3, 14]] = 0
-    model.settle_cold_items(count)
-    vectors = model.item_vectors()
-    for cold in (3, 14):
-        assert not vectors[cold, 6:-1].any()
-        assert vectors[cold, -1] == pytest.approx(float((before[2] + before[7]) / 2))
-        assert not model.user.residual[cold].any()
-    kept = [row for row in range(N) if row not in (3, 14)]
-    assert torch.equal(model.item.bias[kept], before[kept])
-    assert model.item.residual[kept].any(dim=1).all()
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_where_all_items_are_alike_nothing_is_settled(count):
-    model = towers(N)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.settle_cold_items(torch.full((N,), count))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_training_drops_whole_residuals_at_the_stated_rate_and_never_the_bias():
-    model = towers(2000, config=SMALL.model_copy(update={"dropout": 0.0, "residual_dropout": 0.3}))
-    model.train()
-    torch.manual_seed(0)
-    vectors = model.item(model.text, torch.arange(2000)).detach()
-    dropped = (vectors[:, 6:-1] == 0).all(dim=1).float().mean().item()
-    assert dropped == pytest.approx(0.3, abs=0.04)
-    assert torch.equal(vectors[:, -1], model.item.bias)
-
-
-def test_saved_and_loaded_weights_give_equal_vectors(tmp_path):
-    torch.save(MODEL.state_dict(), tmp_path / "towers.pt")
-    other = towers(N)
-    with torch.no_grad():
-        for weight in other.parameters():
-            weight.zero_()
-    other.load_state_dict(torch.load(tmp_path / "towers.pt", weights_only=True))
-    np.testing.assert_array_equal(other.item_vectors(), MODEL.item_vectors())
-    np.testing.assert_array_equal(other.user_vectors(padded([1, 8])), MODEL.user_vectors(padded([1, 8])))
-    assert "text" not in MODEL.state_dict()  # the table is an artifact of its own
+@pytest.mark.parametrize("kind", [SMALL, SEQUENCE], ids=["recency", "sequence"])
+@pytest.mark.parametrize("join", Join)
+@pytest.mark.parametrize(("text_dim", "residual_dim"), [(8, 0), (0, 8), (8, 8)])
+def test_text_alone_ids_alone_and_both(kind, join, text_dim, residual_dim):
+    config = kind.model_copy(update={"join": join, "text_dim": text_dim, "residual_dim": residual_dim})
+    model = towers(N, config=config)
+    width = 16 if join is Join.BESIDE and text_dim and residual_dim else 8
+    assert config.width == model.item.dimension - 1 == width
+    assert model.item_vectors().shape == (N, width + 1)
+    vector = user_vector(model, [3, 1])
+    assert vector.shape == (width + 1,)
+    assert np.isfinite(vector).all()
 
 
 def test_principal_directions_span_what_a_decomposition_finds():
@@ -149,3 +85,177 @@ def test_directions_beyond_the_rank_are_small():
     assert lengths.shape == (14,)
     np.testing.assert_allclose(lengths[:3], 1, atol=1e-5)
     assert (lengths[3:] < 0.3).all()
+
+
+@pytest.mark.parametrize("config", [SMALL, SEQUENCE], ids=["recency", "sequence"])
+@pytest.mark.parametrize("texts", ["one item", "identical"])
+def test_one_item_and_identical_texts_have_finite_vectors(config, texts):
+    raw = text_vectors(1) if texts == "one item" else np.repeat(text_vectors(1), 7, axis=0)
+    model = TwoTowers(torch.from_numpy(centred(raw)), config)
+    assert np.isfinite(model.item_vectors()).all()
+    assert np.isfinite(model.user_vectors(Histories.of([[0], [], [len(raw) - 1, 0]]))).all()
+
+
+# --- users
+
+
+def test_the_recency_vector_by_hand():
+    rows, user = [4, 9, 4], RECENCY.user  # oldest first
+    decay = 0.7 ** np.arange(3)
+    weight = decay[::-1] / np.linalg.norm(decay)
+    mapped = RECENCY.text.numpy()[rows] @ user.text_map.weight.detach().numpy().T
+    expected = np.concatenate([10 * weight @ mapped, weight @ user.residual.detach().numpy()[rows], [1]])
+    np.testing.assert_allclose(user_vector(RECENCY, rows), expected, rtol=1e-4, atol=1e-5)
+
+
+@given(st.sampled_from(list(MODELS)), st.lists(st.integers(0, N - 1), max_size=4))
+@settings(max_examples=40)
+def test_padding_has_no_influence(kind, items):
+    """Nor what stands at row 0, where padding is read."""
+    newest_first = items[::-1] or [NO_ITEM]
+    expected = at_rows(MODELS[kind], [newest_first])
+    width = 4 if kind == "recency" else 5
+    padded = newest_first + [NO_ITEM] * (width - len(newest_first))
+    np.testing.assert_allclose(at_rows(MODELS[kind], [padded]), expected, rtol=1e-5, atol=1e-6)
+    other = towers(N, config={"recency": SMALL, "sequence": SEQUENCE}[kind])
+    with torch.no_grad():
+        for name, weight in other.named_parameters():
+            if name.endswith("residual"):
+                weight[0] = 1e4
+        other.text = other.text.clone()
+        other.text[0] = 1e4
+    if 0 not in items:
+        np.testing.assert_allclose(at_rows(other, [padded]), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_empty_history_is_worth_the_biases_alone(model):
+    assert user_vector(model, []).tolist() == [0.0] * (model.item.dimension - 1) + [1.0]
+
+
+def test_only_the_last_items_are_read(model):
+    longest = model.user.history_items
+    tail = list(range(longest))
+    np.testing.assert_array_equal(user_vector(model, [14, 13, *tail]), user_vector(model, [9, *tail]))
+    assert not np.allclose(user_vector(model, [14, *tail[1:]]), user_vector(model, tail))
+
+
+def test_a_user_has_the_same_vector_alone_as_among_others(model, monkeypatch):
+    rng = np.random.default_rng(0)
+    histories = Histories.of([rng.integers(0, N, rng.integers(0, 9)).tolist() for _ in range(40)])
+    together = model.user_vectors(histories)
+    alone = np.concatenate([model.user_vectors(histories.take(np.array([user]))) for user in range(40)])
+    np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(module, "USERS_AT_ONCE", 7)
+    np.testing.assert_allclose(model.user_vectors(histories), together, rtol=1e-4, atol=1e-5)
+
+
+def test_nobody_has_no_vectors(model):
+    assert model.user_vectors(Histories.of([])).shape == (0, model.item.dimension)
+    assert model.user_vectors(Histories.of([[], []]))[:, -1].tolist() == [1, 1]
+
+
+def test_looking_up_vectors_ends_training_mode_and_draws_nothing(model):
+    model.train()
+    before = torch.get_rng_state()
+    one, two = user_vector(model, [1, 2, 3]), user_vector(model, [1, 2, 3])
+    np.testing.assert_array_equal(one, two)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- cold items
+
+
+@pytest.mark.parametrize("config", [SMALL, SEQUENCE], ids=["recency", "sequence"])
+def test_cold_items_lose_their_residual_and_get_the_bias_of_the_rarest(config):
+    model = towers(N, config=config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    count = torch.full((N,), 5)
+    count[[2, 7]] = 1
+    count[[3, 14]] = 0
+    model.settle_cold_items(count)
+    vectors, bias = model.item_vectors(), before["item.bias"]
+    mapped = model.text.numpy() @ model.item.text_map.weight.detach().numpy().T
+    for cold in (3, 14):
+        assert not model.item.residual[cold].any()
+        np.testing.assert_allclose(vectors[cold, : mapped.shape[1]], mapped[cold], rtol=1e-4, atol=1e-6)
+        assert vectors[cold, -1] == pytest.approx(float((bias[2] + bias[7]) / 2))
+        if config is SMALL:
+            assert not model.user.residual[cold].any()
+    kept = [row for row in range(N) if row not in (3, 14)]
+    for name, value in model.state_dict().items():
+        untouched = kept if name.endswith(("residual", "item.bias")) else ...
+        assert torch.equal(value[untouched], before[name][untouched]), name
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_where_all_items_are_alike_nothing_is_settled(count):
+    model = towers(N)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.settle_cold_items(torch.full((N,), count))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# --- training mode
+
+
+def test_training_drops_whole_residuals_at_the_stated_rate_and_never_the_bias():
+    model = towers(2000, config=SMALL.model_copy(update={"dropout": 0.0, "residual_dropout": 0.3}))
+    model.train()
+    torch.manual_seed(0)
+    vectors = model.item(model.text, torch.arange(2000)).detach()
+    dropped = (vectors[:, 6:-1] == 0).all(dim=1).float().mean().item()
+    assert dropped == pytest.approx(0.3, abs=0.04)
+    assert torch.equal(vectors[:, -1:], model.item.bias)
+
+
+@pytest.mark.parametrize("config", [SMALL, SEQUENCE], ids=["recency", "sequence"])
+def test_sparse_gradients_hold_what_dense_ones_do(config):
+    """Those of the rows that a step meets, and 0 elsewhere; no dropout, so that both see the same."""
+    plain = config.model_copy(update={"dropout": 0.0, "residual_dropout": 0.0})
+    plain = plain.model_copy(update={"hidden_dropout": 0.0}) if config is SEQUENCE else plain
+    text = torch.from_numpy(centred(text_vectors(N)))
+    gradients = []
+    for sparse in (False, True):
+        torch.manual_seed(1)
+        model = TwoTowers(text, plain, sparse=sparse)
+        model.train()
+        users = model.user.forward(model.item, model.text, torch.tensor([[3, 5, NO_ITEM], [5, 8, 3]]))
+        (users @ model.item_vectors_at(torch.tensor([1, 5, 5])).T).square().sum().backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+        expected = ["item.residual", "item.bias"] + (["user.residual"] if config is SMALL else [])
+        assert [name for name, grad in gradients[-1].items() if grad.is_sparse] == (expected if sparse else [])
+        sparse_names = [
+            name for name, weight in model.named_parameters() for w in model.sparse_weights() if weight is w
+        ]
+        assert sparse_names == (expected if sparse else [])
+    for name, dense in gradients[0].items():
+        found = gradients[1][name]
+        np.testing.assert_allclose(found.to_dense() if found.is_sparse else found, dense, rtol=1e-4, atol=1e-6)
+
+
+# --- files and settings
+
+
+def test_loaded_weights_give_equal_vectors(model):
+    torch.manual_seed(8)
+    other = TwoTowers(model.text, model.config)
+    assert not np.array_equal(other.item_vectors(), model.item_vectors())
+    other.load_state_dict(model.state_dict())
+    assert "text" not in model.state_dict()  # the table is an artifact of its own
+    asked = Histories.of([[1, 8, 2], []])
+    np.testing.assert_array_equal(other.item_vectors(), model.item_vectors())
+    np.testing.assert_array_equal(other.user_vectors(asked), model.user_vectors(asked))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings_", "message"),
+    [
+        (TowerConfig, {"text_dim": 0, "residual_dim": 0}, "an item would have no vector"),
+        (TowerConfig, {"join": "sum", "text_dim": 4, "residual_dim": 6}, "found 4 and 6"),
+        (SequenceConfig, {"text_dim": 10, "residual_dim": 10, "heads": 3}, "10 dimensions.*twice the 3 heads"),
+        (SequenceConfig, {"join": "beside", "text_dim": 1, "residual_dim": 2, "heads": 1}, "3 dimensions"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(kind, settings_, message):
+    with pytest.raises(ValidationError, match=message):
+        kind(**settings_)

@@ -9,13 +9,28 @@ from data.vocabulary import Vocabulary
 from fusion.linear import LinearFusion
 from index.faiss_index import FlatIndex
 from retrieval.encode import centred
+from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.retriever import TEXT as TEXT_SOURCE
-from retrieval.retriever import TOWERS, TRANSFORMS, TRANSITIONS, Retriever, RetrieverConfig
-from retrieval.towers import TowerConfig, TwoTowers
+from retrieval.retriever import TRANSITIONS, Retriever, RetrieverConfig, transforms
+from retrieval.towers import SequenceConfig, TowerConfig, TwoTowers
 from retrieval.train import TrainConfig
 from retrieval.transitions import Transitions, TransitionsConfig
+from retrieval.trend import Trend
+from retrieval.user_tower import UserTowerKind
 
-SMALL = TowerConfig(text_dim=6, residual_dim=8, history_items=4)
+SMALL = TowerConfig(text_dim=6, residual_dim=8, history_items=4, epochs=4, batch_size=64, learning_rate=0.02)
+SEQUENCE = SequenceConfig(
+    text_dim=8,
+    residual_dim=8,
+    layers=1,
+    heads=2,
+    history_items=5,
+    hidden_dropout=0.1,
+    epochs=4,
+    batch_size=64,
+    learning_rate=0.02,
+)
+TOWER_WEIGHTS = {UserTowerKind.RECENCY: 0.5, UserTowerKind.SEQUENCE: 0.8}
 
 
 def text_vectors(n_items: int, *, width: int = 10, seed: int = 0) -> np.ndarray:
@@ -26,11 +41,26 @@ def text_vectors(n_items: int, *, width: int = 10, seed: int = 0) -> np.ndarray:
 def towers(n_items: int, *, config: TowerConfig = SMALL, seed: int = 0) -> TwoTowers:
     """Random towers whose residuals and biases are large enough to matter."""
     torch.manual_seed(seed)
-    model = TwoTowers(torch.from_numpy(centred(text_vectors(n_items, seed=seed))), config)
+    model = TwoTowers(torch.from_numpy(centred(text_vectors(n_items))), config)
     with torch.no_grad():
-        for weight in (model.item.residual, model.user.residual, model.item.bias):
-            weight.copy_(torch.randn(weight.shape))
+        for name, weight in model.named_parameters():
+            if name.endswith(("residual", "item.bias")):
+                weight.copy_(torch.randn(weight.shape))
     return model
+
+
+def ensemble(n_items: int, *, seed: int = 0) -> TowerEnsemble:
+    """Two random copies of one kind and one of the other."""
+    drawn = [
+        (UserTowerKind.RECENCY, 1, SMALL),
+        (UserTowerKind.RECENCY, 2, SMALL),
+        (UserTowerKind.SEQUENCE, 1, SEQUENCE),
+    ]
+    members = [
+        Member(kind, copy, towers(n_items, config=config, seed=seed + place))
+        for place, (kind, copy, config) in enumerate(drawn)
+    ]
+    return TowerEnsemble(tuple(members), TOWER_WEIGHTS)
 
 
 def random_log(n_items: int, *, users: int = 60, longest: int = 12, seed: int = 0) -> Histories:
@@ -58,27 +88,35 @@ def catalog(texts: list[str]) -> Catalog:
     return Catalog(pl.DataFrame({ITEM_ID: ids, TITLE: texts, TEXT: texts}), Vocabulary(ids))
 
 
-def config(*, per_source: int = 5, epochs: int = 3) -> RetrieverConfig:
+def config(*, per_source: int = 5, epochs: int = 3, copies: int = 1) -> RetrieverConfig:
+    pace = {"epochs": epochs, "copies": copies}
     return RetrieverConfig(
-        towers=SMALL,
-        train=TrainConfig(epochs=epochs, batch_size=64, learning_rate=0.02),
+        recency=SMALL.model_copy(update=pace),
+        sequence=SEQUENCE.model_copy(update=pace),
+        train=TrainConfig(precision="float32"),
         transitions=TransitionsConfig(history_items=6),
         per_source=per_source,
     )
 
 
 def retriever(n_items: int, *, per_source: int = 5, train: Histories | None = None, seed: int = 0) -> Retriever:
-    model, settings = towers(n_items, seed=seed), config(per_source=per_source)
-    weights = {TOWERS: 0.5, TRANSITIONS: 0.4, TEXT_SOURCE: 1.5}
+    model, settings = ensemble(n_items, seed=seed), config(per_source=per_source)
+    log = train or random_log(n_items, seed=seed)
+    trend = Trend.fit(log, n_items, settings.trend_days)
+    columns = transforms(model.kinds, trend)
+    weights = {"recency": 0.5, "sequence": 0.3, TRANSITIONS: 0.4, TEXT_SOURCE: 1.5}
     vectors = model.item_vectors()
     return Retriever(
         config=settings,
         towers=model,
-        transitions=Transitions.fit(train or random_log(n_items, seed=seed), n_items, settings.transitions),
-        fusion=LinearFusion(dict(TRANSFORMS), weights, {TOWERS: 1.0, TRANSITIONS: 0.3, TEXT_SOURCE: 1.0}),
+        transitions=Transitions.fit(log, n_items, settings.transitions),
+        fusion=LinearFusion(
+            columns, dict.fromkeys(columns, -0.2) | weights, dict.fromkeys(columns, 1.0) | {TRANSITIONS: 0.3}
+        ),
         item_vectors=vectors,
-        text=model.text.numpy(),
-        text_mean=text_vectors(n_items, seed=seed).mean(axis=0),
+        text=model.members[0].towers.text.numpy(),
+        text_mean=text_vectors(n_items).mean(axis=0),
+        trend=trend,
         recent_popularity=np.random.default_rng(seed + 1).permutation(n_items).astype(np.float32),
         index=FlatIndex(vectors),
     )

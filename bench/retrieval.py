@@ -1,0 +1,155 @@
+"""The figures of retrieval, by a judge of its own: python bench/retrieval.py WHAT --data DIR --judge JUDGE.PY.
+
+DIR holds interactions.parquet and items.parquet, of which the job is given what JUDGE.PY's `blind` leaves; the
+retriever is fitted without the validation items, too, as published figures are. Results: bench/results/retrieval.json.
+
+- beauty: beauty_towers_recall10, beauty_towers_ndcg10, beauty_fused_recall10, beauty_fused_ndcg10,
+  beauty_fused_recall100, beauty_train_minutes; means of three seeds, the smallest and largest as low and high
+- ml1m: ml1m_fused_recall10, ml1m_fused_ndcg10; one seed, low and high from the judge's interval over users
+- temporal NAME: NAME_temporal_ndcg10_over_best_baseline; a global cut at 90 % of the rows, looked at once
+- catalog: catalog156k_train_hours, catalog156k_train_peak_gb, catalog156k_ndcg10_over_best_baseline
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+from bench.record import ROOT, record
+
+FILE = "retrieval.json"
+CLI = [sys.executable, "cli.py"]
+SEEDS = 3
+SYSTEMS = {"towers": ["--towers-only"], "fused": ["--rerank", "never"]}
+"""What is judged → how `recommend --all` is asked for it."""
+
+
+def beauty(args: argparse.Namespace) -> None:
+    """Three seeds, each a training of its own, judged by towers alone and by all sources."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = [_judged_seed(args, Path(folder), run=f"runs/bench-beauty-{seed}", seed=seed) for seed in range(SEEDS)]
+    for system in SYSTEMS:
+        for key, metric in (("recall10", "recall@10"), ("ndcg10", "ndcg@10"), ("recall100", "recall@100")):
+            if (system, key) != ("towers", "recall100"):
+                _record_spread(f"beauty_{system}_{key}", [seed[system][metric] for seed in found])
+    _record_spread("beauty_train_minutes", [seed["minutes"] for seed in found])
+
+
+def ml1m(args: argparse.Namespace) -> None:
+    """One seed on MovieLens-1M."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = _judged_seed(args, Path(folder), run="runs/bench-ml1m", seed=0)
+    fused = found["fused"]
+    for key, metric in (("recall10", "recall@10"), ("ndcg10", "ndcg@10")):
+        interval = {side: fused[f"{metric}_{side}"] for side in ("low", "high") if f"{metric}_{side}" in fused}
+        record(
+            FILE,
+            f"ml1m_fused_{key}",
+            fused[metric],
+            low=interval.get("low"),
+            high=interval.get("high"),
+            towers=found["towers"][metric],
+            train_minutes=found["minutes"],
+        )
+
+
+def temporal(args: argparse.Namespace) -> None:
+    """Everything after one moment is asked; the best baseline of the same run is what it is compared with."""
+    run = f"runs/bench-temporal-{args.name}"
+    split = ["--set", "split.kind=temporal"]
+    _step("prepare", *_files(Path(args.data)), "--run", run, *split)
+    _step("train-retriever", "--run", run)
+    _step("build-index", "--run", run)
+    found = _report(run)
+    record(FILE, f"{args.name}_temporal_ndcg10_over_best_baseline", **found)
+
+
+def catalog(args: argparse.Namespace) -> None:
+    """The whole training on a catalog of six domains, with its peak memory, then the report against baselines."""
+    run = "runs/bench-catalog"
+    _step("prepare", *_files(Path(args.data)), "--run", run)
+    started = time.perf_counter()
+    _step("train-retriever", "--run", run)
+    hours = (time.perf_counter() - started) / 3600
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    record(FILE, "catalog156k_train_hours", round(hours, 3))
+    record(FILE, "catalog156k_train_peak_gb", round(peak, 2))
+    _step("build-index", "--run", run)
+    record(FILE, "catalog156k_ndcg10_over_best_baseline", **_report(run, users=args.users))
+
+
+def _judged_seed(args: argparse.Namespace, folder: Path, *, run: str, seed: int) -> dict[str, Any]:
+    """Fits one seed on blinded data, writes both systems' lists, and has them judged."""
+    data, judge = Path(args.data).resolve(), str(Path(args.judge).resolve())
+    subprocess.run([sys.executable, judge, "blind", str(data), str(folder)], check=True)
+    _step("prepare", *_files(folder), "--run", run, "--set", "split.holdout=validation")
+    started = time.perf_counter()
+    _step("train-retriever", "--run", run, "--set", f"retriever.train.seed={seed}")
+    minutes = (time.perf_counter() - started) / 60
+    _step("build-index", "--run", run)
+    found: dict[str, Any] = {"minutes": round(minutes, 2)}
+    for system, options in SYSTEMS.items():
+        lists = folder / f"{system}.parquet"
+        _step("recommend", "--run", run, "--all", *options, "-o", str(lists))
+        command = [sys.executable, judge, "score", str(lists), "--data", str(data), "--json"]
+        found[system] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def _report(run: str, *, users: int = 0) -> dict[str, Any]:
+    """Our NDCG@10 over the best baseline's on the test part, with the paired interval and both coverages."""
+    _step("evaluate", "--run", run, "--split", "test", "--users", str(users))
+    report = json.loads((ROOT / run / "reports/test/report.json").read_text())
+    comparison = report["comparisons"][0]
+    test = comparison["test"]
+    coverage = {system["name"]: system["evaluation"]["metrics"].get("coverage@10") for system in report["systems"]}
+    return {
+        "value": round(1 + test["relative"], 4),
+        "low": round(1 + test["relative_low"], 4),
+        "high": round(1 + test["relative_high"], 4),
+        "ours": test["ours"],
+        "best_baseline": comparison["theirs"],
+        "coverage": {name: coverage.get(name) for name in (comparison["ours"], comparison["theirs"])},
+    }
+
+
+def _record_spread(figure: str, values: list[float]) -> None:
+    record(FILE, figure, round(float(np.mean(values)), 5), low=min(values), high=max(values), seeds=values)
+
+
+def _files(folder: Path) -> list[str]:
+    return [str(folder.resolve() / name) for name in ("interactions.parquet", "items.parquet")]
+
+
+def _step(*words: str) -> None:
+    subprocess.run([*CLI, *words], cwd=ROOT, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(required=True)
+    for measure in (beauty, ml1m, temporal, catalog):
+        command = what.add_parser(measure.__name__, help=measure.__doc__)
+        command.set_defaults(measure=measure)
+        command.add_argument("--data", required=True)
+        if measure in (beauty, ml1m):
+            command.add_argument("--judge", required=True)
+        if measure is temporal:
+            command.add_argument("name", help="as in beauty, ml1m")
+        if measure is catalog:
+            command.add_argument("--users", type=int, default=5000, help="asked, drawn by a hash of their id")
+    args = parser.parse_args()
+    args.measure(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What each source of the first stage finds by itself, and what it adds to the others."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.schema import Candidates, Holdout, Scores
+from eval.metrics import PerUser, metrics_of, relevance_of
+from eval.results import MAIN_METRIC, Contribution
+from eval.significance import paired_bootstrap
+from retrieval.fit import drawn, fitted_fusion
+from retrieval.retriever import LAST_TEXT, POPULARITY, TEXT, Retriever, concatenated
+
+TOWERS, TREND = "towers", "trend"
+USERS_AT_ONCE = 2048
+"""Whole unions are some four times as long as the lists that are kept of them."""
+
+Order = Callable[[Candidates], Scores]
+
+
+@dataclass(frozen=True)
+class JudgedSources:
+    """The sources of one retriever on one holdout.
+
+    Attributes:
+        alone: source, or group of sources → the candidates in its order, without its scores.
+        contributions: empty where validation has nobody to fit weights on.
+    """
+
+    alone: Mapping[str, Candidates]
+    contributions: list[Contribution]
+
+
+def judge_sources(
+    retriever: Retriever, asked: Holdout, *, validation: Holdout, served: int, depth: int, exclude_known: bool
+) -> JudgedSources:
+    """Orders the candidates of every user by each source alone, and by all but that source.
+
+    The candidates are those of all sources: a source left out no longer orders them, but what nobody else
+    found stays among them. The weights of the others are fitted again.
+
+    Args:
+        validation: group B, on which the weights of the fusion were fitted.
+        served: how many candidates the first stage hands on; its unions depend on that.
+        depth: length of the lists in `alone`.
+    """
+    validation = drawn(validation, retriever.config.train)
+    seen = retriever.unions(validation.histories)
+    groups = groups_of(retriever)
+    alone = {name: _order_alone(retriever, name, sources, seen, validation) for name, sources in groups.items()}
+    without = {name: _order_without(retriever, sources, seen, validation) for name, sources in groups.items()}
+    lists: dict[str, list[Candidates]] = {name: [] for name in groups}
+    together: list[PerUser] = []
+    gains: dict[str, list[PerUser]] = {name: [] for name in groups}
+    for start in range(0, len(asked), USERS_AT_ONCE):
+        part = asked.take(np.arange(start, min(start + USERS_AT_ONCE, len(asked))))
+        pool = retriever.unions(part.histories, served, exclude_known=exclude_known)
+        together.append(_gain(pool, part))
+        pool = _impartial(pool)
+        for name in groups:
+            best = pool.ranked_by(alone[name](pool)).head(depth)
+            lists[name].append(Candidates(best.item_rows, best.score))
+            gains[name].append(_gain(pool.ranked_by(without[name](pool)), part))
+    found = {name: concatenated(parts, depth) for name, parts in lists.items()}
+    if not len(validation):
+        return JudgedSources(found, [])
+    ours = np.concatenate(together)
+    contributions = [
+        Contribution(name, float(_gain(found[name], asked).mean()), paired_bootstrap(ours, np.concatenate(theirs)))
+        for name, theirs in gains.items()
+    ]
+    return JudgedSources(found, contributions)
+
+
+def groups_of(retriever: Retriever) -> dict[str, tuple[str, ...]]:
+    """Name → the sources of the fusion that it stands for; each but the kinds of towers in one group."""
+    kinds = tuple(map(str, retriever.towers.kinds))
+    joint = {TOWERS: kinds, TEXT: (TEXT, LAST_TEXT), TREND: retriever.trend.names}
+    single = [name for name in retriever.fusion.transforms if not any(name in names for names in joint.values())]
+    each_kind = {kind: (kind,) for kind in kinds} if len(kinds) > 1 else {}
+    return {TOWERS: kinds, **each_kind, **{name: (name,) for name in single}, **joint}
+
+
+def _order_alone(
+    retriever: Retriever, name: str, sources: tuple[str, ...], seen: Candidates, validation: Holdout
+) -> Order:
+    """By a source's own scores; by towers as the index ranks; by other groups as fits validation best."""
+    if name == TOWERS:
+        weights = {str(kind): np.float32(weight) for kind, weight in retriever.towers.weights.items()}
+        return lambda candidates: np.sum([weights[kind] * candidates.sources[kind] for kind in sources], axis=0)
+    if len(sources) == 1:
+        return lambda candidates: candidates.sources[sources[0]]
+    return _fitted(retriever, sources, seen, validation)
+
+
+def _order_without(retriever: Retriever, sources: tuple[str, ...], seen: Candidates, validation: Holdout) -> Order:
+    """By all other sources."""
+    return _fitted(retriever, [name for name in retriever.fusion.transforms if name not in sources], seen, validation)
+
+
+def _fitted(retriever: Retriever, names: Sequence[str], seen: Candidates, validation: Holdout) -> Order:
+    """By these sources, weighed as validation says; as the candidates stand where nobody can say."""
+    if not len(validation):
+        return lambda candidates: candidates.score
+    columns = {name: retriever.fusion.transforms[name] for name in names}
+    return fitted_fusion(seen, validation.targets, columns, retriever.trend).score
+
+
+def _impartial(candidates: Candidates) -> Candidates:
+    """In an order that owes nothing to the fusion, for ties; popular items stay in theirs, where nothing else is."""
+    by_row = candidates.ranked_by(-candidates.item_rows.astype(np.float32))
+    return by_row.ranked_by(by_row.sources[POPULARITY]) if POPULARITY in by_row.sources else by_row
+
+
+def _gain(candidates: Candidates, asked: Holdout) -> PerUser:
+    """(n,) the main metric of each user."""
+    top = candidates.head(10)
+    return metrics_of(relevance_of(top, asked.targets), asked.targets.lengths, ks=(10,))[MAIN_METRIC]

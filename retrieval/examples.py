@@ -1,0 +1,114 @@
+"""Training examples: every place of every history asks for the item that came next."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.schema import NO_ITEM, Histories, Rows
+
+
+class Examples(Protocol):
+    """What a user tower learns from; a position is one place of a history with the item that followed."""
+
+    @property
+    def positions(self) -> int:
+        """How many items are asked for in one pass over all examples."""
+        ...
+
+    def batches(self, positions: int, rng: np.random.Generator) -> list[Rows]:
+        """All examples in a random order, as lists of example numbers that ask for about `positions` items."""
+        ...
+
+    def batch(self, chosen: Rows) -> tuple[Tensor, Tensor]:
+        """Inputs of the tower's `vectors_at`, and the item wanted at each place, NO_ITEM where none is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Positions:
+    """One example a position: (n, H) int32 items before it, most recent first, and (n,) int64 the next item."""
+
+    context: np.ndarray
+    target: Rows
+
+    @classmethod
+    def of(cls, train: Histories, history_items: int) -> "Positions":
+        """Every place of every list but the first."""
+        place = np.arange(len(train.item_rows)) - np.repeat(train.offsets[:-1], train.lengths)
+        entries = np.nonzero(place >= 1)[0]
+        context = np.full((len(entries), history_items), NO_ITEM, dtype=np.int32)
+        for step in range(1, history_items + 1):
+            inside = place[entries] >= step
+            context[inside, step - 1] = train.item_rows[entries[inside] - step]
+        return cls(context, train.item_rows[entries])
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def positions(self) -> int:
+        """See Examples."""
+        return len(self)
+
+    def batches(self, positions: int, rng: np.random.Generator) -> list[Rows]:
+        """See Examples."""
+        return np.split(rng.permutation(len(self)), range(positions, len(self), positions))
+
+    def batch(self, chosen: Rows) -> tuple[Tensor, Tensor]:
+        """(b, H) items before, most recent first, and (b,) next items."""
+        return torch.from_numpy(self.context[chosen].astype(np.int64)), torch.from_numpy(self.target[chosen])
+
+
+@dataclass(frozen=True)
+class Windows:
+    """One example a stretch of a history: all of its places are asked at once, each knowing what came before.
+
+    Attributes:
+        item_rows: of all lists, one behind the other.
+        start, end: (n,) the stretch `item_rows[start:end]` of at most H + 1 items; neighbours share one item,
+            so that every place but the first of a list is asked for exactly once.
+    """
+
+    item_rows: Rows
+    start: Rows
+    end: Rows
+
+    @classmethod
+    def of(cls, train: Histories, history_items: int) -> "Windows":
+        """Cut from the end, so that the last window, the one most like a request, is long."""
+        count = np.maximum(-(-(train.lengths - 1) // history_items), 0)
+        of_list = np.repeat(np.arange(len(train)), count)
+        step = np.arange(len(of_list)) - np.repeat(np.cumsum(count) - count, count)
+        end = train.offsets[1:][of_list] - step * history_items
+        start = np.maximum(end - history_items - 1, train.offsets[:-1][of_list])
+        return cls(train.item_rows, start, end)
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def positions(self) -> int:
+        """See Examples."""
+        return int((self.end - self.start - 1).sum())
+
+    def batches(self, positions: int, rng: np.random.Generator) -> list[Rows]:
+        """Windows of like length together, so that little is padded; lengths within a factor of 1.2 mix."""
+        length = self.end - self.start - 1
+        order = np.argsort(np.log(length) + rng.random(len(length)) * np.log(1.2), kind="stable")
+        filled = np.cumsum(length[order]) // positions
+        cuts = np.nonzero(np.diff(filled))[0] + 1
+        batches = np.split(order, cuts)
+        return [batches[place] for place in rng.permutation(len(batches))]
+
+    def batch(self, chosen: Rows) -> tuple[Tensor, Tensor]:
+        """(b, T) items, oldest first, then NO_ITEM; and (b, T) the item after each."""
+        start, length = self.start[chosen], self.end[chosen] - self.start[chosen] - 1
+        place = np.arange(int(length.max()))
+        inside = place < length[:, None]
+        at = np.where(inside, start[:, None] + place, 0)
+        inputs = np.where(inside, self.item_rows[at], NO_ITEM)
+        targets = np.where(inside, self.item_rows[np.where(inside, at + 1, 0)], NO_ITEM)
+        return torch.from_numpy(inputs), torch.from_numpy(targets)

@@ -1,0 +1,87 @@
+"""How often each item was taken lately: what is in fashion at the moment of a request."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from data.schema import Histories, Rows, Scores
+
+SECONDS_PER_DAY = 86_400
+EVER = "taken ever"
+HALF = 0.5
+"""Added to counts before the logarithm, so that an item never taken has one."""
+
+
+@dataclass(frozen=True)
+class Trend:
+    """The moments at which items were taken, searched for how many fall in the days before a request.
+
+    A window counts what came before the moment asked and nothing after it, so a list that is asked in the
+    past of the log is not told its future.
+
+    Attributes:
+        taken: (R,) int64, item row × `span` + day, rising; days since the first of the log.
+        span: days in the log, and one.
+        first_day: the first day of the log, since 1970.
+        ever: (N,) float32 log(interactions + 1/2) over all time.
+        windows_days: lengths of the windows.
+    """
+
+    taken: Rows
+    span: int
+    first_day: int
+    ever: Scores
+    windows_days: tuple[int, ...]
+
+    @classmethod
+    def fit(cls, train: Histories, n_items: int, windows_days: tuple[int, ...]) -> "Trend":
+        """Sorts the interactions of `train` by item and day; those without time count in `ever` alone."""
+        ever = np.log(np.bincount(train.item_rows, minlength=n_items) + HALF).astype(np.float32)
+        timed = np.zeros(0, dtype=bool) if train.timestamps is None else train.timestamps != Histories.NO_TIME
+        if train.timestamps is None or not timed.any():
+            return cls(np.zeros(0, dtype=np.int64), 1, 0, ever, ())
+        days = train.timestamps[timed] // SECONDS_PER_DAY
+        first, span = int(days.min()), int(days.max() - days.min()) + 2
+        return cls(np.sort(train.item_rows[timed] * span + days - first), span, first, ever, windows_days)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the columns."""
+        return (*(f"taken in {days} days" for days in self.windows_days), EVER)
+
+    def columns(self, rows: Rows, asked_at: Rows | None) -> dict[str, Scores]:
+        """Name → (B, K) float32 log(count + 1/2) of the items at `rows` (B, K).
+
+        Args:
+            asked_at: (B,) Unix seconds, NO_TIME for the end of the log; None: the end of the log for all.
+        """
+        end = np.full(len(rows), self.span)
+        if asked_at is not None:
+            day = np.where(asked_at == Histories.NO_TIME, self.span, asked_at // SECONDS_PER_DAY - self.first_day + 1)
+            end = np.clip(day, 0, self.span)
+        until = np.searchsorted(self.taken, rows * self.span + end[:, None])
+        columns = {}
+        for name, days in zip(self.names, self.windows_days, strict=False):
+            start = np.maximum(end - days, 0)[:, None]
+            count = until - np.searchsorted(self.taken, rows * self.span + start)
+            columns[name] = np.log(count + HALF).astype(np.float32)
+        return {**columns, EVER: self.ever[rows]}
+
+    def save(self, folder: Path) -> None:
+        """Writes the days at which each item was taken, and how often each was taken at all."""
+        rows, days = self.taken // self.span, self.taken % self.span + self.first_day
+        pl.DataFrame({"item_row": rows, "day": days}).write_parquet(folder / "taken.parquet")
+        pl.DataFrame({"log_taken": self.ever}).write_parquet(folder / "taken_ever.parquet")
+
+    @classmethod
+    def load(cls, folder: Path, windows_days: tuple[int, ...]) -> "Trend":
+        """Reads what `save` wrote."""
+        ever = pl.read_parquet(folder / "taken_ever.parquet")["log_taken"].to_numpy()
+        frame = pl.read_parquet(folder / "taken.parquet")
+        days, rows = frame["day"].to_numpy(), frame["item_row"].to_numpy()
+        if not len(days):
+            return cls(np.zeros(0, dtype=np.int64), 1, 0, ever, ())
+        first, span = int(days.min()), int(days.max() - days.min()) + 2
+        return cls(rows * span + days - first, span, first, ever, windows_days)

@@ -1,0 +1,169 @@
+"""What each source is worth, worked out again from the scores of all candidates by plain loops."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.schema import Histories, Holdout
+from fusion.linear import LinearFusion, column
+from pipeline import contributions as module
+from pipeline.contributions import TOWERS, TREND, JudgedSources, groups_of, judge_sources
+from retrieval.retriever import LAST_TEXT, TEXT, TRANSITIONS, Retriever
+from tests.retrieval.toy import nobody, random_log, retriever
+
+N, DEPTH, SERVED = 40, 6, 9
+RETRIEVER = retriever(N)
+NAMES = [TOWERS, "recency", "sequence", TRANSITIONS, TEXT, TREND]
+
+
+def holdout(users: int, *, seed: int, shortest: int = 1) -> Holdout:
+    """Planted: whoever took item i last takes i + 1 next, so that sources have something to find."""
+    lists = [items.tolist() for items in map(np.unique, _lists(users, seed, shortest))]
+    targets = [[(items[-1] + 1) % N] if items else [3] for items in lists]
+    return Holdout("validation", np.arange(users), Histories.of(lists), Histories.of(targets))
+
+
+def _lists(users: int, seed: int, shortest: int) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, N - 1, rng.integers(shortest, 7)) for _ in range(users)]
+
+
+VALIDATION, ASKED = holdout(70, seed=1), holdout(50, seed=2, shortest=0)
+
+
+def judged(
+    found: Retriever = RETRIEVER,
+    *,
+    asked: Holdout = ASKED,
+    validation: Holdout = VALIDATION,
+    exclude_known: bool = True,
+) -> JudgedSources:
+    return judge_sources(found, asked, validation=validation, served=SERVED, depth=DEPTH, exclude_known=exclude_known)
+
+
+@pytest.fixture(scope="module")
+def made() -> JudgedSources:
+    return judged()
+
+
+def ndcg10(rows: list[int], target: int) -> float:
+    return 1 / np.log2(rows.index(target) + 2) if target in rows[:10] else 0.0
+
+
+def target_of(user: int) -> int:
+    return int(ASKED.targets[user][0])
+
+
+def pool_of(user: int, found: Retriever = RETRIEVER) -> dict[int, dict[str, float]]:
+    """Item row → source → score, of one user's whole union."""
+    union = found.unions(ASKED.histories.take(np.array([user])), SERVED)
+    return {
+        int(row): {name: float(scores[0, place]) for name, scores in union.sources.items()}
+        for place, row in enumerate(union.item_rows[0])
+        if row >= 0
+    }
+
+
+def ranked(pool: dict[int, dict[str, float]], score: Any) -> list[int]:
+    """Ties by the lower row."""
+    return sorted(pool, key=lambda row: (-np.float32(score(pool[row])), row))
+
+
+def test_the_sources_are_named_once_each_and_towers_both_together_and_apart(made):
+    assert groups_of(RETRIEVER) == {
+        TOWERS: ("recency", "sequence"),
+        "recency": ("recency",),
+        "sequence": ("sequence",),
+        TRANSITIONS: (TRANSITIONS,),
+        TEXT: (TEXT, LAST_TEXT),
+        TREND: RETRIEVER.trend.names,
+    }
+    assert list(made.alone) == [found.source for found in made.contributions] == NAMES
+
+
+@pytest.mark.parametrize("name", ["recency", "sequence", TRANSITIONS, TOWERS])
+def test_a_source_alone_orders_the_candidates_by_its_own_scores(made, name):
+    weights = (
+        {str(kind): weight for kind, weight in RETRIEVER.towers.weights.items()} if name == TOWERS else {name: 1.0}
+    )
+    gains = []
+    for user in range(len(ASKED)):
+        if not len(ASKED.histories[user]):
+            continue
+        expected = ranked(pool_of(user), lambda scores: sum(w * scores[n] for n, w in weights.items()))
+        assert made.alone[name].item_rows[user].tolist() == expected[:DEPTH]
+        gains.append(ndcg10(expected[:DEPTH], target_of(user)))
+    nothing_known = ASKED.histories.lengths == 0
+    popular = RETRIEVER.candidates(Histories.of([[]]), DEPTH).item_rows[0].tolist()
+    assert nothing_known.sum() > 2
+    assert all(rows.tolist() == popular for rows in made.alone[name].item_rows[nothing_known])
+    gains += [ndcg10(popular, 3)] * int(nothing_known.sum())
+    reported = next(found.alone for found in made.contributions if found.source == name)
+    assert reported == pytest.approx(np.mean(gains), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_source_the_others_are_weighed_anew_on_the_same_candidates(made, name):
+    left_out = groups_of(RETRIEVER)[name]
+    columns = {other: how for other, how in RETRIEVER.fusion.transforms.items() if other not in left_out}
+    seen = RETRIEVER.unions(VALIDATION.histories)
+    fusion = LinearFusion.fit(seen, VALIDATION.targets, columns, signed=(LAST_TEXT, *RETRIEVER.trend.names))
+    assert not set(fusion.weights) & set(left_out)
+    union = RETRIEVER.unions(ASKED.histories, SERVED)
+    score = sum(
+        fusion.weights[other] * column(union, other, how, typical=fusion.typical[other])
+        for other, how in columns.items()
+    )
+    without, together = [], []
+    for user in range(len(ASKED)):
+        own = dict(zip(union.item_rows[user].tolist(), score[user].tolist(), strict=True))
+        pool = {row: {"score": own[row]} for row in own if row >= 0}
+        served = RETRIEVER.candidates(ASKED.histories.take(np.array([user])), SERVED).item_rows[0].tolist()
+        empty = not len(ASKED.histories[user])
+        without.append(ndcg10(served if empty else ranked(pool, lambda s: s["score"]), target_of(user)))
+        together.append(ndcg10(served, target_of(user)))
+    test = next(found.test for found in made.contributions if found.source == name)
+    assert test.theirs == pytest.approx(np.mean(without), abs=1e-6)
+    assert test.ours == pytest.approx(np.mean(together), abs=1e-6)
+    assert test.difference == pytest.approx(np.mean(together) - np.mean(without), abs=1e-6)
+
+
+def test_ties_owe_nothing_to_the_fusion():
+    """A source that says nothing finds nothing: the fusion's order must not shine through."""
+    telling = random_log(N, users=5)
+    silent = replace(RETRIEVER.transitions, weights=RETRIEVER.transitions.weights * 0)
+    found = judged(replace(retriever(N, train=telling), transitions=silent))
+    rows = found.alone[TRANSITIONS].item_rows[ASKED.histories.lengths > 0]
+    assert all(line[line >= 0].tolist() == sorted(line[line >= 0]) for line in rows)
+
+
+def test_users_are_looked_at_some_at_a_time(made, monkeypatch):
+    monkeypatch.setattr(module, "USERS_AT_ONCE", 7)
+    again = judged()
+    for name in NAMES:
+        np.testing.assert_array_equal(again.alone[name].item_rows, made.alone[name].item_rows)
+    for one, other in zip(again.contributions, made.contributions, strict=True):
+        assert one.test.difference == pytest.approx(other.test.difference)
+
+
+def test_without_validation_nothing_can_be_weighed_anew_and_no_contribution_is_claimed(made):
+    found = judged(validation=nobody())
+    assert found.contributions == []
+    for name in (TOWERS, "recency", TRANSITIONS):
+        np.testing.assert_array_equal(found.alone[name].item_rows, made.alone[name].item_rows)
+
+
+def test_repeats_allowed_are_judged_with_repeats():
+    found = judged(exclude_known=False).alone["recency"]
+    asked = ASKED.histories
+    assert any(set(found.item_rows[user]) & set(asked[user].tolist()) for user in range(len(ASKED)))
+
+
+def test_one_kind_of_towers_is_the_towers():
+    members = RETRIEVER.towers.members[:2]
+    towers = replace(RETRIEVER.towers, members=members)
+    kept = {name: how for name, how in RETRIEVER.fusion.transforms.items() if name != "sequence"}
+    one = replace(RETRIEVER, towers=towers, fusion=replace(RETRIEVER.fusion, transforms=kept))
+    assert list(groups_of(one)) == [TOWERS, TRANSITIONS, TEXT, TREND]

@@ -1,0 +1,77 @@
+"""The forecast is arithmetic on two probes; here with machines whose speed is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from config import with_overrides
+from pipeline import forecast as module
+from pipeline.forecast import USUAL_EPOCHS, Forecast, forecast, tower_operations
+from pipeline.workspace import Workspace, open_workspace
+from retrieval import objective
+from retrieval.towers import SequenceConfig, TowerConfig
+
+
+@pytest.fixture
+def ws(shop, monkeypatch) -> Workspace:
+    """On a machine of a thousand operations a second in a softmax, and very many elsewhere."""
+    monkeypatch.setattr(module, "_matrix_flops", lambda: 1e15)
+    monkeypatch.setattr(module, "_softmax_flops", lambda width, *, low_precision: 1000.0)
+    monkeypatch.setattr(module, "_texts_per_second", lambda ws: 30.0)
+    return open_workspace(shop.run)
+
+
+def with_settings(ws: Workspace, *settings: str) -> Workspace:
+    return replace(ws, config=with_overrides(ws.config, settings))
+
+
+def test_operations_of_a_kind_by_hand():
+    recency = TowerConfig(text_dim=16, residual_dim=8, copies=3, epochs=2)
+    assert tower_operations(recency, positions=100, items=50) == 3 * 2 * 100 * (6 * 50 * 24)
+    sequence = SequenceConfig(text_dim=16, residual_dim=16, copies=2, layers=3, epochs=20)
+    blocks = 6 * 3 * (3 * 16**2 + 16**2 + 2 * 4 * 16**2)  # queries, keys, values; out; there and back
+    assert tower_operations(sequence, positions=100, items=50) == 2 * USUAL_EPOCHS * 100 * (6 * 50 * 16 + blocks)
+
+
+def test_the_towers_take_as_long_as_both_kinds_and_all_copies(ws):
+    train = ws.split.train
+    positions, items = int(np.maximum(train.lengths - 1, 0).sum()), len(np.unique(train.item_rows))
+    ample = with_settings(ws, "retriever.train.budget_minutes=1e9", "retriever.recency.copies=2")
+    expected = sum(
+        tower_operations(config, positions=positions, items=items) for config in ample.config.retriever.towers.values()
+    )
+    found = forecast(ample, evaluation_users=0).steps["towers"]
+    assert found == pytest.approx(expected / 1000 / 60)
+    less = forecast(with_settings(ample, "retriever.sequence.copies=0"), evaluation_users=0).steps["towers"]
+    assert less < found
+
+
+def test_a_large_catalog_is_forecast_by_its_sample(ws, monkeypatch):
+    monkeypatch.setattr(objective, "FULL_SOFTMAX_ITEMS", 10)
+    steps = [
+        forecast(
+            with_settings(ws, "retriever.train.budget_minutes=1e9", f"retriever.train.sampled_items={items}"),
+            evaluation_users=0,
+        ).steps["towers"]
+        for items in (1000, 2000)
+    ]
+    assert steps[1] == pytest.approx(2 * steps[0], rel=0.1)
+
+
+def test_a_budget_bounds_the_towers_and_texts_take_their_time(ws):
+    found = forecast(with_settings(ws, "retriever.train.budget_minutes=0.5"), evaluation_users=0)
+    assert found.steps["towers"] == 0.5
+    assert found.steps["reading the catalog"] == pytest.approx(60 / 30 / 60)
+
+
+def test_the_probes_measure_something(shop):
+    assert module._matrix_flops() > 1e8
+    assert module._softmax_flops(16, low_precision=False) > 1e7
+    assert module._softmax_flops(16, low_precision=True) > 1e6
+    assert 0 < forecast(open_workspace(shop.run), evaluation_users=5).minutes < 1000
+
+
+def test_words_for_people():
+    assert Forecast({"towers": 12.4, "baselines": 0.1}).in_words() == "about 12 minutes (towers 12)"
+    assert Forecast({"towers": 0.1}).in_words() == "about 1 minutes"
