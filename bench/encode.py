@@ -47,7 +47,7 @@ def main() -> None:
     default: Any = SentenceTransformer(path, device="cpu")
     config = EncoderConfig(max_tokens=default.max_seq_length)
     ours = load_encoder(path, config)
-    sides = {
+    sides: dict[str, Callable[[list[str]], np.ndarray]] = {
         "default": lambda some: default.encode(some, show_progress_bar=False),
         "ours": lambda some: encode_texts(ours, some, config),
     }

@@ -167,7 +167,7 @@ def _our_systems(
         systems.append(System(TANDEM, Role.OURS, evaluate(reranked, asked, stats), words))
     role = Role.STAGE if systems else Role.OURS
     systems.append(System(RETRIEVAL, role, evaluate(retrieved, asked, stats), "all sources fused"))
-    kinds = dict.fromkeys(map(str, recommender.retriever.towers.kinds), "a part of that search")
+    kinds = dict.fromkeys(map(str, recommender.retriever.towers.kinds), "its part of the search")
     notes = {TOWERS: "one search in the index", **kinds, TRANSITIONS: "counts alone", TEXT: "nothing trained"}
     systems += [
         System(f"{name} alone", Role.STAGE, evaluate(sources.alone[name], asked, stats), note)

@@ -17,6 +17,10 @@ PROBE_TEXTS = 192
 PROBE_POSITIONS, PROBE_ITEMS = 512, 8192
 USUAL_EPOCHS = 6
 """Early stopping ends most trainings there."""
+BLOCK_SLOWNESS = 3.5
+"""Time of a transformer's block over that of its matrix products, if they ran as fast as those of the softmax."""
+ITEM_OPERATIONS = 7e5
+"""Of every item in every step, in the same measure: its text mapped, its residual dropped, its weights moved."""
 RERANK_SECONDS_PER_TOKEN_FLOP = 2.5
 """Time of a packed forward pass over that of its matrix products alone."""
 
@@ -62,19 +66,19 @@ def forecast(ws: Workspace, *, evaluation_users: int) -> Forecast:
 
 
 def tower_operations(config: TowerConfig, *, positions: int, items: int) -> float:
-    """Multiplications and additions of the usual training of all copies of one kind.
+    """Work of the usual training of all copies of one kind, in multiplications and additions of the softmax.
 
     Args:
         positions: in one pass.
         items: against which each is held.
     """
-    width = config.width
     # Forward, and backward to both factors: three products of two operations a weight.
-    a_position = 6.0 * items * width
+    a_position = 6.0 * items * config.width
     if isinstance(config, SequenceConfig):
         # A block has 12 width² weights: 4 in attention, 8 in the feed-forward.
-        a_position += 6.0 * 12 * config.layers * width**2
-    return config.copies * min(USUAL_EPOCHS, config.epochs) * positions * a_position
+        a_position += 6.0 * 12 * config.layers * config.width**2 * BLOCK_SLOWNESS
+    steps = positions / config.batch_size
+    return config.copies * min(USUAL_EPOCHS, config.epochs) * (positions * a_position + steps * items * ITEM_OPERATIONS)
 
 
 def _tower_minutes(ws: Workspace) -> float:

@@ -15,6 +15,7 @@ from retrieval.checkpoint import Checkpoints
 from retrieval.distributed import ALONE, Team
 from retrieval.encode import centred
 from retrieval.ensemble import Member, TowerEnsemble
+from retrieval.finetune import EncoderTuner, FinetuneMethod, Tuned, tune_encoder
 from retrieval.objective import samples_softmax
 from retrieval.retriever import LAST_TEXT, TEXT, TRANSITIONS, Retriever, RetrieverConfig, transforms
 from retrieval.towers import TwoTowers
@@ -23,6 +24,7 @@ from retrieval.transitions import Transitions, TransitionsConfig, count_pairs
 from retrieval.trend import Trend
 from retrieval.user_tower import UserTowerKind
 from retrieval.validation import next_item_ndcg10
+from store.errors import BadInput
 
 SECONDS_PER_DAY = 86_400
 MOST_COPIES = 100
@@ -36,12 +38,14 @@ class Recipe:
     Attributes:
         epochs: member of the ensemble → how many epochs of its schedule to run.
         tower_weights: kind of tower → its weight in the search.
+        tuning_rounds: rounds of tuning behind the text vectors; 0 where the frozen encoder was best.
     """
 
     transitions: TransitionsConfig
     epochs: Mapping[str, int]
     tower_weights: Mapping[UserTowerKind, float]
     fusion: LinearFusion
+    tuning_rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,27 @@ def fit_retriever(
     """
     validation = drawn(validation, config.train)
     transitions = _fit_transitions(train, len(catalog), validation=validation, config=config, log=log, recipe=recipe)
+    one = partial(train_towers, validation=validation, config=config.train, log=log, team=team, say=say)
+    tuned = _tuned(
+        train,
+        catalog,
+        text_vectors,
+        validation,
+        config=config,
+        one=one,
+        load_encoder=load_encoder,
+        log=log,
+        recipe=recipe,
+    )
+    if tuned is not None:
+        text_vectors = tuned.text_vectors
     text = centred(text_vectors)
     towers, records = _train_ensemble(
         train,
         text,
         config=config,
         recipe=recipe,
-        one=partial(train_towers, validation=validation, config=config.train, log=log, team=team, say=say),
+        one=one,
         checkpoints=checkpoints,
     )
     item_vectors = towers.item_vectors()
@@ -120,8 +138,44 @@ def fit_retriever(
         {record.name: record.best_epoch for record in records},
         retriever.towers.weights,
         retriever.fusion,
+        tuned.number if tuned else 0,
     )
-    return FittedRetriever(retriever, text_vectors, chosen, [asdict(record) for record in records], None)
+    encoder = tuned.encoder if tuned else None
+    return FittedRetriever(retriever, text_vectors, chosen, [asdict(record) for record in records], encoder)
+
+
+def _tuned(
+    train: Histories,
+    catalog: Catalog,
+    text_vectors: Scores,
+    validation: Holdout,
+    *,
+    config: RetrieverConfig,
+    one: Callable[..., TrainRecord],
+    load_encoder: Callable[[], Any],
+    log: Log,
+    recipe: Recipe | None,
+) -> Tuned | None:
+    """The best round of tuning the encoder under the first kind of towers that reads text; None where it is frozen."""
+    rounds = config.finetune.rounds if recipe is None else recipe.tuning_rounds
+    if config.finetune.method is FinetuneMethod.FROZEN or not rounds:
+        return None
+    kind = next((kind for kind, towers in config.towers.items() if towers.text_dim), None)
+    if kind is None:
+        raise BadInput("retriever.finetune tunes the text encoder, but no towers read text: set a text_dim above 0")
+    name, seed = f"{kind}-1", config.train.seed * MOST_COPIES + 1
+    sparse = samples_softmax(np.bincount(train.item_rows, minlength=len(text_vectors)))
+
+    def fit_towers(vectors: Scores) -> tuple[TwoTowers, float]:
+        torch.manual_seed(seed)
+        towers = TwoTowers(torch.from_numpy(centred(vectors)), config.towers[kind], sparse=sparse)
+        record = one(towers, train, name=name, seed=seed, stop_after=recipe.epochs[name] if recipe else None)
+        return towers, record.best_ndcg10
+
+    tuner = EncoderTuner(
+        load_encoder(), catalog.texts, config=config.finetune, training=config.train, reading=config.encoder, log=log
+    )
+    return tune_encoder(tuner, train, text_vectors, fit_towers=fit_towers, rounds=rounds, selects=bool(len(validation)))
 
 
 def _train_ensemble(

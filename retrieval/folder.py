@@ -47,6 +47,7 @@ class RetrieverCard:
     transitions: TransitionsConfig
     epochs: dict[str, int]
     tower_weights: dict[UserTowerKind, float]
+    tuning_rounds: int
     text_vectors: str
     tuned: bool
     records: list[dict[str, Any]]
@@ -77,6 +78,7 @@ def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) 
         "transitions": recipe.transitions.model_dump(mode="json"),
         "epochs": dict(recipe.epochs),
         "tower_weights": dict(recipe.tower_weights),
+        "tuning_rounds": recipe.tuning_rounds,
         "text_vectors": text_vectors,
         "tuned": fitted.encoder is not None,
         "records": fitted.records,
@@ -97,6 +99,7 @@ def read_card(folder: Path) -> RetrieverCard:
             transitions=TransitionsConfig.model_validate(card["transitions"]),
             epochs=card["epochs"],
             tower_weights={UserTowerKind(kind): weight for kind, weight in card["tower_weights"].items()},
+            tuning_rounds=card["tuning_rounds"],
             text_vectors=card["text_vectors"],
             tuned=card["tuned"],
             records=card["records"],
@@ -108,7 +111,9 @@ def read_card(folder: Path) -> RetrieverCard:
 def read_recipe(folder: Path) -> Recipe:
     """What validation chose when this retriever was fitted."""
     card = read_card(folder)
-    return Recipe(card.transitions, card.epochs, card.tower_weights, LinearFusion.load(folder / FUSION))
+    return Recipe(
+        card.transitions, card.epochs, card.tower_weights, LinearFusion.load(folder / FUSION), card.tuning_rounds
+    )
 
 
 def load_retriever(

@@ -22,6 +22,7 @@ from recommend.recommender import Recommender
 from recommend.release import load_stages
 from rerank.fusion import RERANKER, RETRIEVAL
 from retrieval.distributed import ALONE
+from retrieval.folder import read_card
 from store.artifacts import Run
 from store.errors import BadInput, MissingStep
 from tests.pipeline.oracle import by_user, exported, histories_by_id, metrics
@@ -253,3 +254,20 @@ def test_a_temporal_split_goes_all_the_way(shop, tmp_path):
     assert frame["user_id"].n_unique() == len(ws.split.test) == len(report.user_ids)
     times = np.array([int(row[2]) for row in log_rows()])
     assert ws.split.train.timestamps.max() < np.sort(times)[int(0.8 * len(times))]
+
+
+# --- a tuned encoder
+
+
+def test_a_tuned_encoder_is_asked_kept_or_dropped_and_repeated_by_the_final_fit(shop, tmp_path):
+    root = shop.copy(tmp_path)
+    ws = open_workspace(root)
+    tuned = with_overrides(ws.config, ["retriever.finetune.method=lora", "retriever.finetune.rounds=1"])
+    ws = replace(ws, config=tuned)
+    key = train_retriever(ws, log=quiet(ws))
+    card = read_card(ws.run.artifact("retriever", key))
+    assert card.config.finetune.method == "lora"
+    assert card.tuning_rounds in (0, 1)  # the frozen encoder may be the better one
+    assert card.tuned == (card.tuning_rounds > 0)
+    final = read_card(ws.run.artifact("retriever", train_retriever(ws, log=quiet(ws), fit=FitKind.FINAL)))
+    assert final.tuning_rounds == card.tuning_rounds

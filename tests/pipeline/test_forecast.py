@@ -7,7 +7,7 @@ import pytest
 
 from config import with_overrides
 from pipeline import forecast as module
-from pipeline.forecast import USUAL_EPOCHS, Forecast, forecast, tower_operations
+from pipeline.forecast import BLOCK_SLOWNESS, ITEM_OPERATIONS, USUAL_EPOCHS, Forecast, forecast, tower_operations
 from pipeline.workspace import Workspace, open_workspace
 from retrieval import objective
 from retrieval.towers import SequenceConfig, TowerConfig
@@ -27,11 +27,13 @@ def with_settings(ws: Workspace, *settings: str) -> Workspace:
 
 
 def test_operations_of_a_kind_by_hand():
-    recency = TowerConfig(text_dim=16, residual_dim=8, copies=3, epochs=2)
-    assert tower_operations(recency, positions=100, items=50) == 3 * 2 * 100 * (6 * 50 * 24)
-    sequence = SequenceConfig(text_dim=16, residual_dim=16, copies=2, layers=3, epochs=20)
+    recency = TowerConfig(text_dim=16, residual_dim=8, copies=3, epochs=2, batch_size=10)
+    all_items = 10 * 50 * ITEM_OPERATIONS  # ten steps, each of which makes the vectors of 50 items
+    assert tower_operations(recency, positions=100, items=50) == 3 * 2 * (100 * 6 * 50 * 24 + all_items)
+    sequence = SequenceConfig(text_dim=16, residual_dim=16, copies=2, layers=3, epochs=20, batch_size=10)
     blocks = 6 * 3 * (3 * 16**2 + 16**2 + 2 * 4 * 16**2)  # queries, keys, values; out; there and back
-    assert tower_operations(sequence, positions=100, items=50) == 2 * USUAL_EPOCHS * 100 * (6 * 50 * 16 + blocks)
+    a_position = 6 * 50 * 16 + BLOCK_SLOWNESS * blocks
+    assert tower_operations(sequence, positions=100, items=50) == 2 * USUAL_EPOCHS * (100 * a_position + all_items)
 
 
 def test_the_towers_take_as_long_as_both_kinds_and_all_copies(ws):
