@@ -29,6 +29,7 @@ from bench.record import ROOT, record
 FILE = "retrieval.json"
 CLI = [sys.executable, "cli.py"]
 SEEDS = 3
+SEQUENCE_BASELINES = ["recent-popularity", "item-knn", "transitions-text", "sasrec"]
 SYSTEMS = {"towers": ["--towers-only"], "fused": ["--rerank", "never"]}
 """What is judged → how `recommend --all` is asked for it."""
 
@@ -69,7 +70,7 @@ def temporal(args: argparse.Namespace) -> None:
     _step("prepare", *_files(Path(args.data)), "--run", run, *split)
     _step("train-retriever", "--run", run)
     _step("build-index", "--run", run)
-    found = _report(run)
+    found = _report(run, "--set", f"baselines.kinds={json.dumps(SEQUENCE_BASELINES)}")
     record(FILE, f"{args.name}_temporal_ndcg10_over_best_baseline", **found)
 
 
@@ -105,9 +106,9 @@ def _judged_seed(args: argparse.Namespace, folder: Path, *, run: str, seed: int)
     return found
 
 
-def _report(run: str, *, users: int = 0) -> dict[str, Any]:
+def _report(run: str, *options: str, users: int = 0) -> dict[str, Any]:
     """Our NDCG@10 over the best baseline's on the test part, with the paired interval and both coverages."""
-    _step("evaluate", "--run", run, "--split", "test", "--users", str(users))
+    _step("evaluate", "--run", run, "--split", "test", "--users", str(users), *options)
     report = json.loads((ROOT / run / "reports/test/report.json").read_text())
     comparison = report["comparisons"][0]
     test = comparison["test"]
