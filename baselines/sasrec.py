@@ -66,4 +66,9 @@ class SasRec:
         )
 
     def _score(self, histories: Histories) -> Scores:
-        return np.asarray(self.towers.user_vectors(histories) @ self.item_vectors.T)
+        scores = np.asarray(self.towers.user_vectors(histories) @ self.item_vectors.T)
+        # A transformer that never read nothing has no opinion on it: nobody's history is given what is popular.
+        by_popularity = np.empty(len(self.order), dtype=np.float32)
+        by_popularity[self.order] = -np.arange(len(self.order), dtype=np.float32)
+        scores[histories.lengths == 0] = by_popularity
+        return scores

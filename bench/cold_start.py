@@ -153,8 +153,10 @@ def _retrieved_among(retriever: Retriever, histories: Histories, among: Rows) ->
         batch = histories.take(np.arange(start, min(start + USERS_AT_ONCE, len(histories)), dtype=np.int64))
         found = retriever.scored(np.broadcast_to(among, (len(batch), len(among))), batch)
         parts.setdefault(RETRIEVAL, []).append(found.head(DEPTH))
-        for source, scores in found.sources.items():
-            parts.setdefault(f"{source} alone", []).append(found.ranked_by(scores).head(DEPTH))
+        # A source that cannot tell cold items apart leaves ties: by row, lest it be paid for the fused order.
+        by_row = found.ranked_by(-found.item_rows.astype(np.float32))
+        for source, scores in by_row.sources.items():
+            parts.setdefault(f"{source} alone", []).append(by_row.ranked_by(scores).head(DEPTH))
     return {name: concatenated(found, DEPTH) for name, found in parts.items()}
 
 

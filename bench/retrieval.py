@@ -112,14 +112,14 @@ def _report(run: str, *options: str, users: int = 0) -> dict[str, Any]:
     report = json.loads((ROOT / run / "reports/test/report.json").read_text())
     comparison = report["comparisons"][0]
     test = comparison["test"]
-    coverage = {system["name"]: system["evaluation"]["metrics"].get("coverage@10") for system in report["systems"]}
+    coverage = {system["name"]: system["metrics"]["coverage@10"] for system in report["systems"]}
     return {
         "value": round(1 + test["relative"], 4),
         "low": round(1 + test["relative_low"], 4),
         "high": round(1 + test["relative_high"], 4),
         "ours": test["ours"],
         "best_baseline": comparison["theirs"],
-        "coverage": {name: coverage.get(name) for name in (comparison["ours"], comparison["theirs"])},
+        "coverage": {name: coverage[name] for name in (comparison["ours"], comparison["theirs"])},
     }
 
 

@@ -124,6 +124,9 @@ def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Tea
         recipe = read_recipe(evaluation_folder(ws))
     tracking = settings.train.tracking if team.leads else TrackerConfig()
     made_from = ws.retriever_made_from(fit)
+    # Settings under the names by which a user sets them: a refusal to go on tells which one was changed.
+    belongs_to = {**made_from, "retriever": made_from["config"]}
+    del belongs_to["config"]
     with tracker(tracking, ws.run.root, name=ws.retriever_key(fit), settings=made_from) as curves:
         return fit_retriever(
             train,
@@ -137,7 +140,7 @@ def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Tea
             recipe=recipe,
             checkpoints=lambda name: Checkpoints(
                 ws.run.root / UNFINISHED / f"{fit.value}-{name}",
-                made_from,
+                belongs_to,
                 config=settings.train.checkpoint,
                 restart="start anew with 'train-retriever --force'",
             ),

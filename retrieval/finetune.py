@@ -26,7 +26,8 @@ from retrieval.gradient_cache import CatalogEncoder, LossParts, cached_backward,
 from retrieval.hardware import Precision, computes_bfloat16, device
 from retrieval.objective import Objective
 from retrieval.towers import TwoTowers
-from retrieval.train import Log, NotFinite, TrainConfig
+from retrieval.trackers import Log
+from retrieval.train import NotFinite, TrainConfig
 
 EXACT_ITEMS = 1_000
 """Without a GPU, `auto` takes exact steps up to this many items; each step reads all of them twice."""

@@ -19,7 +19,8 @@ from retrieval.finetune import EncoderTuner, FinetuneMethod, Tuned, tune_encoder
 from retrieval.objective import samples_softmax
 from retrieval.retriever import LAST_TEXT, TEXT, TRANSITIONS, Retriever, RetrieverConfig, transforms
 from retrieval.towers import TwoTowers
-from retrieval.train import Log, TrainConfig, TrainRecord, train_towers
+from retrieval.trackers import Log
+from retrieval.train import TrainConfig, TrainRecord, train_towers
 from retrieval.transitions import Transitions, TransitionsConfig, count_pairs
 from retrieval.trend import Trend
 from retrieval.user_tower import UserTowerKind

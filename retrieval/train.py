@@ -17,11 +17,9 @@ from retrieval.examples import Examples
 from retrieval.hardware import Precision, computes_bfloat16, device
 from retrieval.objective import Objective
 from retrieval.towers import TwoTowers
-from retrieval.trackers import RemainingTime, TrackerConfig
+from retrieval.trackers import Log, RemainingTime, TrackerConfig
 from retrieval.validation import next_item_ndcg10
 from store.errors import TandemError
-
-Log = Callable[[dict[str, Any]], None]
 
 
 class TrainConfig(BaseModel):

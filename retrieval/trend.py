@@ -18,8 +18,9 @@ HALF = 0.5
 class Trend:
     """The moments at which items were taken, searched for how many fall in the days before a request.
 
-    A window counts what came before the moment asked and nothing after it, so a list that is asked in the
-    past of the log is not told its future.
+    A window counts up to the end of the day on which a list is asked and nothing later, so one that is asked in
+    the past of the log is not told what became fashionable afterwards. "Taken ever" is over the whole of the
+    training part, like everything else that is fitted on it.
 
     Attributes:
         taken: (R,) int64, item row × `span` + day, rising; days since the first of the log.

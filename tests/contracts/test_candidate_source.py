@@ -9,9 +9,12 @@ from baselines.ease import Ease, EaseConfig
 from baselines.ials import IalsConfig, ImplicitAls
 from baselines.item_knn import ItemKnn, ItemKnnConfig
 from baselines.popularity import Popularity, RecentPopularity
+from baselines.sasrec import SasRec
 from baselines.transitions_text import TransitionsText, TransitionsTextConfig
-from data.schema import NO_ITEM, Histories
+from data.schema import NO_ITEM, Histories, Holdout
 from retrieval.base import CandidateSource
+from retrieval.towers import SequenceConfig
+from retrieval.train import TrainConfig
 
 N = 30
 
@@ -21,6 +24,13 @@ def transitions_text(train: Histories) -> CandidateSource:
     return TransitionsText.fit(train, N, TransitionsTextConfig(), text_vectors=vectors)
 
 
+def sasrec(train: Histories) -> CandidateSource:
+    users = np.zeros(0, dtype=np.int64)
+    nobody = Holdout("validation", users, train.take(users), train.take(users))
+    small = SequenceConfig(text_dim=0, residual_dim=8, layers=1, epochs=30, batch_size=64, learning_rate=0.02)
+    return SasRec.fit(train, N, small, validation=nobody, training=TrainConfig(), log=lambda entry: None)
+
+
 SOURCES: dict[str, Callable[[Histories], CandidateSource]] = {
     "popularity": lambda train: Popularity.fit(train, N),
     "recent popularity": lambda train: RecentPopularity.fit(train, N, days=2),
@@ -28,6 +38,7 @@ SOURCES: dict[str, Callable[[Histories], CandidateSource]] = {
     "ease": lambda train: Ease.fit(train, N, EaseConfig(l2=2)),
     "ials": lambda train: ImplicitAls.fit(train, N, IalsConfig(factors=4, iterations=3), seed=1),
     "transitions + text": transitions_text,
+    "sasrec": sasrec,
 }
 ASKED = [[0, 1, 2], [], [7], list(range(25)), [3, 3, 9], list(range(N))]
 
