@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import OneCycleLR
 
 from store.artifacts import MANIFEST, Verify, check_files, listing_of, read_manifest
 from store.atomic import atomic_folder, present
@@ -54,7 +54,7 @@ class TrainingState:
 
     model: nn.Module
     optimizers: Sequence[Optimizer]
-    schedules: Sequence[LRScheduler]
+    schedules: Sequence[OneCycleLR]
     rng: np.random.Generator
     epoch: int = 0
     step: int = 0

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 
@@ -48,16 +50,21 @@ class TowerEnsemble:
         """The longest history that a member reads."""
         return max(member.towers.user.history_items for member in self.members)
 
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Where each member's dimensions begin, and where the last one's end."""
+        return [0, *accumulate(member.towers.item.dimension for member in self.members)]
+
     def item_vectors(self) -> Scores:
         """(N, ΣD) float32, the vectors to be indexed."""
         return np.concatenate([member.towers.item_vectors() for member in self.members], axis=1)
 
-    def user_vectors(self, histories: Histories) -> Scores:
-        """(B, ΣD) float32, each kind's mean, without the weights of the kinds."""
+    def user_vectors(self, histories: Histories, item_vectors: Scores) -> Scores:
+        """(B, ΣD) float32, each kind's mean, without the weights of the kinds; item vectors as `item_vectors` gives."""
         copies = [sum(other.kind is member.kind for other in self.members) for member in self.members]
         parts = [
-            member.towers.user_vectors(histories) / np.float32(of)
-            for member, of in zip(self.members, copies, strict=True)
+            member.towers.user_vectors(histories, item_vectors[:, start:end]) / np.float32(of)
+            for member, of, start, end in zip(self.members, copies, self._starts, self._starts[1:], strict=False)
         ]
         return np.concatenate(parts, axis=1)
 
@@ -68,11 +75,10 @@ class TowerEnsemble:
 
     def scores(self, users: Scores, item_vectors: Scores, rows: Rows) -> dict[str, Scores]:
         """Kind → (B, K) scores of the items at `rows` (B, K), from (B, ΣD) user and (N, ΣD) item vectors."""
-        starts = np.cumsum([0, *(member.towers.item.dimension for member in self.members)])
         columns = {kind: np.zeros(rows.shape, dtype=np.float32) for kind in self.kinds}
         # A user at a time, so that the gathered vectors stay in the cache.
         for user in range(len(users)):
             gathered = item_vectors[rows[user]]  # (K, ΣD)
-            for member, start, end in zip(self.members, starts, starts[1:], strict=False):
+            for member, start, end in zip(self.members, self._starts, self._starts[1:], strict=False):
                 columns[member.kind][user] += gathered[:, start:end] @ users[user, start:end]
         return {str(kind): scores for kind, scores in columns.items()}

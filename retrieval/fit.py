@@ -93,6 +93,7 @@ def fit_retriever(
         team: the processes that train together.
         say: is told from time to time how long it will take.
     """
+    config = config.suited(train)
     validation = drawn(validation, config.train)
     transitions = _fit_transitions(train, len(catalog), validation=validation, config=config, log=log, recipe=recipe)
     one = partial(train_towers, validation=validation, config=config.train, log=log, team=team, say=say)

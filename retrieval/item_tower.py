@@ -1,5 +1,6 @@
 """Item vectors: mapped text ⊕ residual of the id ⊕ bias, so that an item never seen still has its text."""
 
+from collections.abc import Callable
 from enum import StrEnum
 
 import torch
@@ -7,6 +8,9 @@ from torch import Tensor, nn
 
 RESIDUAL_SPREAD = 0.02
 """Standard deviation of residuals before training."""
+
+ItemVectors = Callable[[Tensor, Tensor], Tensor]
+"""Text vectors (N, E) and rows (n,) → (n, D): an item tower, or a table of what it gave."""
 
 
 class Join(StrEnum):

@@ -41,7 +41,9 @@ class RetrieverConfig(BaseModel):
     transitions: TransitionsConfig = Field(TransitionsConfig(), description="counted item → item transitions")
     tune_transitions: bool = Field(True, description="choose history length, decay and column power on validation")
     per_source: int = Field(200, ge=1, description="items that each source brings to the union, at least")
-    trend_days: tuple[int, ...] = Field((30, 365), description="windows in which an item's interactions are counted")
+    trend_days: tuple[int, ...] = Field(
+        (30, 90, 365), description="windows in which an item's interactions are counted"
+    )
     recent_days: int = Field(30, ge=1, description="span of the popular items that an empty history is given")
 
     @model_validator(mode="after")
@@ -55,6 +57,10 @@ class RetrieverConfig(BaseModel):
         """The kinds that are trained."""
         kinds = {UserTowerKind.RECENCY: self.recency, UserTowerKind.SEQUENCE: self.sequence}
         return {kind: config for kind, config in kinds.items() if config.copies}
+
+    def suited(self, train: Histories) -> Self:
+        """The same with what is unset chosen by the data."""
+        return self.model_copy(update={"sequence": self.sequence.suited(train)})
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class Retriever:
         parts = []
         for batch in _batches(histories):
             known = [batch[place] for place in range(len(batch))] if exclude_known else None
-            users = self.towers.user_vectors(batch)
+            users = self.towers.user_vectors(batch, self.item_vectors)
             score, rows = self.index.search(self.towers.weighted(users), depth, exclude=known)
             sources = self.towers.scores(users, self.item_vectors, np.maximum(rows, 0))
             parts.append(Candidates(rows, score, sources))
@@ -120,7 +126,7 @@ class Retriever:
 
     def _union(self, histories: Histories, wanted: int, *, exclude_known: bool) -> Candidates:
         known = [histories[place] for place in range(len(histories))] if exclude_known else None
-        users = self.towers.user_vectors(histories)
+        users = self.towers.user_vectors(histories, self.item_vectors)
         _, tower_rows = self.index.search(self.towers.weighted(users), wanted, exclude=known)
         recent = self.transitions.history_weights(histories)
         following = (recent @ self.transitions.weights).tocsr()
@@ -141,7 +147,7 @@ class Retriever:
         return self.fusion.score(self._unranked(rows, histories))
 
     def _unranked(self, rows: Rows, histories: Histories) -> Candidates:
-        users = self.towers.user_vectors(histories)
+        users = self.towers.user_vectors(histories, self.item_vectors)
         recent = self.transitions.history_weights(histories)
         following = (recent @ self.transitions.weights).tocsr()
         return self._sourced(rows, histories, users=users, recent=recent, following=following)

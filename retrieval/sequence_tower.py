@@ -1,11 +1,13 @@
 """A causal transformer over item vectors: what the order of a history says about the next item."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from data.schema import NO_ITEM, Histories
 from retrieval.examples import Examples, Windows
-from retrieval.item_tower import ItemTower
+from retrieval.item_tower import ItemVectors
 
 ROTARY_BASE = 10_000.0
 
@@ -36,17 +38,15 @@ class SequenceTower(nn.Module):
         """See UserTower."""
         return Windows.of(train, self.history_items)
 
-    def vectors_at(self, items: ItemTower, text: Tensor, inputs: Tensor) -> Tensor:
+    def vectors_at(self, items: ItemVectors, text: Tensor, inputs: Tensor) -> Tensor:
         """(B, T, D) from (B, T) item rows, oldest first, padded behind; a place knows what is before it."""
-        rows, places = torch.unique(inputs.clamp(min=0), return_inverse=True)
-        table = items(text, rows)[:, :-1]  # (distinct, D - 1)
-        hidden = self.dropout(nn.functional.embedding(places, table) * self.width**0.5)
+        hidden = self._read(items, text, inputs)
         for block in self.blocks:
             hidden = block(hidden, self.rotary[: inputs.shape[1]])
         hidden = self.norm(hidden)
         return torch.cat([hidden, hidden.new_ones(*inputs.shape, 1)], dim=2)
 
-    def forward(self, items: ItemTower, text: Tensor, history_rows: Tensor) -> Tensor:
+    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor) -> Tensor:
         """See UserTower."""
         length = (history_rows != NO_ITEM).sum(dim=1)
         history_rows = history_rows[:, : max(length.tolist(), default=1) or 1]
@@ -55,9 +55,20 @@ class SequenceTower(nn.Module):
         turned = (length[:, None] - 1 - place).clamp(min=0)
         inputs = torch.where(place < length[:, None], history_rows.gather(1, turned), NO_ITEM)
         at_last = (length - 1).clamp(min=0)
-        vectors = self.vectors_at(items, text, inputs)[torch.arange(len(inputs), device=inputs.device), at_last]
+        rotary = self.rotary[: inputs.shape[1]]
+        hidden = self._read(items, text, inputs)
+        for block in self.blocks[:-1]:
+            hidden = block(hidden, rotary)
+        vectors = self.norm(cast(_Block, self.blocks[-1]).at(hidden, rotary, at_last))
         # Nobody's taste is 0; the last dimension stays 1, so that popularity remains.
-        return torch.cat([vectors[:, :-1] * (length > 0)[:, None], vectors[:, -1:]], dim=1)
+        return torch.cat([vectors * (length > 0)[:, None], vectors.new_ones(len(inputs), 1)], dim=1)
+
+    def _read(self, items: ItemVectors, text: Tensor, inputs: Tensor) -> Tensor:
+        """(B, T, D - 1) vectors of the items at the rows (B, T), each computed once."""
+        rows, places = torch.unique(inputs.clamp(min=0), return_inverse=True)
+        table = items(text, rows)[:, :-1]  # (distinct, D - 1)
+        hidden: Tensor = self.dropout(nn.functional.embedding(places, table) * self.width**0.5)
+        return hidden
 
 
 class _Block(nn.Module):
@@ -81,7 +92,25 @@ class _Block(nn.Module):
         attended = nn.functional.scaled_dot_product_attention(
             turned(query, rotary), turned(key, rotary), value, is_causal=True
         )
-        hidden = hidden + self.dropout(self.out(attended.transpose(1, 2).reshape(batch, length, width)))
+        return self._fed(hidden + self.dropout(self.out(attended.transpose(1, 2).reshape(batch, length, width))))
+
+    def at(self, hidden: Tensor, rotary: Tensor, places: Tensor) -> Tensor:
+        """(B, width): what `forward` gives at one place (B,) of each line, without the work of the others."""
+        batch, length, width = hidden.shape
+        lines = torch.arange(batch, device=hidden.device)
+        normed = self.attention_norm(hidden)
+        weight, bias = self.query_key_value.weight, self.query_key_value.bias
+        asked = nn.functional.linear(normed[lines, places], weight[:width], bias[:width])
+        parts = nn.functional.linear(normed, weight[width:], bias[width:]).view(batch, length, 2, self.heads, -1)
+        key, value = parts.permute(2, 0, 3, 1, 4)  # (B, heads, T, width / heads) each
+        query = turned(asked.view(batch, self.heads, 1, -1), rotary[places][:, None, None])
+        before = torch.arange(length, device=hidden.device) <= places[:, None]
+        attended = nn.functional.scaled_dot_product_attention(
+            query, turned(key, rotary), value, attn_mask=before[:, None, None]
+        )
+        return self._fed(hidden[lines, places] + self.dropout(self.out(attended.reshape(batch, width))))
+
+    def _fed(self, hidden: Tensor) -> Tensor:
         fed: Tensor = self.dropout(self.feed_forward(self.forward_norm(hidden)))
         return hidden + fed
 
@@ -95,6 +124,6 @@ def rotary_angles(length: int, head_dim: int) -> Tensor:
 
 def turned(vectors: Tensor, rotary: Tensor) -> Tensor:
     """Vectors (..., T, head_dim) turned by the angles of their places."""
-    cosine, sine = rotary.to(vectors.dtype).chunk(2, dim=1)
+    cosine, sine = rotary.to(vectors.dtype).chunk(2, dim=-1)
     first, second = vectors.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)

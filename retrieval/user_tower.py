@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from data.schema import NO_ITEM, Histories
 from retrieval.examples import Examples, Positions
-from retrieval.item_tower import RESIDUAL_SPREAD, ItemTower, Join, LinearMap, joined
+from retrieval.item_tower import RESIDUAL_SPREAD, ItemVectors, Join, LinearMap, joined
 
 
 class UserTowerKind(StrEnum):
@@ -37,11 +37,11 @@ class UserTower(Protocol):
         """What this tower learns from."""
         ...
 
-    def vectors_at(self, items: ItemTower, text: Tensor, inputs: Tensor) -> Tensor:
+    def vectors_at(self, items: ItemVectors, text: Tensor, inputs: Tensor) -> Tensor:
         """(*targets.shape, D) user vectors at each place that a batch of `examples` asks for."""
         ...
 
-    def forward(self, items: ItemTower, text: Tensor, history_rows: Tensor) -> Tensor:
+    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor) -> Tensor:
         """(B, D) from (N, E) text vectors and (B, H) item rows, most recent first, NO_ITEM as padding."""
         ...
 
@@ -78,11 +78,11 @@ class RecencyTower(nn.Module):
         """See UserTower."""
         return Positions.of(train, self.history_items)
 
-    def vectors_at(self, items: ItemTower, text: Tensor, inputs: Tensor) -> Tensor:
+    def vectors_at(self, items: ItemVectors, text: Tensor, inputs: Tensor) -> Tensor:
         """See UserTower."""
         return self.forward(items, text, inputs)
 
-    def forward(self, items: ItemTower, text: Tensor, history_rows: Tensor) -> Tensor:
+    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor) -> Tensor:
         """See UserTower."""
         present = (history_rows != NO_ITEM).float()
         rows, width = history_rows.clamp(min=0), history_rows.shape[1]

@@ -25,7 +25,8 @@ def mean_scores(found: TowerEnsemble, histories: Histories) -> dict[str, np.ndar
     return {kind: np.mean(copies, axis=0) for kind, copies in scores.items()}
 
 
-USERS, ITEMS, EXPECTED = MADE.user_vectors(ASKED), MADE.item_vectors(), mean_scores(MADE, ASKED)
+ITEMS, EXPECTED = MADE.item_vectors(), mean_scores(MADE, ASKED)
+USERS = MADE.user_vectors(ASKED, ITEMS)
 
 
 def test_one_inner_product_is_the_weighted_sum_of_the_kinds_mean_scores():
@@ -62,7 +63,7 @@ def test_copies_of_one_kind_are_averaged_and_not_summed():
     model = towers(N)
     once = TowerEnsemble((Member(UserTowerKind.RECENCY, 1, model),), {UserTowerKind.RECENCY: 1.0})
     twice = replace(once, members=(*once.members, Member(UserTowerKind.RECENCY, 2, model)))
-    one, two = (found.user_vectors(ASKED) @ found.item_vectors().T for found in (once, twice))
+    one, two = (found.user_vectors(ASKED, found.item_vectors()) @ found.item_vectors().T for found in (once, twice))
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
@@ -75,4 +76,4 @@ def test_names_kinds_and_the_longest_history():
 
 
 def test_nobody_has_no_vectors():
-    assert MADE.user_vectors(Histories.of([])).shape == (0, 39)
+    assert MADE.user_vectors(Histories.of([]), ITEMS).shape == (0, 39)

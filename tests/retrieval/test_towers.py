@@ -259,3 +259,11 @@ def test_loaded_weights_give_equal_vectors(model):
 def test_sizes_that_cannot_be_are_refused(kind, settings_, message):
     with pytest.raises(ValidationError, match=message):
         kind(**settings_)
+
+
+@pytest.mark.parametrize(("times", "dropout"), [(99, 0.4), (100, 0.2)])
+def test_unset_dropout_follows_the_interactions_of_an_item(times, dropout):
+    log = Histories.of([[1, 2, 3]] * times)
+    assert SequenceConfig().suited(log).hidden_dropout == dropout
+    assert SequenceConfig(hidden_dropout=0.3).suited(log).hidden_dropout == 0.3
+    assert SequenceConfig().suited(Histories.of([])).hidden_dropout == 0.4

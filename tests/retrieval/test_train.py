@@ -130,6 +130,26 @@ def test_the_budget_stops_within_an_epoch(monkeypatch):
     assert record.minutes >= 0
 
 
+@pytest.mark.parametrize(("minutes_a_step", "steps"), [(0.0, 72), (0.1, 20), (0.03, 67)])
+def test_the_rate_falls_in_time_for_the_end_of_the_budget(monkeypatch, minutes_a_step, steps):
+    """By the schedule where time is plenty, by the clock where it is not; never up again after the warm-up."""
+    rates = []
+    step = training._Run._step
+
+    def counted(run, chosen):
+        rates.append(run.state.optimizers[0].param_groups[0]["lr"])
+        return step(run, chosen)
+
+    monkeypatch.setattr(training._Run, "_step", counted)
+    monkeypatch.setattr(training.TrainingState, "minutes", property(lambda state: len(rates) * minutes_a_step))
+    model = fresh(epochs=6)
+    trained(model, config=CONFIG.model_copy(update={"patience": 9}), budget_minutes=2.0)
+    assert len(rates) <= steps + 1
+    assert max(rates) == pytest.approx(model.config.learning_rate, rel=0.05)
+    assert rates[-1] < 0.02 * model.config.learning_rate
+    assert (np.diff(rates[rates.index(max(rates)) :]) <= 0).all()
+
+
 def test_the_budget_of_the_config_is_that_of_a_training_without_one_of_its_own():
     record = trained(fresh(epochs=50), config=CONFIG.model_copy(update={"budget_minutes": 1e-9}))
     assert record.stopped == "budget of 1e-09 minutes"
