@@ -1,8 +1,9 @@
 """Fits a retriever on the training part, and selects and fuses on group B's validation items."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.finetune import EncoderTuner, FinetuneMethod, Tuned, tune_encoder
 from retrieval.objective import samples_softmax
 from retrieval.retriever import LAST_TEXT, TEXT, TRANSITIONS, Retriever, RetrieverConfig, transforms
+from retrieval.stand_ins import find_stand_ins
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log
 from retrieval.train import TrainConfig, TrainRecord, train_towers
@@ -25,6 +27,7 @@ from retrieval.transitions import Transitions, TransitionsConfig, count_pairs
 from retrieval.trend import Trend
 from retrieval.user_tower import UserTowerKind
 from retrieval.validation import next_item_ndcg10
+from retrieval.words import Words
 from store.errors import BadInput
 
 SECONDS_PER_DAY = 86_400
@@ -96,7 +99,19 @@ def fit_retriever(
     config = config.suited(train)
     validation = drawn(validation, config.train)
     transitions = _fit_transitions(train, len(catalog), validation=validation, config=config, log=log, recipe=recipe)
-    one = partial(train_towers, validation=validation, config=config.train, log=log, team=team, say=say)
+    taken = np.bincount(train.item_rows, minlength=len(catalog))
+    words = Words.of(catalog.texts)
+    stand_ins = find_stand_ins(centred(text_vectors), words, taken)
+    log({"stage": "stand-ins", "items_without_a_past": int((taken == 0).sum())})
+    one = partial(
+        train_towers,
+        validation=validation,
+        stand_ins=stand_ins,
+        config=config.train,
+        log=log,
+        team=team,
+        say=say,
+    )
     tuned = _tuned(
         train,
         catalog,
@@ -129,6 +144,8 @@ def fit_retriever(
         item_vectors=item_vectors,
         text=text,
         text_mean=text_vectors.mean(axis=0),
+        words=words,
+        stand_ins=stand_ins,
         trend=trend,
         recent_popularity=recent_popularity(train, len(catalog), config.recent_days),
         index=build_index(item_vectors),
@@ -267,13 +284,13 @@ def _fit_transitions(
 ) -> Transitions:
     if recipe is not None:
         return Transitions.fit(train, n_items, recipe.transitions)
-    counts = count_pairs(train, n_items, config.transitions)
     if not config.tune_transitions or not len(validation):
-        return Transitions.from_counts(counts, config.transitions)
+        return Transitions.fit(train, n_items, config.transitions)
     best: tuple[float, Transitions] | None = None
-    for items, decay in ((10, 0.5), (10, 0.7), (20, 0.8), (30, 0.9)):
-        for column_power in (0.1, 0.3):
-            setting = config.transitions.model_copy(
+    for counted, readings in _ways_to_count(train, config.transitions):
+        counts = count_pairs(train, n_items, counted)
+        for (items, decay), column_power in product(readings, (0.1, 0.3)):
+            setting = counted.model_copy(
                 update={"history_items": items, "history_decay": decay, "column_power": column_power}
             )
             fitted = Transitions.from_counts(counts, setting)
@@ -283,6 +300,17 @@ def _fit_transitions(
     assert best is not None
     log({"stage": "transitions", "validation_ndcg@10": round(best[0], 5), "chosen": best[1].config.model_dump()})
     return best[1]
+
+
+def _ways_to_count(
+    train: Histories, config: TransitionsConfig
+) -> Iterator[tuple[TransitionsConfig, tuple[tuple[int, float], ...]]]:
+    """How pairs may be counted, each with the histories (items, decay) over which they may be summed."""
+    recent = ((10, 0.5), (10, 0.7), (20, 0.8), (30, 0.9))
+    yield config, recent
+    if train.timestamps is None or not (train.timestamps != Histories.NO_TIME).any():
+        # The order of a log without time may mean nothing: then pairs count the same both ways and at any distance.
+        yield config.model_copy(update={"gap_decay": 1.0, "backward": 1.0}), (*recent, (100, 0.97))
 
 
 def _default_fusion(towers: TowerEnsemble, trend: Trend) -> LinearFusion:

@@ -22,10 +22,12 @@ from retrieval.encode import centred
 from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.fit import FittedRetriever, Recipe
 from retrieval.retriever import Retriever, RetrieverConfig
+from retrieval.stand_ins import load_stand_ins, save_stand_ins
 from retrieval.towers import TwoTowers
 from retrieval.transitions import Transitions, TransitionsConfig
 from retrieval.trend import Trend
 from retrieval.user_tower import UserTowerKind
+from retrieval.words import Words
 from store.errors import CorruptArtifact
 
 CARD, TOWERS, TABLES, FUSION = "retriever.json", "towers.safetensors", "tables.safetensors", "fusion.json"
@@ -70,6 +72,8 @@ def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) 
     save_file({"recent_popularity": retriever.recent_popularity}, folder / TABLES)
     retriever.transitions.save(folder)
     retriever.trend.save(folder)
+    retriever.words.save(folder)
+    save_stand_ins(folder, retriever.stand_ins)
     retriever.fusion.save(folder / FUSION)
     if fitted.encoder is not None:
         fitted.encoder.save_pretrained(str(folder / ENCODER))
@@ -136,6 +140,8 @@ def load_retriever(
         popularity = load_file(folder / TABLES)["recent_popularity"]
         transitions = Transitions.load(folder, len(text), card.transitions)
         trend = Trend.load(folder, card.config.trend_days)
+        words = Words.load(folder)
+        stand_ins = load_stand_ins(folder, len(text))
         fusion = LinearFusion.load(folder / FUSION)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise _corrupt(folder, error) from error
@@ -148,6 +154,8 @@ def load_retriever(
         item_vectors=item_vectors,
         text=text,
         text_mean=mean,
+        words=words,
+        stand_ins=stand_ins,
         trend=trend,
         recent_popularity=popularity,
         index=index(item_vectors) if callable(index) else index,

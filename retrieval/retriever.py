@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -19,10 +20,12 @@ from retrieval.train import TrainConfig
 from retrieval.transitions import Transitions, TransitionsConfig
 from retrieval.trend import Trend
 from retrieval.user_tower import UserTowerKind
+from retrieval.words import Words
 
 TRANSITIONS = "transitions"
 TEXT = "text profile"
 LAST_TEXT = "text of the last item"
+WORDS = "words in common"
 POPULARITY = "popularity"
 
 USERS_AT_ONCE = 256
@@ -71,6 +74,8 @@ class Retriever:
         item_vectors: (N, ΣD) float32, those in the index.
         text: (N, E) float32, mean-centred text vectors of length 1.
         text_mean: (E,) float32, the mean by which they were centred.
+        words: the same texts as weighted words.
+        stand_ins: (N, N) float32, sparse: who speaks for each item that training did not meet.
         trend: how often each item was taken of late.
         recent_popularity: (N,) float32 interactions of the last days of the log.
     """
@@ -82,6 +87,8 @@ class Retriever:
     item_vectors: Scores
     text: Scores
     text_mean: Scores
+    words: Words
+    stand_ins: sp.csr_matrix
     trend: Trend
     recent_popularity: Scores
     index: VectorIndex
@@ -129,7 +136,7 @@ class Retriever:
         users = self.towers.user_vectors(histories, self.item_vectors)
         _, tower_rows = self.index.search(self.towers.weighted(users), wanted, exclude=known)
         recent = self.transitions.history_weights(histories)
-        following = (recent @ self.transitions.weights).tocsr()
+        following = self._following(recent)
         rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known))  # (B, K)
         unranked = self._sourced(rows, histories, users=users, recent=recent, following=following)
         candidates = unranked.ranked_by(self.fusion.score(unranked))
@@ -149,8 +156,20 @@ class Retriever:
     def _unranked(self, rows: Rows, histories: Histories) -> Candidates:
         users = self.towers.user_vectors(histories, self.item_vectors)
         recent = self.transitions.history_weights(histories)
-        following = (recent @ self.transitions.weights).tocsr()
+        following = self._following(recent)
         return self._sourced(rows, histories, users=users, recent=recent, following=following)
+
+    def _following(self, recent: sp.csr_matrix) -> sp.csr_matrix:
+        """(B, N) scores of transitions from weights of recent items; items without a past have their stand-ins'."""
+        if not self.stand_ins.nnz:
+            return (recent @ self.transitions.weights).tocsr()
+        counted = (recent + recent @ self.stand_ins) @ self.transitions.weights
+        return (counted + counted @ self._spoken_for).tocsr()
+
+    @cached_property
+    def _spoken_for(self) -> sp.csr_matrix:
+        """(N, N): the row of a stand-in holds its weights in the items that it speaks for."""
+        return self.stand_ins.T.tocsr()
 
     def _sourced(
         self, rows: Rows, histories: Histories, *, users: Scores, recent: sp.csr_matrix, following: sp.csr_matrix
@@ -163,6 +182,7 @@ class Retriever:
             TRANSITIONS: _gathered(following, safe),
             TEXT: _products(profile, self.text, safe),
             LAST_TEXT: _products(self._last_text(histories), self.text, safe),
+            WORDS: self.words.likeness(self.words.profiles(recent), safe),
             **self.trend.columns(safe, histories.asked_at),
         }
         return Candidates(rows, np.zeros(rows.shape, dtype=np.float32), sources)
@@ -186,7 +206,7 @@ class Retriever:
 
 def transforms(kinds: Iterable[str], trend: Trend) -> dict[str, Transform]:
     """How the scores of towers of these kinds, and of all other sources, enter the fusion."""
-    raw = dict.fromkeys((*map(str, kinds), TEXT, LAST_TEXT, *trend.names), Transform.RAW)
+    raw = dict.fromkeys((*map(str, kinds), TEXT, LAST_TEXT, WORDS, *trend.names), Transform.RAW)
     return {**raw, TRANSITIONS: Transform.LOG}
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -129,19 +130,22 @@ class TwoTowers(nn.Module):
         return [*shared, self.user.residual] if isinstance(self.user, RecencyTower) else shared
 
     @torch.no_grad()
-    def settle_cold_items(self, train_count: Tensor) -> None:
-        """Gives items without a training interaction no residual, and the bias of the rarest ones with.
+    def settle_cold_items(self, train_count: np.ndarray, stand_ins: sp.csr_matrix | None = None) -> None:
+        """Gives items without a training interaction the residual of their stand-ins, and the bias of the rarest.
 
         Args:
-            train_count: (N,) int64 training interactions of each item.
+            train_count: (N,) training interactions of each item.
+            stand_ins: (N, N) weights of the items that speak for each of them; no residual for those without.
         """
-        cold = train_count == 0
-        if not cold.any() or cold.all():
+        cold = np.flatnonzero(train_count == 0)
+        if not len(cold) or len(cold) == len(train_count):
             return
-        rarest = train_count == train_count[~cold].min()
-        self.item.residual[cold] = 0
-        if isinstance(self.user, RecencyTower):
-            self.user.residual[cold] = 0
+        rarest = np.flatnonzero(train_count == train_count[train_count > 0].min())
+        for residual in (self.item.residual, *([self.user.residual] if isinstance(self.user, RecencyTower) else [])):
+            lent = np.zeros((len(cold), residual.shape[1]), dtype=np.float32)
+            if stand_ins is not None:
+                lent += stand_ins[cold] @ residual.cpu().numpy()
+            residual[cold] = torch.from_numpy(lent).to(residual.device)
         self.item.bias[cold] = self.item.bias[rarest].mean()
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch.optim import AdamW, Optimizer, SparseAdam
@@ -64,6 +65,7 @@ def train_towers(
     train: Histories,
     validation: Holdout,
     *,
+    stand_ins: sp.csr_matrix | None = None,
     config: TrainConfig,
     name: str,
     log: Log,
@@ -79,6 +81,7 @@ def train_towers(
     Args:
         validation: users of group B only; early stopping and nothing else looks at it. Without users,
             the last epoch is kept.
+        stand_ins: (N, N) who speaks for each item without a training interaction; None: nobody.
         name: of these towers in the log.
         seed: of order, dropout and sample.
         budget_minutes: of this training; that of `config` unless given.
@@ -118,7 +121,7 @@ def train_towers(
     while run.state.epoch < planned and run.examples.positions and not stopped:
         try:
             loss = run.epoch(pace)
-            model.settle_cold_items(torch.from_numpy(counts))
+            model.settle_cold_items(counts, stand_ins)
             ndcg10 = team.from_leader(lambda: validation_ndcg10(model, validation))
         except FloatingPointError as fault:
             model.load_state_dict(run.state.best_weights)
@@ -129,7 +132,7 @@ def train_towers(
         stopped = run.end_epoch(ndcg10 if len(validation) else None, loss=loss, name=name, log=log)
     state = run.state
     model.load_state_dict(state.best_weights)
-    model.settle_cold_items(torch.from_numpy(counts))
+    model.settle_cold_items(counts, stand_ins)
     model.cpu()
     return TrainRecord(
         name, state.epochs, state.best_epoch, state.best_ndcg10, round(state.minutes, 3), stopped or "all epochs"

@@ -12,7 +12,7 @@ from fusion.linear import LinearFusion, Transform
 from index.faiss_index import FlatIndex
 from retrieval import fit as fit_module
 from retrieval.checkpoint import Checkpoints
-from retrieval.fit import FittedRetriever, drawn, fit_retriever, recent_popularity, with_fitted_fusion
+from retrieval.fit import FittedRetriever, _fit_transitions, drawn, fit_retriever, recent_popularity, with_fitted_fusion
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
 from retrieval.retriever import TEXT, TRANSITIONS, Retriever, RetrieverConfig
 from retrieval.train import TrainRecord
@@ -180,6 +180,18 @@ def test_the_chosen_transitions_are_the_best_of_those_tried(made):
     assert best.config.history_items in (10, 20, 30)
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_only_a_log_without_time_may_count_pairs_the_same_both_ways(timed):
+    log = []
+    train = TRAIN
+    if timed:
+        train = Histories(TRAIN.item_rows, TRAIN.offsets, np.arange(len(TRAIN.item_rows)) * DAY)
+    backwards = Histories.of([[row] for row in range(N)]), Histories.of([[(row - 1) % N] for row in range(N)])
+    asked = Holdout("validation", np.arange(N), *backwards)
+    found = _fit_transitions(train, N, validation=asked, config=config(), log=log.append, recipe=None)
+    assert (found.config.backward, found.config.gap_decay) == ((0.5, 0.8) if timed else (1.0, 1.0))
+
+
 def test_fitting_the_fusion_again_does_not_depend_on_the_weights_before(made):
     log = []
     weights = dict.fromkeys(made.retriever.fusion.weights, 0.0) | {TEXT: 9.0}
@@ -269,6 +281,8 @@ np.savez(folder / "found.npz", rows=found.item_rows, score=found.score)
         "transitions.parquet",
         "taken.parquet",
         "taken_ever.parquet",
+        "words.safetensors",
+        "stand_ins.parquet",
     ],
 )
 @pytest.mark.parametrize("fault", ["cut", "gone"])

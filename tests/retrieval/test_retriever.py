@@ -15,6 +15,7 @@ from retrieval.retriever import (
     POPULARITY,
     TEXT,
     TRANSITIONS,
+    WORDS,
     Retriever,
     RetrieverConfig,
     best_of_dense,
@@ -22,6 +23,7 @@ from retrieval.retriever import (
     concatenated,
     union,
 )
+from retrieval.words import FEATURES
 from tests.retrieval.toy import random_log, retriever
 
 N = 40
@@ -37,14 +39,19 @@ def dense_sources(found: Retriever, histories: Histories) -> dict[str, np.ndarra
     for member in found.towers.members:
         scores = member.towers.user_vectors(histories) @ member.towers.item_vectors().T
         towers.setdefault(member.kind.value, []).append(scores)
-    matrix = found.transitions.weights.toarray()
-    transitions, text, last = (np.zeros((len(histories), N)) for _ in range(3))
+    # An item without a past has its stand-ins' row and column of the transitions.
+    lending = np.eye(N) + found.stand_ins.toarray()
+    matrix = lending @ found.transitions.weights.toarray() @ lending.T
+    vocabulary = found.words.vectors.toarray()
+    transitions, text, last, words = (np.zeros((len(histories), N)) for _ in range(4))
     for user in range(len(histories)):
         recent = histories[user][::-1][: config.history_items]
         decay = config.history_decay ** np.arange(len(recent))
         transitions[user] = decay @ matrix[recent] if len(recent) else 0
         profile = decay @ found.text[recent] if len(recent) else np.zeros(found.text.shape[1])
         text[user] = found.text @ profile / max(np.linalg.norm(profile), 1e-6)
+        shared = decay @ vocabulary[recent] if len(recent) else np.zeros(FEATURES)
+        words[user] = vocabulary @ shared / max(np.linalg.norm(shared), 1e-6)
         last[user] = found.text @ found.text[histories[user][-1]] if len(recent) else 0
     rows = np.tile(np.arange(N), (len(histories), 1))
     return {
@@ -52,6 +59,7 @@ def dense_sources(found: Retriever, histories: Histories) -> dict[str, np.ndarra
         TRANSITIONS: transitions,
         TEXT: text,
         LAST_TEXT: last,
+        WORDS: words,
         **found.trend.columns(rows, histories.asked_at),
     }
 
@@ -275,3 +283,20 @@ def test_equal_calls_give_equal_lists():
     one, other = PLAIN.candidates(histories, 8), PLAIN.candidates(histories, 8)
     np.testing.assert_array_equal(one.item_rows, other.item_rows)
     np.testing.assert_array_equal(one.score, other.score)
+
+
+# --- items without a past
+
+
+def test_an_item_without_a_past_is_found_through_its_stand_ins():
+    found = retriever(N, train=Histories.of([[1, 2, 20], [5, 2, 20], [2, 20]] * 5))
+    stand_ins = sp.lil_matrix((N, N), dtype=np.float32)
+    stand_ins[33, 20], stand_ins[34, 2] = 1, 1
+    lent = replace(found, stand_ins=stand_ins.tocsr())
+    asked = Histories.of([[2], [34]])
+    scores = lent.scored(np.array([[20, 33, 7], [20, 33, 7]]), asked).sources[TRANSITIONS]
+    # After 2, and after 34 for which 2 speaks: 20, and 33 for which 20 speaks; nobody speaks for 7.
+    expected = found.transitions.weights[2, 20]
+    for user in range(2):
+        assert np.sort(scores[user]).tolist() == pytest.approx([0, expected, expected])
+    assert all(33 in rows for rows in lent.unions(asked).item_rows)

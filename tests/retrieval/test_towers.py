@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -169,7 +170,7 @@ def test_looking_up_vectors_ends_training_mode_and_draws_nothing(model):
 def test_cold_items_lose_their_residual_and_get_the_bias_of_the_rarest(config):
     model = towers(N, config=config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    count = torch.full((N,), 5)
+    count = np.full(N, 5)
     count[[2, 7]] = 1
     count[[3, 14]] = 0
     model.settle_cold_items(count)
@@ -187,11 +188,26 @@ def test_cold_items_lose_their_residual_and_get_the_bias_of_the_rarest(config):
         assert torch.equal(value[untouched], before[name][untouched]), name
 
 
+@pytest.mark.parametrize("config", [SMALL, SEQUENCE], ids=["recency", "sequence"])
+def test_cold_items_with_stand_ins_get_the_weighted_sum_of_their_residuals(config):
+    model = towers(N, config=config)
+    before = model.item.residual.detach().clone().numpy()
+    stand_ins = sp.lil_matrix((N, N), dtype=np.float32)
+    stand_ins[3, 5], stand_ins[3, 8] = 0.25, 0.75
+    count = np.full(N, 5)
+    count[[3, 14]] = 0
+    for _ in range(2):  # settling again changes nothing
+        model.settle_cold_items(count, stand_ins.tocsr())
+        found = model.item.residual.detach().numpy()
+        np.testing.assert_allclose(found[3], 0.25 * before[5] + 0.75 * before[8], rtol=1e-5)
+        assert not found[14].any()
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_where_all_items_are_alike_nothing_is_settled(count):
     model = towers(N)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.settle_cold_items(torch.full((N,), count))
+    model.settle_cold_items(np.full(N, count))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -12,11 +12,13 @@ from retrieval.encode import centred
 from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.retriever import TEXT as TEXT_SOURCE
 from retrieval.retriever import TRANSITIONS, Retriever, RetrieverConfig, transforms
+from retrieval.stand_ins import find_stand_ins
 from retrieval.towers import SequenceConfig, TowerConfig, TwoTowers
 from retrieval.train import TrainConfig
 from retrieval.transitions import Transitions, TransitionsConfig
 from retrieval.trend import Trend
 from retrieval.user_tower import UserTowerKind
+from retrieval.words import Words
 
 SMALL = TowerConfig(text_dim=6, residual_dim=8, history_items=4, epochs=4, batch_size=64, learning_rate=0.02)
 SEQUENCE = SequenceConfig(
@@ -36,6 +38,11 @@ TOWER_WEIGHTS = {UserTowerKind.RECENCY: 0.5, UserTowerKind.SEQUENCE: 0.8}
 def text_vectors(n_items: int, *, width: int = 10, seed: int = 0) -> np.ndarray:
     drawn = np.random.default_rng(seed).standard_normal((n_items, width)).astype(np.float32)
     return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+def item_texts(n_items: int) -> list[str]:
+    """A name of its own, a kind and a maker that others share."""
+    return [f"name{row} kind{row % 4} | maker {row % 7}" for row in range(n_items)]
 
 
 def towers(n_items: int, *, config: TowerConfig = SMALL, seed: int = 0) -> TwoTowers:
@@ -106,6 +113,7 @@ def retriever(n_items: int, *, per_source: int = 5, train: Histories | None = No
     columns = transforms(model.kinds, trend)
     weights = {"recency": 0.5, "sequence": 0.3, TRANSITIONS: 0.4, TEXT_SOURCE: 1.5}
     vectors = model.item_vectors()
+    text, words = model.members[0].towers.text.numpy(), Words.of(item_texts(n_items))
     return Retriever(
         config=settings,
         towers=model,
@@ -114,8 +122,10 @@ def retriever(n_items: int, *, per_source: int = 5, train: Histories | None = No
             columns, dict.fromkeys(columns, -0.2) | weights, dict.fromkeys(columns, 1.0) | {TRANSITIONS: 0.3}
         ),
         item_vectors=vectors,
-        text=model.members[0].towers.text.numpy(),
+        text=text,
         text_mean=text_vectors(n_items).mean(axis=0),
+        words=words,
+        stand_ins=find_stand_ins(text, words, np.bincount(log.item_rows, minlength=n_items)),
         trend=trend,
         recent_popularity=np.random.default_rng(seed + 1).permutation(n_items).astype(np.float32),
         index=FlatIndex(vectors),
