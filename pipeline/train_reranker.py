@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from data.schema import Holdout
 from fusion.linear import LinearFusion
@@ -9,8 +10,9 @@ from pipeline.run_log import RunLog
 from pipeline.train_retriever import nobody, open_retriever
 from pipeline.workspace import FitKind, Workspace
 from recommend.release import RERANK_FUSION
-from rerank.encoder import BaseModelName, EncoderReranker
 from rerank.fit import RerankerRecord, TaskData, fit_reranker
+from rerank.kinds import create_reranker
+from rerank.packed import BaseModelName, PackedReranker
 from store.artifacts import Release, Verify
 from store.assets import local_folder
 
@@ -52,7 +54,7 @@ def make_reranker(ws: Workspace, *, log: RunLog, fit: FitKind, force: bool = Fal
         return ws.run.write_artifact("reranker", ws.reranker_made_from(fit), write)
 
 
-def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[EncoderReranker, LinearFusion, RerankerRecord]:
+def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[Any], LinearFusion, RerankerRecord]:
     settings = ws.config.reranker
     retriever = open_retriever(ws, FitKind.EVALUATION)
     train, learners, selectors = ws.split.train, ws.learners, ws.selectors
@@ -71,9 +73,7 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[EncoderReranker, 
         selector_candidates=retriever.candidates(selectors.histories, wanted),
     )
     base = BaseModelName(settings.model, ws.reranker_base.fingerprint)
-    reranker = EncoderReranker.create(
-        local_folder(ws.reranker_base), base=base, config=settings.encoder, seed=settings.train.seed
-    )
+    reranker = create_reranker(local_folder(ws.reranker_base), base=base, config=settings, seed=settings.train.seed)
     fusion, record = fit_reranker(reranker, task, config=settings, log=log.record)
     if fit is FitKind.FINAL:
         fusion = LinearFusion.load(

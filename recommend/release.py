@@ -11,7 +11,8 @@ from data.prepared import load_prepared
 from data.schema import Dataset, Scores
 from fusion.linear import LinearFusion
 from index.faiss_index import load_index
-from rerank.encoder import EncoderReranker
+from rerank.kinds import load_reranker as load_trained
+from rerank.packed import PackedReranker
 from retrieval.folder import load_retriever, load_vectors, read_card
 from retrieval.retriever import Retriever
 from store.artifacts import Release, Run, Verify, artifact_key
@@ -32,7 +33,7 @@ class Stages:
 
     dataset: Dataset
     retriever: Retriever
-    reranker: EncoderReranker | None
+    reranker: PackedReranker[Any] | None
     fusion: LinearFusion | None
     release: Release
     fit: str
@@ -80,12 +81,12 @@ def load_stages(run: Run, release: Release, *, with_reranker: bool = True) -> St
     return Stages(dataset, retriever, reranker, fusion, release, made_from["fit"])
 
 
-def load_reranker(run: Run, key: str) -> tuple[EncoderReranker, LinearFusion]:
+def load_reranker(run: Run, key: str) -> tuple[PackedReranker[Any], LinearFusion]:
     """A reranker merged for inference, and the fusion fitted with it."""
     folder = _whole(run, "reranker", key)
     made_from: Mapping[str, Any] = run.manifest("reranker", key)["made_from"]
     source = resolve_model(made_from["config"]["model"])
-    loaded = EncoderReranker.load(folder, model_dir=local_folder(source), model_fingerprint=source.fingerprint)
+    loaded = load_trained(folder, model_dir=local_folder(source), model_fingerprint=source.fingerprint)
     return loaded.merged(), LinearFusion.load(folder / RERANK_FUSION)
 
 

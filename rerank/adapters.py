@@ -31,26 +31,27 @@ class AdapterConfig(BaseModel):
     )
 
 
-def _lora(config: AdapterConfig) -> PeftConfig:
+def _lora(config: AdapterConfig, model: Any) -> PeftConfig:
+    # A pooler's output is never used; adapted, it would be dead weight in every file.
+    pooled = any("pooler" in name for name, _ in model.named_modules())
     return LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=list(config.target_modules),
-        # The pooler's output is never used; adapted, it would be dead weight in every file.
-        exclude_modules=r".*pooler.*",
+        exclude_modules=r".*pooler.*" if pooled else None,
         bias="none",
     )
 
 
-ADAPTERS: dict[AdapterKind, Callable[[AdapterConfig], Any]] = {AdapterKind.LORA: _lora}
+ADAPTERS: dict[AdapterKind, Callable[[AdapterConfig, Any], Any]] = {AdapterKind.LORA: _lora}
 """Kind → the maker of its PEFT configuration."""
 
 
 def attach(model: Any, config: AdapterConfig) -> PeftModel:
     """`model` with a fresh adapter, drawn from torch's global generator; at first it changes nothing."""
     with _without_deprecations():
-        return get_peft_model(model, ADAPTERS[config.kind](config))
+        return get_peft_model(model, ADAPTERS[config.kind](config, model))
 
 
 def reattach(model: Any, folder: Path) -> PeftModel:

@@ -27,12 +27,14 @@ class RerankResult:
 
     Attributes:
         scores: for each request (k,) float32, one for each candidate in its place; higher is better.
-        prompt_tokens: for each request the tokens that went through the model, padding not counted.
+        prompt_tokens: for each request the tokens of its prompt, padding not counted.
+        cached_tokens: how many of them were remembered, so that they did not go through the model again.
         cut_candidates: for each request how many candidates were longer than allowed and cut at their end.
     """
 
     scores: list[npt.NDArray[np.float32]]
     prompt_tokens: list[int]
+    cached_tokens: list[int]
     cut_candidates: list[int]
 
 

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from data.schema import Candidates, Histories, Holdout, Rows, Scores
 from fusion.linear import LinearFusion
 from rerank.base import Reranker, RerankRequest
-from rerank.encoder import EncoderConfig, EncoderReranker
+from rerank.decoder import DecoderConfig
+from rerank.encoder import EncoderConfig
 from rerank.fusion import RERANKER, RETRIEVAL, FusionRecord, fit_rerank_fusion
 from rerank.lists import TrainingLists, earlier_positions
+from rerank.packed import PackedReranker
 from rerank.train import Log, RerankTrainConfig, TrainingRecord, train_reranker
 
 USERS_AT_ONCE = 64
@@ -25,7 +27,8 @@ class RerankerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field("minilm-l6", description="an asset's name, a local folder, or hub:owner/name@revision")
-    encoder: EncoderConfig = Field(EncoderConfig(), description="prompt, adapter and head")
+    encoder: EncoderConfig = Field(EncoderConfig(), description="prompt, adapter and head of a BERT-like model")
+    decoder: DecoderConfig = Field(DecoderConfig(), description="prompt and adapter of a Llama-like model")
     train: RerankTrainConfig = Field(RerankTrainConfig(), description="training; its minutes are for both rounds")
     easy_share: float = Field(0.6, ge=0, le=1, description="share of the minutes for lists with easy negatives")
     positions_per_user: int = Field(4, ge=0, description="easy lists drawn from inside each history, at most")
@@ -68,7 +71,7 @@ class TaskData:
 
 
 def fit_reranker(
-    reranker: EncoderReranker, task: TaskData, *, config: RerankerConfig, log: Log
+    reranker: PackedReranker[Any], task: TaskData, *, config: RerankerConfig, log: Log
 ) -> tuple[LinearFusion, RerankerRecord]:
     """Trains in place, then weighs the result against the retrieval order on group B."""
     popularity = np.bincount(task.train.item_rows, minlength=len(task.texts)).astype(np.float64)

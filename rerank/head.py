@@ -9,30 +9,34 @@ from torch.nn import functional as F
 from rerank.packing import NO_AGE, Packed
 
 
-def segment_weights(packed: Packed, decay: torch.Tensor) -> torch.Tensor:
-    """Weights that average token states within each segment.
+def pooled_segments(states: torch.Tensor, packed: Packed, decay: torch.Tensor) -> torch.Tensor:
+    """One vector for each segment, averaged over its tokens.
 
     A candidate is the plain mean of its tokens. The history is the mean over its items, the item of age a
     with weight decay^a, each item being the mean of its tokens; an empty history is the mean of its prefix.
 
     Args:
-        packed: the batch.
+        states: (L, D), the last layer's.
+        packed: the row they came from.
         decay: scalar in (0, 1].
 
     Returns:
-        (B, 1 + K, L), rows summing to 1, or to 0 for a segment that a prompt does not have.
+        (S, D), S segments in the row; 0 for a prefix that is not in it.
     """
-    segments = torch.arange(1 + packed.candidates, device=packed.segment_ids.device)
-    inside = (packed.segment_ids[:, None, :] == segments[:, None]).to(decay.dtype)  # (B, 1 + K, L)
-    empty = (packed.ages == NO_AGE).all(dim=1)  # (B,)
+    segments = packed.segments
+    count = sum(1 + k for k in packed.candidates)
+    aged = packed.ages != NO_AGE
     ages = packed.ages.clamp(min=0)
-    aged = (packed.ages != NO_AGE).to(decay.dtype)
-    item_tokens = torch.zeros(ages.shape[0], int(ages.max()) + 1, dtype=decay.dtype, device=decay.device)
-    item_tokens.scatter_add_(1, ages, aged)
-    recency = aged * decay**ages / item_tokens.gather(1, ages).clamp(min=1)  # (B, L)
-    history = torch.where(empty[:, None], inside[:, 0], recency)
-    weights = torch.cat([history[:, None], inside[:, 1:]], dim=1)
-    return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-9)
+    longest = int(ages.max()) + 1
+    place = segments * longest + ages
+    item_tokens = torch.zeros(count * longest, dtype=states.dtype).index_add_(0, place, aged.to(states.dtype))
+    recency = aged * decay**ages / item_tokens[place].clamp(min=1)  # (L,)
+    with_items = torch.zeros(count, dtype=torch.bool)
+    with_items[segments[aged]] = True
+    weights = torch.where(with_items[segments], recency, torch.ones_like(recency))
+    total = torch.zeros(count, dtype=weights.dtype).index_add(0, segments, weights).clamp(min=1e-9)
+    weighed = states * (weights / total[segments])[:, None]
+    return torch.zeros(count, states.shape[1], dtype=states.dtype).index_add(0, segments, weighed)
 
 
 class PairHead(nn.Module):
@@ -57,23 +61,19 @@ class PairHead(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, states: torch.Tensor, packed: Packed) -> torch.Tensor:
-        """Scores of all candidates.
-
-        Args:
-            states: (B, L, D) float32, the encoder's last layer.
-            packed: the batch they came from.
-
-        Returns:
-            (B, K) float32; without meaning where a prompt has fewer candidates.
-        """
-        weights = segment_weights(packed, torch.sigmoid(self.decay_logit))
-        pooled = weights @ states  # (B, 1 + K, D)
-        history, candidates = F.normalize(pooled[:, :1], dim=-1), F.normalize(pooled[:, 1:], dim=-1)
-        product = history * candidates  # (B, K, D)
-        cosine = product.sum(dim=-1)  # (B, K)
+        """(ΣK,) scores of all candidates of a row, from the encoder's last layer (L, D) float32."""
+        decay = torch.sigmoid(self.decay_logit)
+        pooled = pooled_segments(states, packed, decay)  # (S, D)
+        owner = torch.repeat_interleave(
+            torch.tensor([span.segment for span in packed.spans]), torch.tensor(packed.candidates)
+        )
+        history = F.normalize(pooled[owner], dim=-1)
+        candidates = F.normalize(pooled[packed.candidate_segments], dim=-1)
+        product = history * candidates  # (ΣK, D)
+        cosine = product.sum(dim=-1)
         # Unit vectors have components near D^-1/2; the MLP gets them at the usual scale of 1.
         scale = math.sqrt(states.shape[-1])
-        features = torch.cat([candidates, history.expand_as(candidates), product * scale], dim=-1) * scale
+        features = torch.cat([candidates, history, product * scale], dim=-1) * scale
         correction = self.out(F.gelu(self.hidden(features))).squeeze(-1)
         scores: torch.Tensor = self.log_temperature.exp() * cosine + correction
         return scores

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from rerank.encoder import EncoderReranker
 from rerank.lists import DrawnList
+from rerank.packed import PackedReranker
 from rerank.packing import Prompt
 
 
@@ -27,7 +28,7 @@ class ListFigures:
 
 
 def list_figures(
-    reranker: EncoderReranker,
+    reranker: PackedReranker[Any],
     prompts: Sequence[Prompt],
     target_places: Sequence[int],
     *,
@@ -35,7 +36,7 @@ def list_figures(
 ) -> ListFigures:
     """Loss and NDCG@10 of lists whose item in `target_places` was taken."""
     losses, gains = [], []
-    for scores, target in zip(reranker.score_prompts(prompts, autocast=autocast), target_places, strict=True):
+    for scores, target in zip(reranker.score_prompts(prompts, autocast=autocast).scores, target_places, strict=True):
         wide = scores.astype(np.float64)
         losses.append(np.logaddexp.reduce(wide) - wide[target])
         above, level = (wide > wide[target]).sum(), (wide == wide[target]).sum() - 1
@@ -48,10 +49,8 @@ def listwise_loss(scores: torch.Tensor, drawn: Sequence[DrawnList]) -> torch.Ten
     """Mean over lists of −log softmax(scores)[the item taken].
 
     Args:
-        scores: (B, K) float32.
+        scores: (B, K) float32, -inf beyond the end of a list.
         drawn: B lists of at most K items.
     """
-    lengths = torch.tensor([len(made.item_rows) for made in drawn], device=scores.device)
-    beyond = torch.arange(scores.shape[1], device=scores.device) >= lengths[:, None]  # (B, K)
     targets = torch.tensor([made.target_place for made in drawn], device=scores.device)
-    return F.cross_entropy(scores.masked_fill(beyond, float("-inf")), targets)
+    return F.cross_entropy(scores, targets)

@@ -1,7 +1,8 @@
-"""Shared-prefix packing: one history, then all its candidates, in one sequence.
+"""Shared-prefix packing: one history, then all its candidates, one prompt behind the other in one row of tokens.
 
 Every candidate sees the history and itself, the history sees only itself, and positions restart after the
-history for each candidate; so each score equals that of the pair (history, candidate) alone.
+history for each candidate; so each score equals that of the pair (history, candidate) alone. A row holds the
+prompts of several users without a token of padding; `rerank.shared_prefix` keeps them apart.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-PADDING = -1
-PREFIX = 0
-"""Segment ids; the candidates of a sequence are its segments 1, 2, …"""
+from rerank.shared_prefix import PrefixStates, Span
 
 NO_AGE = -1
 
@@ -38,86 +37,72 @@ class Prompt:
 
     @property
     def tokens(self) -> int:
-        """Length of the packed sequence."""
+        """Of the prefix and all candidates."""
         return len(self.prefix) + sum(map(len, self.candidates))
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """B prompts as one batch, shorter ones padded at their end to the longest, L tokens.
+    """B prompts in one row of L tokens.
 
     Attributes:
-        input_ids: (B, L) int64.
-        position_ids: (B, L) int64; each candidate begins at the length of its prefix.
-        segment_ids: (B, L) int64: PREFIX, 1 … k for the candidates, PADDING.
-        ages: (B, L) int64, as in `Prompt`; NO_AGE outside the prefix.
-        candidates: K, the largest number of candidates in one prompt.
+        input_ids: (L,) int64.
+        position_ids: (L,) int64; each candidate begins at the length of its prefix.
+        segments: (L,) int64, counted through the row: the prefix of the first prompt is 0, its candidates 1, 2, …
+        ages: (L,) int64, as in `Prompt`; NO_AGE outside of a prefix.
+        spans: where each prompt lies.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    segment_ids: torch.Tensor
+    segments: torch.Tensor
     ages: torch.Tensor
-    candidates: int
+    spans: tuple[Span, ...]
+
+    @property
+    def candidates(self) -> list[int]:
+        """Of each prompt."""
+        return [len(span.lengths) for span in self.spans]
+
+    @property
+    def candidate_segments(self) -> torch.Tensor:
+        """(ΣK,) int64 segments that are candidates, in order."""
+        return torch.cat([torch.arange(len(span.lengths)) + span.segment + 1 for span in self.spans])
+
+    @property
+    def candidate_ends(self) -> torch.Tensor:
+        """(ΣK,) int64 places of each candidate's last token."""
+        ends = [span.start + span.prefix + np.cumsum(span.lengths) - 1 for span in self.spans]
+        return torch.from_numpy(np.concatenate(ends).astype(np.int64))
 
 
-def pack(prompts: Sequence[Prompt], *, pad_id: int) -> Packed:
-    """Lay each prompt out as prefix, candidate 1, candidate 2, …
+def pack(prompts: Sequence[Prompt], remembered: Sequence[PrefixStates | None] | None = None) -> Packed:
+    """Lays prompts out as prefix, candidate 1, candidate 2, …, the next prompt's prefix, …
+
+    Args:
+        prompts: B prompts.
+        remembered: for each prompt the states of its prefix, which then stays out of the row; None: of nobody.
 
     Raises:
         ValueError: when there is no prompt, or a candidate has no token.
     """
     if not prompts:
         raise ValueError("there is nothing to pack: no prompt was given")
-    length = max(prompt.tokens for prompt in prompts)
-    shape = (len(prompts), length)
-    input_ids = np.full(shape, pad_id, dtype=np.int64)
-    position_ids = np.zeros(shape, dtype=np.int64)
-    segment_ids = np.full(shape, PADDING, dtype=np.int64)
-    ages = np.full(shape, NO_AGE, dtype=np.int64)
-    for row, prompt in enumerate(prompts):
-        lengths = np.array([len(prompt.prefix), *map(len, prompt.candidates)], dtype=np.int64)
-        if not lengths[1:].all():
-            raise ValueError(f"candidate {int(np.argmin(lengths[1:]))} of prompt {row} has no token")
-        used = int(lengths.sum())
-        segments = np.repeat(np.arange(len(lengths)), lengths)
-        starts = np.cumsum(lengths) - lengths
-        starts[1:] -= lengths[0]  # positions of a candidate go on from the prefix
-        input_ids[row, :used] = np.concatenate([prompt.prefix, *prompt.candidates])
-        position_ids[row, :used] = np.arange(used) - starts[segments]
-        segment_ids[row, :used] = segments
-        ages[row, : lengths[0]] = prompt.ages
-    return Packed(
-        input_ids=torch.from_numpy(input_ids),
-        position_ids=torch.from_numpy(position_ids),
-        segment_ids=torch.from_numpy(segment_ids),
-        ages=torch.from_numpy(ages),
-        candidates=max(len(prompt.candidates) for prompt in prompts),
-    )
-
-
-def additive_mask(
-    segment_ids: torch.Tensor, *, causal: bool = False, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    """Who sees whom: 0 where a query (row) may look at a key (column), the dtype's minimum elsewhere.
-
-    A float mask, since some attention implementations silently misread a boolean one. Padding sees padding, so
-    that no row of the softmax is empty.
-
-    Args:
-        segment_ids: (B, L) int64.
-        causal: for decoders: besides, no token sees a later one.
-        dtype: that of the attention's queries.
-
-    Returns:
-        (B, 1, L, L) of `dtype`.
-    """
-    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
-    visible = (query == key) | ((key == PREFIX) & (query > PREFIX))
-    if causal:
-        visible = visible.tril()
-    mask = torch.zeros(visible.shape, dtype=dtype, device=segment_ids.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+    known = remembered or [None] * len(prompts)
+    ids, positions, segments, ages, spans = [], [], [], [], []
+    start = segment = 0
+    for row, (prompt, states) in enumerate(zip(prompts, known, strict=True)):
+        lengths = np.array([len(candidate) for candidate in prompt.candidates], dtype=np.int64)
+        if not lengths.all():
+            raise ValueError(f"candidate {int(np.argmin(lengths))} of prompt {row} has no token")
+        inside = 0 if states else len(prompt.prefix)
+        ids += [prompt.prefix[:inside], *prompt.candidates]
+        positions += [np.arange(inside), *(len(prompt.prefix) + np.arange(length) for length in lengths)]
+        segments.append(segment + np.repeat(np.arange(1 + len(lengths)), [inside, *lengths]))
+        ages += [prompt.ages[:inside], np.full(lengths.sum(), NO_AGE)]
+        spans.append(Span(start, inside, lengths, segment, states))
+        start, segment = start + inside + int(lengths.sum()), segment + 1 + len(lengths)
+    return Packed(_row(ids), _row(positions), _row(segments), _row(ages), tuple(spans))
 
 
 def split_long(prompt: Prompt, *, max_tokens: int) -> list[Prompt]:
@@ -136,3 +121,7 @@ def split_long(prompt: Prompt, *, max_tokens: int) -> list[Prompt]:
         taken.append(candidate)
         used += len(candidate)
     return [*parts, Prompt(prompt.prefix, prompt.ages, tuple(taken), prompt.cut_candidates)]
+
+
+def _row(parts: Sequence[Ids]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))

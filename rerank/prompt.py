@@ -1,12 +1,14 @@
 """Texts → token ids: histories cut in blocks, candidates cut at their end, every text tokenised once."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rerank.packing import NO_AGE, Ids, Prompt
+from store.errors import BadInput
 
 
 class PromptConfig(BaseModel):
@@ -39,47 +41,116 @@ class PromptConfig(BaseModel):
         return self
 
 
-def first_kept(lengths: Sequence[int], config: PromptConfig) -> int:
+@dataclass(frozen=True)
+class Wording:
+    """What stands around the texts of a prompt, as token ids.
+
+    `start (before_item text after_item)… ask`, and for each candidate `before_candidate text after_candidate`.
+
+    Attributes:
+        lead: put before every text when it is tokenised; a blank where the tokenizer marks the beginnings of words.
+    """
+
+    start: Ids
+    before_item: Ids
+    after_item: Ids
+    ask: Ids
+    before_candidate: Ids
+    after_candidate: Ids
+    lead: str = ""
+
+    @property
+    def around_history(self) -> int:
+        """Tokens of a prefix that belong to no item."""
+        return len(self.start) + len(self.ask)
+
+
+def bert_wording(tokenizer: Any) -> Wording:
+    """`[CLS] item [SEP] item [SEP] …` for the history, oldest first, and `item [SEP]` for each candidate."""
+    none, end = np.empty(0, dtype=np.int64), np.array([tokenizer.sep_token_id], dtype=np.int64)
+    start = np.array([tokenizer.cls_token_id], dtype=np.int64)
+    return Wording(start, before_item=none, after_item=end, ask=none, before_candidate=none, after_candidate=end)
+
+
+OPENING = "Items that one person chose, oldest first:\n"
+QUESTION = "Would this person choose the next one, too? Answer yes or no.\n"
+BULLET, NEWLINE, ANSWER = "-", "\n", "\nAnswer:"
+
+
+def decoder_wording(tokenizer: Any) -> Wording:
+    """A list of lines, a question, and for each candidate its line and `Answer:`, after which yes or no would follow.
+
+    Every piece begins or ends with a line break, where byte-pair tokenizers cut anyway: the pieces' tokens are
+    those of the whole text.
+    """
+
+    def ids(text: str) -> Ids:
+        return np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return Wording(
+        start=np.concatenate([np.array(begin, dtype=np.int64), ids(OPENING)]),
+        before_item=ids(BULLET),
+        after_item=ids(NEWLINE),
+        ask=ids(QUESTION),
+        before_candidate=ids(BULLET),
+        after_candidate=ids(ANSWER),
+        lead=" ",
+    )
+
+
+def first_kept(lengths: Sequence[int], config: PromptConfig, *, around: int = 1) -> int:
     """How many of the oldest items to drop: the fewest whole blocks such that the rest is allowed.
 
     Args:
         lengths: tokens of each item, oldest first.
         config: its limits on items and tokens.
+        around: tokens of the prefix that belong to no item.
     """
     block = config.history_block_items
     for dropped in range(0, len(lengths), block):
         kept = lengths[dropped:]
-        if len(kept) <= config.max_history_items and 1 + sum(kept) <= config.max_history_tokens:
+        if len(kept) <= config.max_history_items and around + sum(kept) <= config.max_history_tokens:
             return dropped
     return len(lengths)
 
 
 class Prompter:
-    """Makes `Prompt`s from texts with a tokenizer of the BERT family, and remembers the ids of each text.
-
-    Layout: `[CLS] item [SEP] item [SEP] …` for the history, oldest first, and `item [SEP]` for each candidate.
+    """Makes `Prompt`s from texts, and remembers the ids of each text.
 
     Args:
-        tokenizer: a fast tokenizer with cls, sep and pad tokens.
+        tokenizer: a fast tokenizer.
         config: limits.
+        wording: what stands around the texts.
         cache_texts: how many texts' ids are remembered; the oldest are forgotten.
+
+    Raises:
+        BadInput: when not even a block of items fits.
     """
 
-    def __init__(self, tokenizer: Any, config: PromptConfig, *, cache_texts: int = 200_000) -> None:
+    def __init__(self, tokenizer: Any, config: PromptConfig, wording: Wording, *, cache_texts: int = 200_000) -> None:
         self.config = config
-        self.pad_id = int(tokenizer.pad_token_id)
+        self.wording = wording
         self._tokenizer = tokenizer
-        self._start = np.array([tokenizer.cls_token_id], dtype=np.int64)
-        self._end = np.array([tokenizer.sep_token_id], dtype=np.int64)
         self._cache_texts = cache_texts
         self._ids: dict[str, Ids] = {}
+        need = wording.around_history + config.history_block_items * config.max_item_tokens
+        if need > config.max_history_tokens:
+            raise BadInput(
+                f"max_history_tokens is {config.max_history_tokens}, but with what stands around them a block of"
+                f" {config.history_block_items} items may need {need}: raise it, or lower max_item_tokens"
+            )
 
     def tokenize(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of each text, uncut, without special tokens; unknown texts are tokenised in one batch."""
         known = {text: self._ids[text] for text in texts if text in self._ids}
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
-            encoded = self._tokenizer(new, add_special_tokens=False, verbose=False)["input_ids"]
+            led = [self.wording.lead + text if text else text for text in new]
+            # A text that spells a special token is not to become one.
+            encoded = self._tokenizer(led, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+                "input_ids"
+            ]
             fresh = {text: np.array(ids, dtype=np.int64) for text, ids in zip(new, encoded, strict=True)}
             known |= fresh
             self._ids |= fresh
@@ -94,17 +165,26 @@ class Prompter:
             history: ids of each item, oldest first.
             candidates: ids of each candidate.
         """
-        item_limit, candidate_limit = self.config.max_item_tokens - 1, self.config.max_candidate_tokens - 1
+        wording = self.wording
+        item_limit = self.config.max_item_tokens - len(wording.before_item) - len(wording.after_item)
+        candidate_limit = (
+            self.config.max_candidate_tokens - len(wording.before_candidate) - len(wording.after_candidate)
+        )
         # Older items than these fall out under any lengths; a whole number of blocks keeps the rule below.
         surplus = len(history) - self.config.max_history_items
         block = self.config.history_block_items
         recent = history[max(0, -(-surplus // block) * block) :]
-        items = [np.concatenate([ids[:item_limit], self._end]) for ids in recent]
-        items = items[first_kept([len(ids) for ids in items], self.config) :]
+        items = [np.concatenate([wording.before_item, ids[:item_limit], wording.after_item]) for ids in recent]
+        around = wording.around_history
+        items = items[first_kept([len(ids) for ids in items], self.config, around=around) :]
         ages = np.repeat(np.arange(len(items))[::-1], [len(ids) for ids in items])
+        outside = [np.full(len(part), NO_AGE) for part in (wording.start, wording.ask)]
         return Prompt(
-            prefix=np.concatenate([self._start, *items]),
-            ages=np.concatenate([[NO_AGE], ages]).astype(np.int64),
-            candidates=tuple(np.concatenate([ids[:candidate_limit], self._end]) for ids in candidates),
+            prefix=np.concatenate([wording.start, *items, wording.ask]),
+            ages=np.concatenate([outside[0], ages, outside[1]]).astype(np.int64),
+            candidates=tuple(
+                np.concatenate([wording.before_candidate, ids[:candidate_limit], wording.after_candidate])
+                for ids in candidates
+            ),
             cut_candidates=sum(len(ids) > candidate_limit for ids in candidates),
         )

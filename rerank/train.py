@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from rerank.encoder import EncoderReranker
 from rerank.lists import DrawnList, TrainingLists, batches, draw_list
 from rerank.listwise import ListFigures, list_figures, listwise_loss
+from rerank.packed import PackedReranker
 from rerank.packing import Ids, Prompt
 from rerank.progress import ProgressLine
 
@@ -99,7 +99,7 @@ class TrainingRecord:
 
 
 def train_reranker(
-    reranker: EncoderReranker,
+    reranker: PackedReranker[Any],
     examples: TrainingLists,
     *,
     validation: TrainingLists | None,
@@ -149,7 +149,7 @@ class _Training:
 
     def __init__(
         self,
-        reranker: EncoderReranker,
+        reranker: PackedReranker[Any],
         examples: TrainingLists,
         validation: TrainingLists | None,
         *,
@@ -285,6 +285,7 @@ class _Training:
         with torch.no_grad():
             for name, value in self.parameters.items():
                 value.copy_(weights[name])
+        self.reranker.forget()
 
     def _record(self, stop: StopReason, before: ListFigures | None, best: _Best) -> TrainingRecord:
         minutes = (time.monotonic() - self.start) / 60

@@ -2,25 +2,34 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rerank.base import Reranker, RerankRequest
-from rerank.encoder import EncoderReranker
-from tests.rerank.tiny_bert import BASE, shaken, untrained, write_tiny_bert
+from rerank.kinds import load_reranker
+from tests.rerank import tiny_bert, tiny_llama
+
+WRITERS = {tiny_bert: tiny_bert.write_tiny_bert, tiny_llama: tiny_llama.write_tiny_llama}
 
 
-def reloaded(folder: Path) -> EncoderReranker:
-    shaken(folder).save(folder.parent / "saved")
-    return EncoderReranker.load(folder.parent / "saved", model_dir=folder, model_fingerprint=BASE.fingerprint)
+def reloaded(tiny: ModuleType, folder: Path) -> Reranker:
+    tiny.shaken(folder).save(folder.parent / "saved")
+    return load_reranker(folder.parent / "saved", model_dir=folder, model_fingerprint=tiny.BASE.fingerprint)
 
 
-RERANKERS: dict[str, Callable[[Path], Reranker]] = {
-    "encoder, untrained": untrained,
-    "encoder, trained": shaken,
-    "encoder, merged": lambda folder: shaken(folder).merged(),
-    "encoder, reloaded": reloaded,
+STATES: dict[str, Callable[[Any, Path], Reranker]] = {
+    "untrained": lambda tiny, folder: tiny.untrained(folder),
+    "trained": lambda tiny, folder: tiny.shaken(folder),
+    "merged": lambda tiny, folder: tiny.shaken(folder).merged(),
+    "reloaded": reloaded,
+}
+RERANKERS = {
+    f"{name}, {state}": (tiny, make)
+    for name, tiny in (("encoder", tiny_bert), ("decoder", tiny_llama))
+    for state, make in STATES.items()
 }
 HISTORY = ("bal den fir", "gos", "kum lal")
 CANDIDATES = ("bal den", "mir", "nos pum ral sen", "tir", "gos", "dal dal dal")
@@ -28,7 +37,8 @@ CANDIDATES = ("bal den", "mir", "nos pum ral sen", "tir", "gos", "dal dal dal")
 
 @pytest.fixture(scope="module", params=RERANKERS)
 def reranker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reranker:
-    return RERANKERS[request.param](write_tiny_bert(tmp_path_factory.mktemp("contract") / "tiny"))
+    tiny, make = RERANKERS[request.param]
+    return make(tiny, WRITERS[tiny](tmp_path_factory.mktemp("contract") / "tiny"))
 
 
 def one(reranker: Reranker, history: tuple[str, ...], candidates: tuple[str, ...]) -> np.ndarray:

@@ -31,7 +31,8 @@ class ByTitle:
             for request in requests
         ]
         tokens = [10 * len(request.candidates) + len(request.history) for request in requests]
-        return RerankResult(scores, tokens, [0] * len(requests))
+        none = [0] * len(requests)
+        return RerankResult(scores, tokens, none, none)
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def one_way(merged: EncoderReranker, prompt: Prompt, candidate: np.ndarray) -> f
 
     The prefix is encoded by itself; in each layer the candidate attends to the prefix's and its own keys.
     """
-    bert = merged.encoder
+    bert = merged.backbone
     size, heads = len(prompt.prefix), bert.config.num_attention_heads
     ids = torch.from_numpy(np.concatenate([prompt.prefix, candidate]))[None]
     states = bert.embeddings(input_ids=ids, position_ids=torch.arange(ids.shape[1])[None])
@@ -70,11 +70,11 @@ def attend(layer: torch.nn.Module, own: torch.Tensor, seen: torch.Tensor, heads:
     return layer.output(layer.intermediate(attended), attended)
 
 
-@pytest.mark.parametrize("max_packed_tokens", [1024, 64])
+@pytest.mark.parametrize("max_batch_tokens", [8192, 64])
 def test_packed_scores_equal_each_pair_alone_through_the_one_way_reference(
-    tiny_bert: Path, max_packed_tokens: int
+    tiny_bert: Path, max_batch_tokens: int
 ) -> None:
-    reranker = shaken(tiny_bert, config=CONFIG.model_copy(update={"max_packed_tokens": max_packed_tokens}))
+    reranker = shaken(tiny_bert, config=CONFIG.model_copy(update={"max_batch_tokens": max_batch_tokens}))
     requests = some_requests()
     found, merged = reranker.score(requests), reranker.merged()
     spread = []
@@ -110,7 +110,7 @@ def test_tokens_counted_are_those_of_the_packed_sequences(tiny_bert: Path) -> No
     prefix, candidates = 1 + 3 + 2, 2 + 4
     assert untrained(tiny_bert).score([request]).prompt_tokens == [prefix + candidates]
     long = RerankRequest(request.history, ("gos kal len mir",) * 20)  # 5 tokens each
-    assert untrained(tiny_bert, config=CONFIG.model_copy(update={"max_packed_tokens": 64})).score(
+    assert untrained(tiny_bert, config=CONFIG.model_copy(update={"max_batch_tokens": 64})).score(
         [long]
     ).prompt_tokens == [2 * prefix + 20 * 5]
 
@@ -126,7 +126,7 @@ def test_merged_copy_scores_alike_and_leaves_the_original_trainable(tiny_bert: P
     merged = reranker.merged()
     for ours, theirs in zip(reranker.score(some_requests()).scores, merged.score(some_requests()).scores, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
-    assert not any("lora" in name for name, _ in merged.encoder.named_parameters())
+    assert not any("lora" in name for name, _ in merged.backbone.named_parameters())
     assert any(".lora_" in name for name in reranker.trainable())
     with pytest.raises(ValueError, match="merged reranker cannot be saved"):
         merged.save(tiny_bert / "never")
@@ -199,8 +199,8 @@ def test_a_damaged_folder_is_refused(tiny_bert: Path, tmp_path: Path, name: str,
 def test_a_newer_format_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
     untrained(tiny_bert).save(tmp_path)
     card = json.loads((tmp_path / "reranker.json").read_text())
-    (tmp_path / "reranker.json").write_text(json.dumps({**card, "format": 2}))
-    with pytest.raises(CorruptArtifact, match="format 2, where this version reads 1"):
+    (tmp_path / "reranker.json").write_text(json.dumps({**card, "format": 3}))
+    with pytest.raises(CorruptArtifact, match="format 3, where this version reads 2"):
         EncoderReranker.load(tmp_path, model_dir=tiny_bert, model_fingerprint=BASE.fingerprint)
 
 
@@ -230,7 +230,7 @@ def test_bfloat16_products_give_nearly_the_same_scores(tiny_bert: Path) -> None:
     reranker = shaken(tiny_bert)
     ids = reranker.prompter.tokenize(["bal den", "fir", "gos", "kal"])
     prompt = reranker.prompter.prompt(ids[:2], ids[2:])
-    exact = reranker.score_prompts([prompt])[0]
-    close = reranker.score_prompts([prompt], autocast=torch.bfloat16)[0]
+    exact = reranker.score_prompts([prompt]).scores[0]
+    close = reranker.score_prompts([prompt], autocast=torch.bfloat16).scores[0]
     np.testing.assert_allclose(close, exact, atol=0.1)
     assert close.dtype == np.float32

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rerank.base import RerankResult
 from rerank.lists import DrawnList
 from rerank.listwise import list_figures, listwise_loss
 
@@ -16,14 +17,15 @@ class Fixed:
     def __init__(self, scores: Sequence[Sequence[float]]) -> None:
         self.scores = [np.array(row, dtype=np.float32) for row in scores]
 
-    def score_prompts(self, prompts: Sequence[Any], *, autocast: torch.dtype | None = None) -> list[np.ndarray]:
+    def score_prompts(self, prompts: Sequence[Any], *, autocast: torch.dtype | None = None) -> RerankResult:
         assert len(prompts) == len(self.scores)
-        return self.scores
+        none = [0] * len(prompts)
+        return RerankResult(self.scores, none, none, none)
 
 
 def test_loss_is_the_softmax_written_out_and_ignores_what_is_beyond_a_list() -> None:
     drawn = [DrawnList(np.arange(3), 1), DrawnList(np.arange(2), 0)]
-    scores = torch.tensor([[1.0, 2.0, 0.0], [0.5, -0.5, 99.0]])
+    scores = torch.tensor([[1.0, 2.0, 0.0], [0.5, -0.5, -math.inf]])
     first = -math.log(math.exp(2) / (math.e + math.exp(2) + 1))
     second = -math.log(math.exp(0.5) / (math.exp(0.5) + math.exp(-0.5)))
     assert listwise_loss(scores, drawn).item() == pytest.approx((first + second) / 2, abs=1e-6)

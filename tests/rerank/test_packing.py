@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from rerank.packing import NO_AGE, PADDING, Packed, Prompt, additive_mask, pack, split_long
+from rerank.packing import NO_AGE, Prompt, pack, split_long
+from rerank.shared_prefix import PrefixStates
 
 
 def prompt(prefix: list[int], candidates: list[list[int]], *, cut: int = 0) -> Prompt:
@@ -12,31 +10,28 @@ def prompt(prefix: list[int], candidates: list[list[int]], *, cut: int = 0) -> P
     return Prompt(np.array(prefix), ages, tuple(np.array(ids) for ids in candidates), cut)
 
 
-def test_layout_of_a_batch_written_out() -> None:
-    packed = pack([prompt([2, 9, 3], [[7, 3], [8, 8, 3]]), prompt([2, 5], [[6, 3]])], pad_id=0)
-    assert packed.input_ids.tolist() == [[2, 9, 3, 7, 3, 8, 8, 3], [2, 5, 6, 3, 0, 0, 0, 0]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 4, 5], [0, 1, 2, 3, 0, 0, 0, 0]]
-    assert packed.segment_ids.tolist() == [[0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 1, 1] + 4 * [PADDING]]
-    assert packed.ages.tolist() == [[NO_AGE, 1, 0] + 5 * [NO_AGE], [NO_AGE, 0] + 6 * [NO_AGE]]
-    assert packed.candidates == 2
+TWO = [prompt([2, 9, 3], [[7, 3], [8, 8, 3]]), prompt([2, 5], [[6, 3]])]
 
 
-@given(
-    st.lists(st.integers(-1, 3), min_size=1, max_size=9).map(lambda ids: sorted(ids, key=lambda i: (i < 0, i))),
-    st.booleans(),
-)
-def test_mask_lets_a_token_see_its_own_segment_and_the_prefix_and_nothing_else(ids: list[int], causal: bool) -> None:
-    mask = additive_mask(torch.tensor([ids]), causal=causal)
-    assert mask.shape == (1, 1, len(ids), len(ids))
-    assert mask.dtype == torch.float32
-    for query, own in enumerate(ids):
-        for key, other in enumerate(ids):
-            sees = (own == other or (other == 0 and own > 0)) and (key <= query or not causal)
-            assert mask[0, 0, query, key] == (0 if sees else torch.finfo(torch.float32).min)
+def test_layout_of_a_row_written_out() -> None:
+    packed = pack(TWO)
+    assert packed.input_ids.tolist() == [2, 9, 3, 7, 3, 8, 8, 3, 2, 5, 6, 3]
+    assert packed.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 3]
+    assert packed.segments.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4]
+    assert packed.ages.tolist() == [NO_AGE, 1, 0, *[NO_AGE] * 5, NO_AGE, 0, NO_AGE, NO_AGE]
+    assert packed.candidates == [2, 1]
+    assert packed.candidate_segments.tolist() == [1, 2, 4]
+    assert packed.candidate_ends.tolist() == [4, 7, 11]
+    assert [(span.start, span.prefix, span.end, span.segment) for span in packed.spans] == [(0, 3, 8, 0), (8, 2, 12, 3)]
 
 
-def test_mask_is_made_in_the_type_of_the_queries() -> None:
-    assert additive_mask(torch.tensor([[0, 1]]), dtype=torch.bfloat16).dtype == torch.bfloat16
+def test_a_remembered_prefix_stays_out_of_the_row() -> None:
+    packed = pack(TWO, [PrefixStates(()), None])
+    assert packed.input_ids.tolist() == [7, 3, 8, 8, 3, 2, 5, 6, 3]
+    assert packed.position_ids.tolist() == [3, 4, 3, 4, 5, 0, 1, 2, 3]
+    assert packed.segments.tolist() == [1, 1, 2, 2, 2, 3, 3, 4, 4]
+    assert packed.candidate_ends.tolist() == [1, 4, 8]
+    assert packed.candidates == [2, 1]
 
 
 @pytest.mark.parametrize("max_tokens", [1, 5, 6, 8, 100])
@@ -53,12 +48,13 @@ def test_parts_of_a_long_prompt_hold_every_candidate_once_within_the_limit(max_t
 
 def test_a_candidate_without_tokens_and_an_empty_batch_are_refused() -> None:
     with pytest.raises(ValueError, match="candidate 1 of prompt 0 has no token"):
-        pack([prompt([2], [[5], []])], pad_id=0)
+        pack([prompt([2], [[5], []])])
     with pytest.raises(ValueError, match="no prompt"):
-        pack([], pad_id=0)
+        pack([])
 
 
 def test_a_prompt_without_candidates_packs_to_its_prefix() -> None:
-    packed: Packed = pack([prompt([2, 5], [])], pad_id=0)
-    assert packed.candidates == 0
-    assert packed.segment_ids.tolist() == [[0, 0]]
+    packed = pack([prompt([2, 5], [])])
+    assert packed.candidates == [0]
+    assert packed.segments.tolist() == [0, 0]
+    assert packed.candidate_ends.tolist() == []

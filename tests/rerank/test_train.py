@@ -194,7 +194,7 @@ def test_dropout_of_the_adapter_is_off_outside_of_steps(tiny_bert: Path) -> None
     config = CONFIG.model_copy(update={"adapter": AdapterConfig(rank=4, dropout=0.5)})
     reranker = untrained(tiny_bert, config=config)
     train_reranker(reranker, partner_rule(20, seed=0), validation=None, config=FAST, log=quiet)
-    assert not reranker.encoder.training
+    assert not reranker.backbone.training
     assert not reranker.head.training
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -11,7 +12,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from rerank.adapters import AdapterConfig
-from rerank.encoder import BaseModelName, EncoderConfig, EncoderReranker
+from rerank.encoder import EncoderConfig, EncoderReranker
+from rerank.packed import BaseModelName
 from rerank.prompt import PromptConfig
 
 BASE = BaseModelName("tiny", "fingerprint-of-tiny")
@@ -51,8 +53,12 @@ def untrained(folder: Path, *, config: EncoderConfig = CONFIG, seed: int = 0) ->
 
 
 def shaken(folder: Path, *, config: EncoderConfig = CONFIG) -> EncoderReranker:
-    """As if trained: every trainable weight is moved, so that adapter and head both count."""
-    reranker = untrained(folder, config=config)
+    """As if trained."""
+    return move(untrained(folder, config=config))
+
+
+def move(reranker: Any) -> Any:
+    """Every trainable weight is moved, so that adapter and head both count."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for value in reranker.trainable().values():

@@ -1,0 +1,133 @@
+"""A causal language model with an adapter that answers yes or no to packed candidates."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftModel
+from pydantic import Field
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data.schema import Scores
+from rerank.adapters import AdapterConfig
+from rerank.packed import PackedConfig, PackedReranker, split
+from rerank.packing import Packed, Prompt, pack
+from rerank.prefix_cache import PrefixCache
+from rerank.prompt import PromptConfig, Prompter, decoder_wording
+from rerank.shared_prefix import NAME, Row
+from store.errors import BadInput
+
+YES, NO = " yes", " no"
+
+
+class DecoderConfig(PackedConfig):
+    """The shape of a decoder reranker."""
+
+    prompt: PromptConfig = Field(
+        PromptConfig(max_history_items=20, max_history_tokens=440, max_item_tokens=24, max_candidate_tokens=28),
+        description="how much text is read",
+    )
+    adapter: AdapterConfig = Field(
+        AdapterConfig(
+            target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        ),
+        description="what is trained in the model",
+    )
+    prefix_cache_mb: int = Field(512, ge=0, description="memory for the states of histories seen before; 0: none")
+
+
+class YesNo(torch.nn.Module):
+    """score = logit(yes) − logit(no), by the language model's own output map; nothing of it is trained.
+
+    Args:
+        direction: (D,) float32, the row of "yes" less that of "no".
+    """
+
+    direction: torch.Tensor
+
+    def __init__(self, direction: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("direction", direction)
+
+    def forward(self, states: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """(ΣK,) float32 from the states (L, D) at the end of each candidate."""
+        scores: torch.Tensor = states[packed.candidate_ends].float() @ self.direction
+        return scores
+
+
+class DecoderReranker(PackedReranker[DecoderConfig]):
+    """Reranker of the Llama family: the history's keys and values are computed once and kept for its next request."""
+
+    kind: ClassVar[str] = "decoder"
+    config_type = DecoderConfig
+    causal = True
+    model_types = frozenset({"llama", "qwen2", "qwen3", "mistral", "gemma"})
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.cache = PrefixCache(self.config.prefix_cache_mb * 2**20)
+
+    @classmethod
+    def read_backbone(cls, model_dir: Path) -> Any:
+        """The model with its output map."""
+        return AutoModelForCausalLM.from_pretrained(
+            str(model_dir), attn_implementation=NAME, dtype=torch.float32, local_files_only=True
+        )
+
+    @classmethod
+    def new_head(cls, backbone: Any, config: DecoderConfig) -> YesNo:
+        """By the rows of "yes" and "no"."""
+        tokenizer = _tokenizer(Path(backbone.config._name_or_path))
+        output = backbone.get_output_embeddings().weight.detach().float()
+        return YesNo(output[_one_token(tokenizer, YES)] - output[_one_token(tokenizer, NO)])
+
+    @classmethod
+    def new_prompter(cls, model_dir: Path, config: DecoderConfig) -> Prompter:
+        """In plain words."""
+        tokenizer = _tokenizer(model_dir)
+        return Prompter(tokenizer, config.prompt, decoder_wording(tokenizer))
+
+    def states(self, packed: Packed, row: Row) -> torch.Tensor:
+        """(L, D) of the last layer, after its norm."""
+        model = self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+        found: torch.Tensor = model.model(
+            input_ids=packed.input_ids[None], position_ids=packed.position_ids[None], row=row, use_cache=False
+        ).last_hidden_state[0]
+        return found
+
+    def scores_of(self, states: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """(ΣK,) float32 by the head."""
+        scores: torch.Tensor = self.head(states, packed)
+        return scores
+
+    def forget(self) -> None:
+        """Drops all prefixes."""
+        self.cache.clear()
+
+    def score_row(self, parts: Sequence[Prompt], autocast: torch.dtype | None) -> tuple[list[Scores], list[int]]:
+        """As the base, with prefixes from the cache, where new ones go."""
+        known = [self.cache.get(part.prefix, autocast) for part in parts]
+        packed = pack(parts, known)
+        row = Row(packed.spans, causal=True, remember=self.cache.max_bytes > 0)
+        flat = self.row_scores(packed, row, autocast=autocast)
+        for place, (part, states) in enumerate(zip(parts, known, strict=True)):
+            if row.remember and states is None:
+                self.cache.put(part.prefix, autocast, row.prefix_states(place))
+        cached = [0 if states is None else len(part.prefix) for part, states in zip(parts, known, strict=True)]
+        return split(flat, packed), cached
+
+
+def _tokenizer(model_dir: Path) -> Any:
+    return AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+
+
+def _one_token(tokenizer: Any, word: str) -> int:
+    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        pieces = tokenizer.convert_ids_to_tokens(ids)
+        raise BadInput(
+            f"this model's tokenizer has no single token for {word.strip()!r} but {pieces}, and a decoder reranker"
+            " answers with one: choose another model"
+        )
+    return int(ids[0])

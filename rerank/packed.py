@@ -1,0 +1,344 @@
+"""A language model that scores packed candidates: what encoders and decoders have in common."""
+
+import copy
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import torch
+from peft import PeftModel
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging
+
+from data.schema import Scores
+from rerank.adapters import AdapterConfig, attach, reattach
+from rerank.base import RerankRequest, RerankResult
+from rerank.packing import Packed, Prompt, pack, split_long
+from rerank.prompt import PromptConfig, Prompter
+from rerank.shared_prefix import Row
+from store.errors import BadInput, CorruptArtifact, Mismatch
+
+FORMAT = 2
+ADAPTER_DIR, HEAD_FILE, CARD_FILE = "adapter", "head.safetensors", "reranker.json"
+
+
+class PackedConfig(BaseModel):
+    """The shape of any packed reranker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: PromptConfig = Field(default_factory=PromptConfig, description="how much text is read")
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig, description="what is trained in the model")
+    max_batch_tokens: int = Field(8192, ge=64, description="tokens of one forward pass in scoring")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModelName:
+    """Which frozen model a reranker stands on: a name for people and the fingerprint that is checked."""
+
+    name: str
+    fingerprint: str
+
+
+ConfigT = TypeVar("ConfigT", bound=PackedConfig)
+
+
+class PackedReranker(ABC, Generic[ConfigT]):
+    """Reranker with an adapter inside a frozen model and a head on top; see `packing` for the layout.
+
+    Make one with `create` or `load`.
+    """
+
+    kind: ClassVar[str]
+    config_type: ClassVar[type[PackedConfig]]
+    causal: ClassVar[bool]
+    model_types: ClassVar[frozenset[str]]
+    """Those that transformers' config.json may name."""
+
+    def __init__(
+        self, *, backbone: Any, head: torch.nn.Module, prompter: Prompter, base: BaseModelName, config: ConfigT
+    ) -> None:
+        self.name = self.kind
+        self.backbone = backbone
+        self.head = head
+        self.prompter = prompter
+        self.base = base
+        self.config = config
+        self.backbone.eval()
+        self.head.eval()
+
+    # --- what the kinds decide
+
+    @classmethod
+    @abstractmethod
+    def read_backbone(cls, model_dir: Path) -> Any:
+        """The model, as transformers reads it; OSError, ValueError or SafetensorError where it cannot be read."""
+
+    @classmethod
+    @abstractmethod
+    def new_head(cls, backbone: Any, config: ConfigT) -> torch.nn.Module:
+        """A head before training."""
+
+    @classmethod
+    @abstractmethod
+    def new_prompter(cls, model_dir: Path, config: ConfigT) -> Prompter:
+        """The tokenizer of the model, with the wording of this kind."""
+
+    @abstractmethod
+    def states(self, packed: Packed, row: Row) -> torch.Tensor:
+        """(L, D) of the last layer."""
+
+    @abstractmethod
+    def scores_of(self, states: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """(ΣK,) float32 from the states (L, D)."""
+
+    # --- files
+
+    @classmethod
+    def create(cls, model_dir: Path, *, base: BaseModelName, config: ConfigT, seed: int) -> Self:
+        """An untrained reranker.
+
+        Args:
+            model_dir: folder with config.json, weights and a fast tokenizer.
+            base: name and fingerprint of that folder, kept with every saved copy.
+            config: its shape.
+            seed: of the adapter's and the head's first weights.
+
+        Raises:
+            BadInput: when the model cannot be packed, or its positions are too few for the prompts.
+            CorruptArtifact: when it cannot be read.
+        """
+        backbone = cls._frozen_backbone(model_dir, config.prompt)
+        prompter = cls.new_prompter(model_dir, config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            head = cls.new_head(backbone, config)
+            adapted = attach(backbone, config.adapter)
+        return cls(backbone=adapted, head=head, prompter=prompter, base=base, config=config)
+
+    @classmethod
+    def load(cls, folder: Path, *, model_dir: Path, model_fingerprint: str) -> Self:
+        """A reranker that `save` wrote, on the same base model.
+
+        Raises:
+            Mismatch: when the base has another fingerprint than the one it was trained on.
+            CorruptArtifact: when a file is missing, unreadable or of an unknown format.
+        """
+        card = read_card(folder)
+        config: Any = cls.config_type.model_validate(card["config"])
+        base = BaseModelName(**card["base"])
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            # PEFT would look for a missing file on the model hub.
+            if not (folder / ADAPTER_DIR / name).is_file():
+                raise corrupt(folder, FileNotFoundError(f"{ADAPTER_DIR}/{name} is missing"))
+        if base.fingerprint != model_fingerprint:
+            raise Mismatch(
+                f"the reranker in {folder.name} was trained on {base.name} with fingerprint {base.fingerprint}, but"
+                f" the model in {model_dir.name} has {model_fingerprint}: name the first model, or train again"
+                " with 'python cli.py train-reranker'"
+            )
+        backbone = cls._frozen_backbone(model_dir, config.prompt)
+        head = cls.new_head(backbone, config)
+        try:
+            head.load_state_dict(load_file(folder / HEAD_FILE))
+            adapted = reattach(backbone, folder / ADAPTER_DIR)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise corrupt(folder, error) from error
+        prompter = cls.new_prompter(model_dir, config)
+        return cls(backbone=adapted, head=head, prompter=prompter, base=base, config=config)
+
+    def save(self, folder: Path) -> None:
+        """Write a PEFT adapter folder, the head and a card into `folder`, which is made if missing.
+
+        Raises:
+            ValueError: for a merged copy, which has no adapter of its own any more.
+        """
+        if not isinstance(self.backbone, PeftModel):
+            raise ValueError("a merged reranker cannot be saved: save the one it was made from")
+        folder.mkdir(parents=True, exist_ok=True)
+        # PEFT would write the folder the base was loaded from, which means nothing on another machine.
+        self.backbone.peft_config["default"].base_model_name_or_path = self.base.name
+        # Left at "auto", saving asks the model hub whether the vocabulary has changed.
+        self.backbone.save_pretrained(str(folder / ADAPTER_DIR), save_embedding_layers=False)
+        (folder / ADAPTER_DIR / "README.md").unlink(missing_ok=True)  # a form to fill in, with the base's path
+        save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / HEAD_FILE)
+        card = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "base": {"name": self.base.name, "fingerprint": self.base.fingerprint},
+            "config": self.config.model_dump(mode="json"),
+        }
+        (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+    def merged(self) -> Self:
+        """A copy for inference with the adapter added into the weights: equal scores, fewer products."""
+        backbone = copy.deepcopy(self.backbone)
+        if isinstance(backbone, PeftModel):
+            backbone = backbone.merge_and_unload()
+        return type(self)(
+            backbone=backbone,
+            head=copy.deepcopy(self.head),
+            prompter=self.prompter,
+            base=self.base,
+            config=self.config,
+        )
+
+    # --- training
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """What training changes: the adapter's and the head's parameters, by name."""
+        named = {f"backbone.{name}": value for name, value in self.backbone.named_parameters() if value.requires_grad}
+        return named | {f"head.{name}": value for name, value in self.head.named_parameters()}
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Dropout is on inside the block."""
+        for module in (self.backbone, self.head):
+            module.train()
+        try:
+            yield
+        finally:
+            for module in (self.backbone, self.head):
+                module.eval()
+            self.forget()
+
+    def forget(self) -> None:
+        """Drops what was remembered of earlier requests; to be called wherever weights have changed."""
+
+    def forward(self, prompts: Sequence[Prompt], *, autocast: torch.dtype | None = None) -> torch.Tensor:
+        """Scores with a graph, for training.
+
+        Args:
+            prompts: B prompts.
+            autocast: run the backbone's products in this type; the head stays in float32.
+
+        Returns:
+            (B, K) float32, K the largest number of candidates; -inf beyond a prompt's own.
+        """
+        packed = pack(prompts)
+        flat = self.row_scores(packed, Row(packed.spans, self.causal), autocast=autocast)
+        lists = list(torch.split(flat, packed.candidates))
+        return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=float("-inf"))
+
+    # --- scoring
+
+    def score(self, requests: Sequence[RerankRequest]) -> RerankResult:
+        """See `Reranker`."""
+        return self.score_prompts([self._prompt(request) for request in requests])
+
+    def score_prompts(self, prompts: Sequence[Prompt], *, autocast: torch.dtype | None = None) -> RerankResult:
+        """The same for prompts."""
+        owned = [(owner, part) for owner, prompt in enumerate(prompts) for part in self._parts(prompt)]
+        scores: list[list[Scores]] = [[np.empty(0, dtype=np.float32)] for _ in prompts]
+        tokens, cached = [0] * len(prompts), [0] * len(prompts)
+        with torch.inference_mode():
+            for batch in _filled(owned, self.config.max_batch_tokens):
+                found = self.score_row([part for _, part in batch], autocast)
+                for (owner, part), values, remembered in zip(batch, *found, strict=True):
+                    scores[owner].append(values)
+                    tokens[owner] += part.tokens
+                    cached[owner] += remembered
+        cut = [prompt.cut_candidates for prompt in prompts]
+        return RerankResult([np.concatenate(values) for values in scores], tokens, cached, cut)
+
+    def score_row(self, parts: Sequence[Prompt], autocast: torch.dtype | None) -> tuple[list[Scores], list[int]]:
+        """(k,) float32 for each of the prompts of one row, and how many of its tokens did not have to be read."""
+        packed = pack(parts)
+        flat = self.row_scores(packed, Row(packed.spans, self.causal), autocast=autocast)
+        return split(flat, packed), [0] * len(parts)
+
+    def row_scores(self, packed: Packed, row: Row, *, autocast: torch.dtype | None) -> torch.Tensor:
+        """(ΣK,) float32."""
+        with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+            states = self.states(packed, row)
+        return self.scores_of(states.float(), packed)
+
+    def _prompt(self, request: RerankRequest) -> Prompt:
+        ids = self.prompter.tokenize([*request.history, *request.candidates])
+        known = len(request.history)
+        return self.prompter.prompt(ids[:known], ids[known:])
+
+    def _parts(self, prompt: Prompt) -> list[Prompt]:
+        """What really goes through the model: nothing where there is no candidate."""
+        return split_long(prompt, max_tokens=self.config.max_batch_tokens) if prompt.candidates else []
+
+    @classmethod
+    def _frozen_backbone(cls, model_dir: Path, prompt: PromptConfig) -> Any:
+        try:
+            with _without_progress_bars():
+                backbone = cls.read_backbone(model_dir)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CorruptArtifact(f"the model in {model_dir} cannot be read: {error}") from error
+        if backbone.config.model_type not in cls.model_types:
+            raise BadInput(
+                f"the model in {model_dir.name} is of type {backbone.config.model_type!r}; a reranker of kind"
+                f" {cls.kind!r} needs one of {', '.join(sorted(cls.model_types))}"
+            )
+        need, there = prompt.max_history_tokens + prompt.max_candidate_tokens, backbone.config.max_position_embeddings
+        if need > there:
+            raise BadInput(
+                f"max_history_tokens + max_candidate_tokens is {need}, but the model in {model_dir.name} has {there}"
+                " positions: lower one of the two"
+            )
+        return backbone.requires_grad_(False)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What reranker.json says: format, kind, base and config.
+
+    Raises:
+        CorruptArtifact: when it cannot be read, or is of an unknown format.
+    """
+    try:
+        card: dict[str, Any] = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        if card["format"] != FORMAT:
+            raise ValueError(f"format {card['format']!r}, where this version reads {FORMAT}")
+        BaseModelName(**card["base"])
+        _ = card["config"], card["kind"]
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise corrupt(folder, error) from error
+    return card
+
+
+def corrupt(folder: Path, error: Exception) -> CorruptArtifact:
+    """What to raise where a saved reranker cannot be read."""
+    return CorruptArtifact(
+        f"the reranker in {folder} cannot be read ({error}): make it again with 'python cli.py train-reranker'"
+    )
+
+
+def split(flat: torch.Tensor, packed: Packed) -> list[Scores]:
+    """(k,) for each prompt from (ΣK,)."""
+    return [scores.numpy() for scores in torch.split(flat, packed.candidates)]
+
+
+def _filled(parts: Sequence[tuple[int, Prompt]], limit: int) -> Iterator[list[tuple[int, Prompt]]]:
+    """Rows of as many prompts as `limit` tokens hold, in order, at least one each."""
+    batch: list[tuple[int, Prompt]] = []
+    used = 0
+    for owner, part in parts:
+        if batch and used + part.tokens > limit:
+            yield batch
+            batch, used = [], 0
+        batch.append((owner, part))
+        used += part.tokens
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
