@@ -10,7 +10,7 @@ from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.schema import Scores
-from rerank.adapters import AdapterConfig
+from rerank.adapters import AdapterConfig, is_prefix
 from rerank.packed import PackedConfig, PackedReranker, split
 from rerank.packing import Packed, Prompt, pack
 from rerank.prefix_cache import PrefixCache
@@ -31,6 +31,8 @@ class DecoderConfig(PackedConfig):
     adapter: AdapterConfig = Field(
         AdapterConfig(
             target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+            scaled_modules=("k_proj", "v_proj"),
+            scaled_inner=("down_proj",),
         ),
         description="what is trained in the model",
     )
@@ -91,8 +93,12 @@ class DecoderReranker(PackedReranker[DecoderConfig]):
     def states(self, packed: Packed, row: Row) -> torch.Tensor:
         """(L, D) of the last layer, after its norm."""
         model = self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+        positions, virtual = packed.position_ids[None], None
+        if is_prefix(self.backbone):
+            virtual = self.backbone.get_prompt(batch_size=1)
+            positions = positions + virtual.get_seq_length()
         found: torch.Tensor = model.model(
-            input_ids=packed.input_ids[None], position_ids=packed.position_ids[None], row=row, use_cache=False
+            input_ids=packed.input_ids[None], position_ids=positions, past_key_values=virtual, row=row, use_cache=False
         ).last_hidden_state[0]
         return found
 

@@ -11,14 +11,14 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
-from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from data.schema import Scores
-from rerank.adapters import AdapterConfig, attach, reattach
+from rerank import adapters
+from rerank.adapters import AdapterConfig
 from rerank.base import RerankRequest, RerankResult
 from rerank.packing import Packed, Prompt, pack, split_long
 from rerank.prompt import PromptConfig, Prompter
@@ -71,6 +71,7 @@ class PackedReranker(ABC, Generic[ConfigT]):
         self.prompter = prompter
         self.base = base
         self.config = config
+        self.is_merged = False
         self.backbone.eval()
         self.head.eval()
 
@@ -120,7 +121,7 @@ class PackedReranker(ABC, Generic[ConfigT]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             head = cls.new_head(backbone, config)
-            adapted = attach(backbone, config.adapter)
+            adapted = adapters.attach(backbone, config.adapter)
         return cls(backbone=adapted, head=head, prompter=prompter, base=base, config=config)
 
     @classmethod
@@ -134,10 +135,6 @@ class PackedReranker(ABC, Generic[ConfigT]):
         card = read_card(folder)
         config: Any = cls.config_type.model_validate(card["config"])
         base = BaseModelName(**card["base"])
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            # PEFT would look for a missing file on the model hub.
-            if not (folder / ADAPTER_DIR / name).is_file():
-                raise corrupt(folder, FileNotFoundError(f"{ADAPTER_DIR}/{name} is missing"))
         if base.fingerprint != model_fingerprint:
             raise Mismatch(
                 f"the reranker in {folder.name} was trained on {base.name} with fingerprint {base.fingerprint}, but"
@@ -148,26 +145,22 @@ class PackedReranker(ABC, Generic[ConfigT]):
         head = cls.new_head(backbone, config)
         try:
             head.load_state_dict(load_file(folder / HEAD_FILE))
-            adapted = reattach(backbone, folder / ADAPTER_DIR)
+            adapted = adapters.reattach(backbone, config.adapter, folder / ADAPTER_DIR)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise corrupt(folder, error) from error
         prompter = cls.new_prompter(model_dir, config)
         return cls(backbone=adapted, head=head, prompter=prompter, base=base, config=config)
 
     def save(self, folder: Path) -> None:
-        """Write a PEFT adapter folder, the head and a card into `folder`, which is made if missing.
+        """Write the adapter in a folder of its own, the head and a card into `folder`, which is made if missing.
 
         Raises:
             ValueError: for a merged copy, which has no adapter of its own any more.
         """
-        if not isinstance(self.backbone, PeftModel):
+        if self.is_merged:
             raise ValueError("a merged reranker cannot be saved: save the one it was made from")
         folder.mkdir(parents=True, exist_ok=True)
-        # PEFT would write the folder the base was loaded from, which means nothing on another machine.
-        self.backbone.peft_config["default"].base_model_name_or_path = self.base.name
-        # Left at "auto", saving asks the model hub whether the vocabulary has changed.
-        self.backbone.save_pretrained(str(folder / ADAPTER_DIR), save_embedding_layers=False)
-        (folder / ADAPTER_DIR / "README.md").unlink(missing_ok=True)  # a form to fill in, with the base's path
+        adapters.save(self.backbone, self.config.adapter, folder / ADAPTER_DIR, base=self.base.name)
         save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / HEAD_FILE)
         card = {
             "format": FORMAT,
@@ -179,16 +172,15 @@ class PackedReranker(ABC, Generic[ConfigT]):
 
     def merged(self) -> Self:
         """A copy for inference with the adapter added into the weights: equal scores, fewer products."""
-        backbone = copy.deepcopy(self.backbone)
-        if isinstance(backbone, PeftModel):
-            backbone = backbone.merge_and_unload()
-        return type(self)(
-            backbone=backbone,
+        twin = type(self)(
+            backbone=adapters.merged(self.backbone),
             head=copy.deepcopy(self.head),
             prompter=self.prompter,
             base=self.base,
             config=self.config,
         )
+        twin.is_merged = True
+        return twin
 
     # --- training
 

@@ -125,7 +125,7 @@ def attention(
     Args:
         module: the layer's attention.
         query: (1, H, L, d).
-        key: (1, h, L, d), h a divisor of H: every H / h neighbouring heads share one.
+        key: (1, h, V + L, d), h a divisor of H: every H / h neighbouring heads share one; V virtual tokens first.
         value: like `key`.
         attention_mask: None; who sees whom follows from `row`.
         scaling: factor of the products.
@@ -134,6 +134,10 @@ def attention(
     Returns:
         (1, L, H, d), and None for the weights.
     """
+    # Keys beyond the queries' number come first: virtual tokens, which every token sees.
+    virtual = key.shape[2] - query.shape[2]
+    before = key[0, :, :virtual], value[0, :, :virtual]
+    key, value = key[:, :, virtual:], value[:, :, virtual:]
     parts: list[torch.Tensor] = []
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     layer = int(getattr(module, "layer_idx", None) or 0)
@@ -141,18 +145,14 @@ def attention(
         places = slice(span.start, span.end)
         own_query, own_key, own_value = query[:, :, places], key[:, :, places], value[:, :, places]
         behind = slice(span.prefix, None)
-        seen = _seen_prefix(span, own_key[0], own_value[0], layer)
+        if span.remembered is None:
+            inside = own_key[0, :, : span.prefix], own_value[0, :, : span.prefix]
+            seen = torch.cat([before[0], inside[0]], dim=1), torch.cat([before[1], inside[1]], dim=1)
+        else:
+            seen = span.remembered.layers[layer]
         kept.append(seen)
         if span.prefix:
-            inside = F.scaled_dot_product_attention(
-                own_query[:, :, : span.prefix],
-                own_key[:, :, : span.prefix],
-                own_value[:, :, : span.prefix],
-                is_causal=row.causal,
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-            parts.append(inside[0])
+            parts.append(_prefix(own_query[:, :, : span.prefix], *seen, causal=row.causal, scaling=scaling))
         if len(span.lengths):
             found = _candidates(
                 own_query[0, :, behind] * scaling,
@@ -167,11 +167,23 @@ def attention(
     return torch.cat(parts, dim=1).transpose(0, 1)[None].contiguous(), None
 
 
-def _seen_prefix(span: Span, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values (h, P, d) of the prefix, from the row or from before."""
-    if span.remembered is not None:
-        return span.remembered.layers[layer]
-    return key[:, : span.prefix], value[:, : span.prefix]
+def _prefix(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool, scaling: float
+) -> torch.Tensor:
+    """(H, P, d) for the P tokens of a prefix: queries (1, H, P, d), keys and values (h, V + P, d)."""
+    virtual = key.shape[1] - query.shape[2]
+    mask = None
+    if causal and virtual:
+        mask = torch.ones(query.shape[2], key.shape[1], dtype=torch.bool, device=query.device).tril(virtual)
+    return F.scaled_dot_product_attention(
+        query,
+        key[None],
+        value[None],
+        attn_mask=mask,
+        is_causal=causal and mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != len(key),
+    )[0]
 
 
 def _candidates(

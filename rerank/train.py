@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from rerank.adapters import RankSchedule
 from rerank.lists import DrawnList, TrainingLists, batches, draw_list
 from rerank.listwise import ListFigures, list_figures, listwise_loss
 from rerank.packed import PackedReranker
@@ -166,6 +167,7 @@ class _Training:
         self.lists = 0
         self.parameters = reranker.trainable()
         self.optimizer = make_optimizer(self.parameters, config)
+        self.ranks = RankSchedule(reranker.backbone)
         self.autocast = autocast_type(config.precision)
         self.validation = self._validation_lists(validation)
 
@@ -195,7 +197,8 @@ class _Training:
 
     def _step(self, places: Ids) -> bool:
         """One batch of lists; false, and nothing changed, where loss or gradient is not finite."""
-        share = hard_share(self._progress(), self.config)
+        progress = self._progress()
+        share = hard_share(progress, self.config)
         drawn = [
             draw_list(self.examples, int(place), size=self.config.list_size, hard_share=share, rng=self.rng)
             for place in places
@@ -203,17 +206,18 @@ class _Training:
         prompts = [
             self._prompt(self.ids, self.examples, place, made) for place, made in zip(places, drawn, strict=True)
         ]
-        rate = set_rates(self.optimizer, self._progress(), config=self.config)
+        rate = set_rates(self.optimizer, progress, config=self.config)
         with self.reranker.training():
             scores = self.reranker.forward(prompts, autocast=self.autocast)  # (B, K)
             loss = listwise_loss(scores, drawn)
             self.optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            torch.autograd.backward(loss + self.ranks.penalty())
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             self.log({"event": "not finite", "step": len(self.losses) + 1, "loss": str(loss.item())})
             return False
         self.optimizer.step()
+        self.ranks.step(progress)
         self.losses.append(loss.item())
         self.lists += len(places)
         self.log(
