@@ -180,6 +180,8 @@ def recommend(
     rerank: Annotated[
         str, typer.Option(help="auto: where it helped on validation; always: show its scores even so; never")
     ] = "auto",
+    max_tokens: Annotated[int | None, typer.Option(min=0, help="tokens that the reranker may read")] = None,
+    max_ms: Annotated[float | None, typer.Option(min=0, help="milliseconds that the answer may take")] = None,
     towers_only: Annotated[
         bool, typer.Option("--towers-only", help="with --all: one search in the index and no other source")
     ] = False,
@@ -190,15 +192,19 @@ def recommend(
     from pipeline.answer import Wish, answer
     from pipeline.export import Asked, check_output, export
     from recommend.recommender import Rerank
+    from rerank.budget import Budget
     from store.errors import BadInput
 
     when = _choice(Rerank, rerank, "--rerank")
     if all_users == (output is None):
         raise BadInput("--all writes a file and needs -o FILE; -o needs --all")
-    wish = Wish(user=user, history=history, query=query, k=k, depth=depth, rerank=when)
+    budget = Budget(max_tokens=max_tokens, max_ms=max_ms)
+    wish = Wish(user=user, history=history, query=query, k=k, depth=depth, rerank=when, budget=budget)
     part = _choice(Asked, split, "--split")
     if all_users and (wish.given or as_json):
         raise BadInput("--all recommends for every user, into a file: leave out --user, --history, --query and --json")
+    if all_users and budget != Budget():
+        raise BadInput("--max-tokens and --max-ms are of one answer: leave them out with --all, or lower --depth")
     if not all_users and (users or towers_only or part is not Asked.NEXT):
         raise BadInput("--split, --users and --towers-only go with --all; one user is answered from the whole history")
     if not all_users:

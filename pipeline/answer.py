@@ -13,6 +13,7 @@ from pipeline.workspace import Workspace
 from recommend.recommender import Answer, Recommender, Rerank
 from recommend.release import load_stages
 from recommend.table import answer_as_json, print_answer
+from rerank.budget import Budget
 from retrieval.encode import EncoderConfig, encode_texts, load_encoder
 from retrieval.folder import ENCODER, read_card
 from store.assets import resolve_model
@@ -31,6 +32,7 @@ class Wish:
     k: int | None = None
     depth: int | None = None
     rerank: Rerank = Rerank.AUTO
+    budget: Budget | None = None
 
     @property
     def given(self) -> list[str]:
@@ -56,7 +58,9 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     vector = _query_vector(ws, recommender, wish.query) if wish.query is not None else None
     # The first pass through a model pays for its threads and caches; the cost line is of a warm one.
     for _ in range(2):
-        found = recommender.recommend(history, k=wish.k, depth=wish.depth, rerank=wish.rerank, query_vector=vector)
+        found = recommender.recommend(
+            history, k=wish.k, depth=wish.depth, rerank=wish.rerank, budget=wish.budget, query_vector=vector
+        )
     if as_json:
         print(json.dumps(answer_as_json(found), ensure_ascii=False))
         return found

@@ -25,8 +25,9 @@ from pipeline.contributions import TOWERS, JudgedSources, judge_sources
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import base_text_vectors, open_retriever
 from pipeline.workspace import FitKind, Workspace
-from recommend.recommender import Ranked, Recommender
+from recommend.recommender import Recommender
 from recommend.release import Stages, load_reranker
+from recommend.second_stage import Ranked
 from retrieval.retriever import TEXT, TRANSITIONS
 from store.errors import BadInput
 
@@ -162,7 +163,7 @@ def _our_systems(
 ) -> list[System]:
     systems = []
     reranked, retrieved = ranked.reranked.head(DEPTH), ranked.retrieved.head(DEPTH)
-    if recommender.reranker is not None:
+    if recommender.second is not None:
         words = f"both stages, {ranked.depth} reranked" if ranked.depth else "both stages; the second has weight 0"
         systems.append(System(TANDEM, Role.OURS, evaluate(reranked, asked, stats), words))
     role = Role.STAGE if systems else Role.OURS
@@ -250,7 +251,7 @@ def _cost(ranked: Ranked, retrieval_ms: float, rerank_ms: float) -> dict[str, fl
 
 def _notes(ws: Workspace, recommender: Recommender, options: EvaluationOptions) -> list[str]:
     notes = []
-    if recommender.reranker is None:
+    if recommender.second is None:
         notes.append(
             "Without a reranker: "
             + ("it was not asked." if not options.rerank else "none of these settings has been trained.")

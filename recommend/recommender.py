@@ -1,18 +1,19 @@
 """Both stages behind one call: candidates from the whole catalog, the top few reranked, fused, explained."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.schema import NO_ITEM, Candidates, Catalog, Histories, Rows, Scores
-from fusion.linear import LinearFusion
 from recommend.release import Stages
-from rerank.base import Reranker
-from rerank.fit import with_reranker_scores
+from recommend.second_stage import Ranked, SecondStage, unread
+from rerank.budget import Budget, Cap, Cut
 from rerank.fusion import RERANKER
 from retrieval.encode import centred
 from retrieval.explain import contributions
@@ -76,11 +77,12 @@ class RecommendedItem:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an answer cost: items found and read, tokens through the language model, milliseconds a stage."""
+    """What an answer cost: items found and read, tokens of the prompt, those remembered, milliseconds a stage."""
 
     candidates: int
     reranked: int
     prompt_tokens: int
+    cached_tokens: int
     retrieval_ms: float
     rerank_ms: float
     explain_ms: float
@@ -92,6 +94,8 @@ class Answer:
 
     Attributes:
         not_reranked: why the reranker was not asked; empty where it was.
+        left_out: what the budget cut away, and by which cap; empty where everything fitted.
+        degraded: how the reranker failed, so that retrieval order stands; empty where it did not.
     """
 
     basis: Basis
@@ -99,23 +103,8 @@ class Answer:
     cost: Cost
     release_fit: str
     not_reranked: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """Both stages for B users.
-
-    Attributes:
-        retrieved: (B, K) after the first stage.
-        reranked: the same items after the second; equal to `retrieved` without one.
-        depth: how many of each list the reranker read.
-        prompt_tokens: (B,) tokens that went through the reranker.
-    """
-
-    retrieved: Candidates
-    reranked: Candidates
-    depth: int
-    prompt_tokens: Rows
+    left_out: str = ""
+    degraded: str = ""
 
 
 class Recommender:
@@ -128,10 +117,11 @@ class Recommender:
         self.users = stages.dataset.users
         self.interactions = stages.dataset.interactions
         self.retriever: Retriever = stages.retriever
-        self.reranker: Reranker | None = stages.reranker
-        self.fusion: LinearFusion | None = stages.fusion
+        self.second: SecondStage | None = None
+        if stages.reranker is not None and stages.fusion is not None:
+            self.second = SecondStage(stages.reranker, stages.fusion, self.catalog.texts)
         self.fit = stages.fit
-        self._texts = self.catalog.texts
+        self._calibrated = False
         self._titles = self.catalog.titles
 
     def history_of(self, user_id: str) -> Rows:
@@ -149,6 +139,7 @@ class Recommender:
         k: int | None = None,
         depth: int | None = None,
         rerank: Rerank = Rerank.AUTO,
+        budget: Budget | None = None,
         query_vector: Scores | None = None,
     ) -> Answer:
         """The best k items for one history, each with its reasons, and what they cost.
@@ -158,6 +149,7 @@ class Recommender:
             k: items wanted; None: as configured. Fewer come back only where fewer exist.
             depth: items reranked; None: as configured.
             rerank: `ALWAYS` shows the reranker's places and scores even where they do not count.
+            budget: what the answer may cost; what was left out for it stands in the answer.
             query_vector: (E,) text vector of a free-text wish, which then takes the history's place.
 
         Raises:
@@ -170,18 +162,35 @@ class Recommender:
         basis, retrieved = self._retrieve(histories, max(k, self.config.candidates), query_vector)
         after_retrieval = time.perf_counter()
         use_reranker = basis is Basis.HISTORY and rerank is not Rerank.NEVER
-        ranked = self.rerank(retrieved, histories, depth=depth if use_reranker else 0, always=rerank is Rerank.ALWAYS)
+        ranked = self._reranked_or_not(
+            retrieved,
+            histories,
+            depth=depth if use_reranker else 0,
+            always=rerank is Rerank.ALWAYS,
+            budget=budget,
+            spent_ms=(after_retrieval - started) * 1000,
+        )
         after_rerank = time.perf_counter()
         items = self._items(ranked, history, k, explained=basis is Basis.HISTORY)
         cost = Cost(
             candidates=int(retrieved.present.sum()),
-            reranked=min(ranked.depth, int(retrieved.present.sum())),
-            prompt_tokens=int(ranked.prompt_tokens.sum()),
+            reranked=ranked.depth,
+            prompt_tokens=int(ranked.prompt_tokens[0]),
+            cached_tokens=int(ranked.cached_tokens[0]),
             retrieval_ms=(after_retrieval - started) * 1000,
             rerank_ms=(after_rerank - after_retrieval) * 1000,
             explain_ms=(time.perf_counter() - after_rerank) * 1000,
         )
-        return Answer(basis, items, cost, self.fit, "" if ranked.depth else self._why_not_reranked(basis, rerank))
+        cut, cap = ranked.cuts[0]
+        return Answer(
+            basis=basis,
+            items=items,
+            cost=cost,
+            release_fit=self.fit,
+            not_reranked="" if ranked.depth else self._why_not_reranked(basis, rerank, ranked),
+            left_out="" if cut is Cut.NONE else f"{cut} ({cap})",
+            degraded=ranked.degraded,
+        )
 
     def rank(self, histories: Histories, *, candidates: int, depth: int | None = None) -> Ranked:
         """Both stages for many users at once."""
@@ -192,7 +201,14 @@ class Recommender:
         return self.retriever.candidates(histories, candidates, exclude_known=self.config.exclude_known)
 
     def rerank(
-        self, retrieved: Candidates, histories: Histories, *, depth: int | None = None, always: bool = False
+        self,
+        retrieved: Candidates,
+        histories: Histories,
+        *,
+        depth: int | None = None,
+        always: bool = False,
+        budget: Budget | None = None,
+        spent_ms: float = 0.0,
     ) -> Ranked:
         """The second stage on given candidates: the first `depth` places reordered, the rest left below them.
 
@@ -200,19 +216,30 @@ class Recommender:
 
         Args:
             always: ask it even then, to measure what it costs or to show its scores.
+            budget: caps of each user's request.
+            spent_ms: what of the budget's time is behind already.
         """
         wanted = self.config.depth if depth is None else depth
         depth = min(wanted or 0, retrieved.depth)
-        if self.reranker is None or self.fusion is None or depth == 0 or not (always or self.reranker_helps):
-            return Ranked(retrieved, retrieved, 0, np.zeros(len(retrieved), dtype=np.int64))
-        head, tokens = with_reranker_scores(self.reranker, self._texts, retrieved.head(depth), histories)
-        reordered = head.ranked_by(self.fusion.score(head))
-        return Ranked(retrieved, _over(reordered, retrieved), depth, tokens)
+        if self.second is None or depth == 0 or not (always or self.second.helps):
+            return unread(retrieved)
+        limits = {} if budget is None or budget.max_tokens is None else {Cap.TOKENS: budget.max_tokens}
+        max_ms = None
+        if budget is not None and budget.max_ms is not None:
+            self._calibrate()
+            max_ms = max(0.0, budget.max_ms - spent_ms)
+        return self.second.rank(retrieved, histories, depth=depth, limits=limits, max_ms=max_ms)
+
+    def _calibrate(self) -> None:
+        """Once, for the first request whose time is capped; a server does it before it says that it is ready."""
+        if self.second is not None and not self._calibrated:
+            self.second.reranker.calibrate()
+            self._calibrated = True
 
     @property
     def reranker_helps(self) -> bool:
         """Whether the fusion, fitted on validation, gives the reranker any weight."""
-        return self.fusion is not None and self.fusion.weights[RERANKER] > 0
+        return self.second is not None and self.second.helps
 
     def text_vector(self, vectors: Scores) -> Scores:
         """(n, E) raw text vectors, centred like the catalog's."""
@@ -264,8 +291,21 @@ class Recommender:
             )
         return tuple(items)
 
-    def _why_not_reranked(self, basis: Basis, rerank: Rerank) -> str:
-        if self.reranker is None:
+    def _reranked_or_not(self, retrieved: Candidates, histories: Histories, **how: Any) -> Ranked:
+        """As `rerank`; where it fails, retrieval order with the reason: an answer is worth more than its last touch."""
+        try:
+            return self.rerank(retrieved, histories, **how)
+        except (RuntimeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+            logging.getLogger(__name__).exception("the reranker failed")
+            return unread(retrieved, degraded=reason)
+
+    def _why_not_reranked(self, basis: Basis, rerank: Rerank, ranked: Ranked) -> str:
+        if ranked.degraded:
+            return f"the reranker failed ({ranked.degraded})"
+        if ranked.cuts[0][0] is Cut.PASSED:
+            return f"the budget is too small ({ranked.cuts[0][1]})"
+        if self.second is None:
             return "this release has no reranker"
         if basis is not Basis.HISTORY:
             return "a reranker reads histories, and there is none"
@@ -282,27 +322,6 @@ class Recommender:
             found = [ids[recent[step]] for step in strongest[:, place] if parts[step, place] > 0]
             named.append(tuple(dict.fromkeys(found))[:BECAUSE])
         return named
-
-
-def _over(reordered: Candidates, retrieved: Candidates) -> Candidates:
-    """Reordered heads above the rest of the lists; scores of the rest are shifted to stay below the heads'."""
-    depth = reordered.depth
-    rest = retrieved.score[:, depth:]
-    lowest = np.where(reordered.present, reordered.score, np.inf).min(axis=1, initial=np.inf)
-    top = rest[:, :1] if rest.shape[1] else np.zeros((len(rest), 1), dtype=np.float32)
-    shift = np.where(np.isfinite(lowest)[:, None] & np.isfinite(top), lowest[:, None] - top, 0.0)
-    rows = np.concatenate([reordered.item_rows, retrieved.item_rows[:, depth:]], axis=1)
-    # Rounding may lift the first of the rest over the last of the head, and who sorts by score would swap them.
-    below = np.minimum(rest + shift, np.nextafter(lowest, -np.inf)[:, None])
-    score = np.concatenate([reordered.score, np.where(np.isfinite(rest), below, -np.inf)], axis=1)
-    unread = np.zeros(rest.shape, dtype=np.float32)
-    sources = {
-        name: np.concatenate(
-            [scores, retrieved.sources[name][:, depth:] if name in retrieved.sources else unread], axis=1
-        )
-        for name, scores in reordered.sources.items()
-    }
-    return Candidates(rows, score.astype(np.float32), sources)
 
 
 def _reranker_places(ranked: Ranked) -> dict[int, tuple[int, float]]:

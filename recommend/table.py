@@ -48,14 +48,17 @@ def print_answer(
     console.print(table)
     if answer.not_reranked:
         console.print(Text(f"not reranked: {answer.not_reranked}"))
+    if answer.left_out:
+        console.print(Text(f"left out: {answer.left_out}"))
     console.print(Text(cost_line(answer)))
 
 
 def cost_line(answer: Answer) -> str:
     """Candidates, tokens and milliseconds of each stage, in one line."""
     cost = answer.cost
+    remembered = f", {cost.cached_tokens} of them remembered" if cost.cached_tokens else ""
     return (
-        f"cost: {cost.candidates} candidates, {cost.reranked} reranked, {cost.prompt_tokens} tokens; "
+        f"cost: {cost.candidates} candidates, {cost.reranked} reranked, {cost.prompt_tokens} tokens{remembered}; "
         f"retrieval {cost.retrieval_ms:.1f} ms, reranking {cost.rerank_ms:.1f} ms, reasons {cost.explain_ms:.1f} ms"
         f" ({answer.release_fit} fit)"
     )

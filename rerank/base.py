@@ -1,11 +1,13 @@
 """What every reranker is: texts in, one score for each candidate out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from rerank.budget import Cap, Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,11 +16,15 @@ class RerankRequest:
 
     Attributes:
         history: texts of the items taken, oldest first; may be empty.
-        candidates: texts of the items to score, in any order; the order has no influence on the scores.
+        candidates: texts of the items to score, the most promising first; the order has no influence on the scores.
+        limits: cap → tokens that may go through the model; what does not fit is left out as `budget.plan` says.
+        max_ms: milliseconds that reading may take, a cap like the others.
     """
 
     history: tuple[str, ...]
     candidates: tuple[str, ...]
+    limits: Mapping[Cap, int] = field(default_factory=dict)
+    max_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +32,19 @@ class RerankResult:
     """Answers to a sequence of requests, in their order.
 
     Attributes:
-        scores: for each request (k,) float32, one for each candidate in its place; higher is better.
+        scores: for each request (k,) float32, one for each candidate that was read, which are the first k of it;
+            higher is better.
         prompt_tokens: for each request the tokens of its prompt, padding not counted.
         cached_tokens: how many of them were remembered, so that they did not go through the model again.
         cut_candidates: for each request how many candidates were longer than allowed and cut at their end.
+        cuts: for each request what its budget left out, and because of which cap.
     """
 
     scores: list[npt.NDArray[np.float32]]
     prompt_tokens: list[int]
     cached_tokens: list[int]
     cut_candidates: list[int]
+    cuts: list[tuple[Cut, Cap]]
 
 
 class Reranker(Protocol):
@@ -49,4 +58,8 @@ class Reranker(Protocol):
 
     def score(self, requests: Sequence[RerankRequest]) -> RerankResult:
         """One float32 score for each candidate of each request."""
+        ...
+
+    def calibrate(self) -> None:
+        """Learns how fast it reads on this machine, so that `max_ms` can be kept; without it nothing is promised."""
         ...

@@ -111,6 +111,10 @@ class DecoderReranker(PackedReranker[DecoderConfig]):
         """Drops all prefixes."""
         self.cache.clear()
 
+    def remembers(self, prompt: Prompt) -> bool:
+        """Whether its states are in the cache, in full precision."""
+        return self.cache.get(prompt.prefix, None) is not None
+
     def score_row(self, parts: Sequence[Prompt], autocast: torch.dtype | None) -> tuple[list[Scores], list[int]]:
         """As the base, with prefixes from the cache, where new ones go."""
         known = [self.cache.get(part.prefix, autocast) for part in parts]

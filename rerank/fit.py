@@ -91,7 +91,7 @@ def fit_reranker(
             rounds.append(train_reranker(reranker, lists, validation=stop, config=settings, log=log))
     asked = np.arange(min(len(task.selectors), config.fusion_users))
     candidates = task.selector_candidates.take(asked).head(config.depth)
-    scored, _ = with_reranker_scores(reranker.merged(), task.texts, candidates, task.selectors.histories.take(asked))
+    scored = with_reranker_scores(reranker.merged(), task.texts, candidates, task.selectors.histories.take(asked))
     fusion, record = fit_rerank_fusion(scored, task.selectors.targets.take(asked))
     log({"event": "fusion", **record.as_json()})
     return fusion, RerankerRecord(rounds, record)
@@ -107,18 +107,15 @@ def next_item_lists(
 
 def with_reranker_scores(
     reranker: Reranker, texts: Sequence[str], candidates: Candidates, histories: Histories
-) -> tuple[Candidates, Rows]:
-    """Candidates in retrieval order with both scores as sources, and (B,) prompt tokens of each user."""
+) -> Candidates:
+    """Candidates in retrieval order with both scores as sources."""
     scores = np.zeros(candidates.item_rows.shape, dtype=np.float32)
-    tokens = np.zeros(len(candidates), dtype=np.int64)
     for start in range(0, len(candidates), USERS_AT_ONCE):
         places = range(start, min(start + USERS_AT_ONCE, len(candidates)))
-        result = reranker.score([_request(texts, candidates, histories, place) for place in places])
+        result = reranker.score([request_of(texts, candidates, histories, place) for place in places])
         for place, values in zip(places, result.scores, strict=True):
             scores[place, candidates.present[place]] = values
-        tokens[start : start + len(places)] = result.prompt_tokens
-    both = candidates.with_source(RETRIEVAL, retrieval_column(candidates)).with_source(RERANKER, scores)
-    return both, tokens
+    return candidates.with_source(RETRIEVAL, retrieval_column(candidates)).with_source(RERANKER, scores)
 
 
 def retrieval_column(candidates: Candidates) -> Scores:
@@ -126,7 +123,8 @@ def retrieval_column(candidates: Candidates) -> Scores:
     return np.where(candidates.present, candidates.score, np.float32(0)).astype(np.float32)
 
 
-def _request(texts: Sequence[str], candidates: Candidates, histories: Histories, place: int) -> RerankRequest:
+def request_of(texts: Sequence[str], candidates: Candidates, histories: Histories, place: int) -> RerankRequest:
+    """What a reranker is asked for the user at `place`."""
     rows = candidates.item_rows[place][candidates.present[place]]
     return RerankRequest(tuple(texts[row] for row in histories[place]), tuple(texts[row] for row in rows))
 

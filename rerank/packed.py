@@ -2,10 +2,11 @@
 
 import copy
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -20,6 +21,7 @@ from data.schema import Scores
 from rerank import adapters
 from rerank.adapters import AdapterConfig
 from rerank.base import RerankRequest, RerankResult
+from rerank.budget import Cap, Cut, Pace, Plan, plan
 from rerank.packing import Packed, Prompt, pack, split_long
 from rerank.prompt import PromptConfig, Prompter
 from rerank.shared_prefix import Row
@@ -72,6 +74,7 @@ class PackedReranker(ABC, Generic[ConfigT]):
         self.base = base
         self.config = config
         self.is_merged = False
+        self.pace = Pace()
         self.backbone.eval()
         self.head.eval()
 
@@ -223,7 +226,29 @@ class PackedReranker(ABC, Generic[ConfigT]):
 
     def score(self, requests: Sequence[RerankRequest]) -> RerankResult:
         """See `Reranker`."""
-        return self.score_prompts([self._prompt(request) for request in requests])
+        plans = [self._plan(request) for request in requests]
+        found = self.score_prompts([made.prompt for made in plans])
+        return replace(found, cuts=[(made.cut, made.cap) for made in plans])
+
+    def calibrate(self) -> None:
+        """Reads made-up prompts of several lengths, twice each, until the pace is known."""
+        item = self.prompter.tokenize(["one two three four five six seven eight"])[0]
+        while not self.pace.known:
+            for count in (2, 5, 10, 20):
+                self.score_prompts([self.prompter.prompt([item] * (count // 2), [item] * count)])
+        self.forget()
+
+    def _plan(self, request: RerankRequest) -> Plan:
+        """What of a request fits into its budget."""
+        limits = dict(request.limits)
+        if request.max_ms is not None:
+            limits[Cap.TIME] = self.pace.tokens_within(request.max_ms)
+        prompt = self._prompt(request)
+        return plan(prompt, limits, remembered=self.remembers(prompt))
+
+    def remembers(self, prompt: Prompt) -> bool:
+        """Whether the prefix of a prompt need not be read again."""
+        return False
 
     def score_prompts(self, prompts: Sequence[Prompt], *, autocast: torch.dtype | None = None) -> RerankResult:
         """The same for prompts."""
@@ -232,13 +257,17 @@ class PackedReranker(ABC, Generic[ConfigT]):
         tokens, cached = [0] * len(prompts), [0] * len(prompts)
         with torch.inference_mode():
             for batch in _filled(owned, self.config.max_batch_tokens):
+                started = time.perf_counter()
                 found = self.score_row([part for _, part in batch], autocast)
+                fed = sum(part.tokens for _, part in batch) - sum(found[1])
+                self.pace.observe(fed, (time.perf_counter() - started) * 1000)
                 for (owner, part), values, remembered in zip(batch, *found, strict=True):
                     scores[owner].append(values)
                     tokens[owner] += part.tokens
                     cached[owner] += remembered
         cut = [prompt.cut_candidates for prompt in prompts]
-        return RerankResult([np.concatenate(values) for values in scores], tokens, cached, cut)
+        uncut = [(Cut.NONE, Cap.NONE)] * len(prompts)
+        return RerankResult([np.concatenate(values) for values in scores], tokens, cached, cut, uncut)
 
     def score_row(self, parts: Sequence[Prompt], autocast: torch.dtype | None) -> tuple[list[Scores], list[int]]:
         """(k,) float32 for each of the prompts of one row, and how many of its tokens did not have to be read."""

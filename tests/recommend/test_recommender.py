@@ -11,6 +11,7 @@ from pipeline.workspace import open_workspace
 from recommend.recommender import Basis, RecommendConfig, Recommender, Rerank
 from recommend.release import Stages, load_stages
 from rerank.base import RerankRequest, RerankResult
+from rerank.budget import Budget, Cap, Cut
 from rerank.fusion import RERANKER, RETRIEVAL
 from store.errors import BadInput, UnknownId
 
@@ -23,6 +24,7 @@ class ByTitle:
 
     name: str = "by title"
     requests: list[RerankRequest] = field(default_factory=list)
+    calibrated: int = 0
 
     def score(self, requests: Sequence[RerankRequest]) -> RerankResult:
         self.requests += requests
@@ -32,7 +34,11 @@ class ByTitle:
         ]
         tokens = [10 * len(request.candidates) + len(request.history) for request in requests]
         none = [0] * len(requests)
-        return RerankResult(scores, tokens, none, none)
+        uncut = [(Cut.NONE, Cap.NONE)] * len(requests)
+        return RerankResult(scores, tokens, none, none, uncut)
+
+    def calibrate(self) -> None:
+        self.calibrated += 1
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +118,7 @@ def test_scores_fall_all_the_way_past_the_depth(two_stages):
 
 def test_the_reranker_reads_the_texts_of_the_history_and_of_the_best_candidates(two_stages):
     answer = two_stages.recommend(history(two_stages), depth=5)
-    (asked,) = two_stages.reranker.requests
+    (asked,) = two_stages.second.reranker.requests
     texts = two_stages.catalog.texts
     assert asked.history == tuple(texts[row] for row in history(two_stages))
     retrieved = two_stages.retrieve(Histories.of([history(two_stages).tolist()]), 30).item_rows[0, :5]
@@ -129,7 +135,7 @@ def test_without_weight_the_reranker_is_never_asked_and_the_order_is_retrievals(
         assert (answer.cost.reranked, answer.cost.prompt_tokens) == (0, 0)
     ranked = unhelpful.rank(stages.dataset.interactions, candidates=30)
     assert (ranked.depth, ranked.prompt_tokens.sum()) == (0, 0)
-    assert not unhelpful.reranker.requests
+    assert not unhelpful.second.reranker.requests
 
 
 def test_asked_for_all_the_same_it_shows_its_scores_but_moves_nothing(unhelpful):
@@ -144,7 +150,7 @@ def test_asked_for_all_the_same_it_shows_its_scores_but_moves_nothing(unhelpful)
 def test_depth_zero_and_never_leave_the_order_of_retrieval(two_stages, how):
     answer = two_stages.recommend(history(two_stages), **how)
     assert [item.retrieval_rank for item in answer.items] == list(range(1, 11))
-    assert not two_stages.reranker.requests
+    assert not two_stages.second.reranker.requests
 
 
 def test_a_depth_beyond_the_candidates_reads_them_all(two_stages):
@@ -188,7 +194,7 @@ def test_an_empty_history_is_given_recent_popular_items_and_no_reranking(two_sta
     best = np.argsort(-two_stages.retriever.recent_popularity, kind="stable")[:5]
     assert ids(answer) == [two_stages.catalog.vocabulary.ids[row] for row in best]
     assert all(item.because == () for item in answer.items)
-    assert not two_stages.reranker.requests
+    assert not two_stages.second.reranker.requests
 
 
 def test_a_wish_is_answered_by_text_alone(two_stages):
@@ -196,7 +202,7 @@ def test_a_wish_is_answered_by_text_alone(two_stages):
     answer = two_stages.recommend(np.zeros(0, dtype=np.int64), k=3, query_vector=two_stages.retriever.text[row])
     assert answer.basis is Basis.QUERY
     assert ids(answer)[0] == f"i{row}"
-    assert not two_stages.reranker.requests
+    assert not two_stages.second.reranker.requests
 
 
 def test_k_items_come_back_wherever_k_exist(two_stages):
@@ -232,3 +238,94 @@ def test_two_calls_give_one_answer(stages, shop):
     recommender = Recommender(stages, open_workspace(shop.run).config.recommending)
     one, two = (recommender.recommend(history(recommender), rerank=Rerank.ALWAYS) for _ in range(2))
     assert one.items == two.items
+
+
+# --- budgets and failures
+
+
+def test_caps_reach_the_reranker_and_what_retrieval_took_is_deducted(two_stages):
+    two_stages.recommend(history(two_stages), budget=Budget(max_tokens=50, max_ms=10_000))
+    (asked,) = two_stages.second.reranker.requests
+    assert asked.limits == {Cap.TOKENS: 50}
+    assert 0 < asked.max_ms < 10_000
+    assert two_stages.second.reranker.calibrated == 1
+    two_stages.recommend(history(two_stages), budget=Budget(max_ms=0))
+    assert two_stages.second.reranker.requests[-1].max_ms == 0
+    assert two_stages.second.reranker.calibrated == 1
+
+
+class Halving(ByTitle):
+    """Reads the first half of what it is asked."""
+
+    def score(self, requests):
+        found = super().score([replace(one, candidates=one.candidates[: len(one.candidates) // 2]) for one in requests])
+        return replace(found, cuts=[(Cut.DEPTH, Cap.TOKENS)] * len(requests))
+
+
+def test_what_a_budget_left_unread_stays_below_in_the_order_of_retrieval(stages):
+    halving = Recommender(replace(weighed(stages, retrieval=0.0, reranker=1.0), reranker=Halving()), CONFIG)
+    answer = halving.recommend(history(halving), k=12)
+    assert answer.left_out == "fewer candidates (max_tokens)"
+    assert answer.cost.reranked == 4
+    assert sorted(item.retrieval_rank for item in answer.items[:4]) == [1, 2, 3, 4]
+    assert [item.retrieval_rank for item in answer.items[4:]] == list(range(5, 13))
+    assert [item.rerank_rank for item in answer.items] == [1, 2, 3, 4] + [None] * 8
+    scores = [item.score for item in answer.items]
+    assert scores == sorted(scores, reverse=True)
+
+
+class Passing(ByTitle):
+    """Reads nothing."""
+
+    def score(self, requests):
+        found = super().score([replace(one, candidates=()) for one in requests])
+        return replace(found, cuts=[(Cut.PASSED, Cap.TIME)] * len(requests), prompt_tokens=[0] * len(requests))
+
+
+def test_a_budget_for_nothing_passes_the_order_of_retrieval_through(stages):
+    passing = Recommender(replace(weighed(stages, retrieval=0.0, reranker=1.0), reranker=Passing()), CONFIG)
+    answer = passing.recommend(history(passing))
+    assert [item.retrieval_rank for item in answer.items] == list(range(1, 11))
+    assert [item.score for item in answer.items] == [item.retrieval_score for item in answer.items]
+    assert answer.not_reranked == "the budget is too small (max_ms)"
+    assert (answer.cost.reranked, answer.cost.prompt_tokens, answer.degraded) == (0, 0, "")
+
+
+class Broken(ByTitle):
+    """Fails as it is told."""
+
+    def score(self, requests):
+        if self.name == "nan":
+            found = super().score(requests)
+            return replace(found, scores=[np.full_like(scores, np.nan) for scores in found.scores])
+        raise {"raise": ZeroDivisionError("by zero"), "memory": MemoryError()}[self.name]
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("raise", "ZeroDivisionError: by zero"), ("memory", "MemoryError"), ("nan", "scores are not finite")],
+)
+def test_a_reranker_that_fails_leaves_the_order_of_retrieval_and_says_so(stages, how, reason, caplog):
+    broken = Recommender(replace(weighed(stages, retrieval=0.0, reranker=1.0), reranker=Broken(how)), CONFIG)
+    answer = broken.recommend(history(broken))
+    assert [item.retrieval_rank for item in answer.items] == list(range(1, 11))
+    assert reason in answer.degraded
+    assert reason in answer.not_reranked
+    assert "the reranker failed" in caplog.text
+    with pytest.raises((ZeroDivisionError, MemoryError, ValueError)):  # a report must not hide it
+        broken.rank(Histories.of([history(broken).tolist()]), candidates=30)
+
+
+class Constant(ByTitle):
+    """Likes everything alike."""
+
+    def score(self, requests):
+        found = super().score(requests)
+        return replace(found, scores=[np.zeros_like(scores) for scores in found.scores])
+
+
+def test_tied_scores_keep_the_order_of_retrieval_and_are_counted(stages):
+    constant = Recommender(replace(weighed(stages, retrieval=0.0, reranker=1.0), reranker=Constant()), CONFIG)
+    ranked = constant.rank(Histories.of([history(constant).tolist()]), candidates=30)
+    np.testing.assert_array_equal(ranked.reranked.item_rows, ranked.retrieved.item_rows)
+    assert ranked.tied.tolist() == [True]

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -14,13 +15,13 @@ def item(title: str, *, read: bool) -> RecommendedItem:
 
 
 def answer(*items: RecommendedItem, basis: Basis = Basis.HISTORY, not_reranked: str = "") -> Answer:
-    return Answer(basis, items, Cost(100, 20, 1234, 1.25, 250.0, 0.5), "evaluation", not_reranked)
+    return Answer(basis, items, Cost(100, 20, 1234, 400, 1.25, 250.0, 0.5), "evaluation", not_reranked)
 
 
 def printed(found: Answer, last_titles=("Alien (1979)",)) -> str:
     file = io.StringIO()
     titles = {"h1": "[bold]Brazil[/bold] (1985)", "h2": "A title of more than twenty-four letters"}
-    print_answer(Console(file=file, width=140), found, heading="for user 42", last_titles=last_titles, title_of=titles)
+    print_answer(Console(file=file, width=200), found, heading="for user 42", last_titles=last_titles, title_of=titles)
     return file.getvalue()
 
 
@@ -31,7 +32,9 @@ def test_titles_places_scores_reasons_and_cost_are_shown():
     assert "#1 (+2.00)" in read
     assert "–" in unread
     assert "last taken: Alien (1979)" in text
-    assert "100 candidates, 20 reranked, 1234 tokens; retrieval 1.2 ms, reranking 250.0 ms" in text
+    assert (
+        "100 candidates, 20 reranked, 1234 tokens, 400 of them remembered; retrieval 1.2 ms, reranking 250.0 ms" in text
+    )
     assert "(evaluation fit)" in text
 
 
@@ -50,6 +53,14 @@ def test_an_answer_without_history_says_so():
 def test_why_the_reranker_was_not_asked_is_said_where_it_was_not():
     assert "not reranked" not in printed(answer(item("Heat", read=True)))
     assert "not reranked: it had no weight" in printed(answer(not_reranked="it had no weight"))
+
+
+def test_what_a_budget_left_out_is_said():
+    whole = answer(item("Heat", read=True))
+    assert "left out" not in printed(whole)
+    assert "left out: fewer candidates (max_tokens)" in printed(
+        replace(whole, left_out="fewer candidates (max_tokens)")
+    )
 
 
 def test_json_holds_everything():

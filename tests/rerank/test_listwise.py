@@ -20,7 +20,7 @@ class Fixed:
     def score_prompts(self, prompts: Sequence[Any], *, autocast: torch.dtype | None = None) -> RerankResult:
         assert len(prompts) == len(self.scores)
         none = [0] * len(prompts)
-        return RerankResult(self.scores, none, none, none)
+        return RerankResult(self.scores, none, none, none, [])
 
 
 def test_loss_is_the_softmax_written_out_and_ignores_what_is_beyond_a_list() -> None:

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerank.budget import Cap, Cut, Pace, plan, without_older
+from rerank.packing import NO_AGE, Prompt
+
+
+def prompt(items: list[int], candidates: list[int]) -> Prompt:
+    """Items (tokens each, oldest first) between a word before and one behind them."""
+    ages = np.repeat(np.arange(len(items))[::-1], items)
+    ages = np.concatenate([[NO_AGE], ages, [NO_AGE]])
+    tokens = tuple(np.full(length, 100 + place) for place, length in enumerate(candidates))
+    return Prompt(np.arange(len(ages)), ages, tokens)
+
+
+WHOLE = prompt([3, 3, 3], [4, 4, 4, 4])  # 11 + 16 tokens
+
+
+@pytest.mark.parametrize(
+    ("limit", "cut", "depth", "prefix"),
+    [
+        (27, Cut.NONE, 4, 11),
+        (26, Cut.DEPTH, 3, 11),
+        (19, Cut.DEPTH, 2, 11),
+        (18, Cut.HISTORY, 2, 8),
+        (15, Cut.HISTORY, 2, 5),
+        (12, Cut.PASSED, 0, 11),
+        (0, Cut.PASSED, 0, 11),
+    ],
+)
+def test_candidates_go_first_then_history_then_all(limit, cut, depth, prefix):
+    made = plan(WHOLE, {Cap.TOKENS: limit})
+    assert (made.cut, made.depth, len(made.prompt.prefix)) == (cut, depth, prefix)
+    assert made.cap == (Cap.NONE if cut is Cut.NONE else Cap.TOKENS)
+
+
+def test_the_narrowest_cap_is_named():
+    assert plan(WHOLE, {Cap.TOKENS: 20, Cap.TIME: 19, Cap.DAY: 40}).cap is Cap.TIME
+    assert plan(WHOLE, {}).cut is Cut.NONE
+
+
+def test_a_remembered_history_costs_nothing_and_is_never_cut():
+    assert plan(WHOLE, {Cap.TOKENS: 16}, remembered=True).cut is Cut.NONE
+    assert plan(WHOLE, {Cap.TOKENS: 9}, remembered=True).depth == 2
+    assert plan(WHOLE, {Cap.TOKENS: 5}, remembered=True).cut is Cut.PASSED
+
+
+@given(
+    st.lists(st.integers(1, 5), max_size=5),
+    st.lists(st.integers(1, 6), max_size=6),
+    st.integers(0, 60),
+    st.booleans(),
+)
+def test_no_plan_costs_more_than_its_limit_and_none_could_keep_more(items, candidates, limit, remembered):
+    whole = prompt(items, candidates)
+    made = plan(whole, {Cap.TOKENS: limit}, remembered=remembered)
+    prefix = 0 if remembered else len(made.prompt.prefix)
+    cost = prefix + sum(map(len, made.prompt.candidates)) if made.depth else 0
+    assert cost <= limit or not candidates
+    assert [part[0] for part in made.prompt.candidates] == [100 + place for place in range(made.depth)]
+    if made.cut is Cut.DEPTH:
+        assert cost + len(whole.candidates[made.depth]) > limit
+    if made.cut is Cut.HISTORY:
+        older = without_older(whole, int(made.prompt.ages.max()) + 2)
+        assert len(older.prefix) + sum(candidates[:2]) > limit
+        assert {NO_AGE, *range(int(made.prompt.ages.max()) + 1)} == set(made.prompt.ages.tolist())
+    if made.cut is Cut.PASSED:
+        assert sum(candidates[:2]) + (0 if remembered else 2 + (items[-1] if items else 0)) > limit
+
+
+def test_a_pace_that_saw_little_promises_nothing():
+    pace = Pace()
+    for _ in range(Pace.LEAST - 1):
+        pace.observe(100, 10.0)
+    assert pace.tokens_within(1e6) == 0
+    pace.observe(100, 10.0)
+    assert pace.tokens_within(20.0) == pytest.approx(200, abs=1)
+
+
+def test_a_pace_learns_base_and_slope_and_leaves_room_for_slow_requests():
+    rng = np.random.default_rng(0)
+    pace = Pace()
+    for tokens in rng.integers(100, 2000, 256):
+        pace.observe(int(tokens), (5 + 0.1 * tokens) * rng.lognormal(0, 0.05))
+    allowed = pace.tokens_within(100)
+    times = (5 + 0.1 * allowed) * rng.lognormal(0, 0.05, 10_000)
+    assert np.quantile(times, 0.99) <= 105
+    assert times.mean() > 75  # and does not throw half of it away
+
+
+def test_a_pace_forgets_what_is_long_ago():
+    pace = Pace()
+    for _ in range(Pace.MOST):
+        pace.observe(100, 1000.0)
+    for _ in range(Pace.MOST):
+        pace.observe(100, 10.0)
+    assert pace.tokens_within(10.0) == pytest.approx(100, abs=1)
