@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 
 from data.schema import Candidates, Catalog, Histories, Holdout, Scores
@@ -98,11 +99,11 @@ def fit_retriever(
     """
     config = config.suited(train)
     validation = drawn(validation, config.train)
-    transitions = _fit_transitions(train, len(catalog), validation=validation, config=config, log=log, recipe=recipe)
     taken = np.bincount(train.item_rows, minlength=len(catalog))
     words = Words.of(catalog.texts)
     stand_ins = find_stand_ins(centred(text_vectors), words, taken)
     log({"stage": "stand-ins", "items_without_a_past": int((taken == 0).sum())})
+    transitions = _fit_transitions(train, stand_ins, validation=validation, config=config, log=log, recipe=recipe)
     one = partial(
         train_towers,
         validation=validation,
@@ -145,7 +146,6 @@ def fit_retriever(
         text=text,
         text_mean=text_vectors.mean(axis=0),
         words=words,
-        stand_ins=stand_ins,
         trend=trend,
         recent_popularity=recent_popularity(train, len(catalog), config.recent_days),
         index=build_index(item_vectors),
@@ -275,17 +275,18 @@ def recent_popularity(train: Histories, n_items: int, days: int) -> Scores:
 
 def _fit_transitions(
     train: Histories,
-    n_items: int,
+    stand_ins: sp.csr_matrix,
     *,
     validation: Holdout,
     config: RetrieverConfig,
     log: Log,
     recipe: Recipe | None,
 ) -> Transitions:
+    n_items = stand_ins.shape[0]
     if recipe is not None:
-        return Transitions.fit(train, n_items, recipe.transitions)
+        return replace(Transitions.fit(train, n_items, recipe.transitions), stand_ins=stand_ins)
     if not config.tune_transitions or not len(validation):
-        return Transitions.fit(train, n_items, config.transitions)
+        return replace(Transitions.fit(train, n_items, config.transitions), stand_ins=stand_ins)
     best: tuple[float, Transitions] | None = None
     for counted, readings in _ways_to_count(train, config.transitions):
         counts = count_pairs(train, n_items, counted)
@@ -293,7 +294,7 @@ def _fit_transitions(
             setting = counted.model_copy(
                 update={"history_items": items, "history_decay": decay, "column_power": column_power}
             )
-            fitted = Transitions.from_counts(counts, setting)
+            fitted = replace(Transitions.from_counts(counts, setting), stand_ins=stand_ins)
             ndcg10 = next_item_ndcg10(lambda h, t=fitted: t.scores(h).toarray(), validation, n_items=n_items)  # type: ignore[misc]
             if best is None or ndcg10 > best[0]:
                 best = ndcg10, fitted

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) 
     retriever.transitions.save(folder)
     retriever.trend.save(folder)
     retriever.words.save(folder)
-    save_stand_ins(folder, retriever.stand_ins)
+    save_stand_ins(folder, retriever.transitions.stand_ins)
     retriever.fusion.save(folder / FUSION)
     if fitted.encoder is not None:
         fitted.encoder.save_pretrained(str(folder / ENCODER))
@@ -138,10 +138,10 @@ def load_retriever(
     try:
         towers = _load_towers(folder, card, text)
         popularity = load_file(folder / TABLES)["recent_popularity"]
-        transitions = Transitions.load(folder, len(text), card.transitions)
+        stand_ins = load_stand_ins(folder, len(text))
+        transitions = replace(Transitions.load(folder, len(text), card.transitions), stand_ins=stand_ins)
         trend = Trend.load(folder, card.config.trend_days)
         words = Words.load(folder)
-        stand_ins = load_stand_ins(folder, len(text))
         fusion = LinearFusion.load(folder / FUSION)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise _corrupt(folder, error) from error
@@ -155,7 +155,6 @@ def load_retriever(
         text=text,
         text_mean=mean,
         words=words,
-        stand_ins=stand_ins,
         trend=trend,
         recent_popularity=popularity,
         index=index(item_vectors) if callable(index) else index,

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -75,7 +74,6 @@ class Retriever:
         text: (N, E) float32, mean-centred text vectors of length 1.
         text_mean: (E,) float32, the mean by which they were centred.
         words: the same texts as weighted words.
-        stand_ins: (N, N) float32, sparse: who speaks for each item that training did not meet.
         trend: how often each item was taken of late.
         recent_popularity: (N,) float32 interactions of the last days of the log.
     """
@@ -88,7 +86,6 @@ class Retriever:
     text: Scores
     text_mean: Scores
     words: Words
-    stand_ins: sp.csr_matrix
     trend: Trend
     recent_popularity: Scores
     index: VectorIndex
@@ -136,7 +133,7 @@ class Retriever:
         users = self.towers.user_vectors(histories, self.item_vectors)
         _, tower_rows = self.index.search(self.towers.weighted(users), wanted, exclude=known)
         recent = self.transitions.history_weights(histories)
-        following = self._following(recent)
+        following = self.transitions.following(recent)
         rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known))  # (B, K)
         unranked = self._sourced(rows, histories, users=users, recent=recent, following=following)
         candidates = unranked.ranked_by(self.fusion.score(unranked))
@@ -156,20 +153,8 @@ class Retriever:
     def _unranked(self, rows: Rows, histories: Histories) -> Candidates:
         users = self.towers.user_vectors(histories, self.item_vectors)
         recent = self.transitions.history_weights(histories)
-        following = self._following(recent)
+        following = self.transitions.following(recent)
         return self._sourced(rows, histories, users=users, recent=recent, following=following)
-
-    def _following(self, recent: sp.csr_matrix) -> sp.csr_matrix:
-        """(B, N) scores of transitions from weights of recent items; items without a past have their stand-ins'."""
-        if not self.stand_ins.nnz:
-            return (recent @ self.transitions.weights).tocsr()
-        counted = (recent + recent @ self.stand_ins) @ self.transitions.weights
-        return (counted + counted @ self._spoken_for).tocsr()
-
-    @cached_property
-    def _spoken_for(self) -> sp.csr_matrix:
-        """(N, N): the row of a stand-in holds its weights in the items that it speaks for."""
-        return self.stand_ins.T.tocsr()
 
     def _sourced(
         self, rows: Rows, histories: Histories, *, users: Scores, recent: sp.csr_matrix, following: sp.csr_matrix

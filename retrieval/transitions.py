@@ -1,6 +1,7 @@
 """Item → item counts: what a low-rank tower cannot memorise, as a second, sparse source of candidates."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,15 @@ class TransitionsConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Transitions:
-    """A normalised (N, N) float32 matrix of item → item weights, fitted by counting."""
+    """A normalised (N, N) float32 matrix of item → item weights, fitted by counting.
+
+    Attributes:
+        stand_ins: (N, N) who speaks for each item that was never counted, see `retrieval.stand_ins`; None: nobody.
+    """
 
     weights: sp.csr_matrix
     config: TransitionsConfig
+    stand_ins: sp.csr_matrix | None = None
 
     @classmethod
     def fit(cls, train: Histories, n_items: int, config: TransitionsConfig) -> "Transitions":
@@ -59,7 +65,23 @@ class Transitions:
 
     def scores(self, histories: Histories) -> sp.csr_matrix:
         """(B, N) float32, sparse: the decayed sum of the rows of each history's last items."""
-        return (self.history_weights(histories) @ self.weights).tocsr()
+        return self.following(self.history_weights(histories))
+
+    def following(self, recent: sp.csr_matrix) -> sp.csr_matrix:
+        """(B, N) float32, sparse: the same from weights of recent items (B, N).
+
+        An item that was never counted has its stand-ins' rows where it is recent, and their scores where it follows.
+        """
+        if self.stand_ins is None or not self.stand_ins.nnz:
+            return (recent @ self.weights).tocsr()
+        counted = (recent + recent @ self.stand_ins) @ self.weights
+        return (counted + counted @ self._spoken_for).tocsr()
+
+    @cached_property
+    def _spoken_for(self) -> sp.csr_matrix:
+        """(N, N): the row of a stand-in holds its weights in the items that it speaks for."""
+        assert self.stand_ins is not None
+        return self.stand_ins.T.tocsr()
 
     def save(self, folder: Path) -> None:
         """Writes the non-zero weights as triples of row, column and weight."""

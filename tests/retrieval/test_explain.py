@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,8 +43,8 @@ def test_the_item_that_a_candidate_always_follows_contributes_most():
     log = Histories.of([[1, 2, 20], [5, 2, 20], [7, 9, 30], [2, 20]] * 5)
     found = retriever(N, train=log)
     weights = dict.fromkeys(found.fusion.weights, 0.0) | {TRANSITIONS: 1.0}
-    nobody = sp.csr_matrix(found.stand_ins.shape, dtype=np.float32)
-    only_counts = replace(found, stand_ins=nobody, fusion=replace(found.fusion, weights=weights))
+    alone = replace(found.transitions, stand_ins=None)
+    only_counts = replace(found, transitions=alone, fusion=replace(found.fusion, weights=weights))
     recent, parts = contributions(only_counts, np.array([2, 7, 33]), np.array([20, 30]))
     assert recent[parts.argmax(axis=0)].tolist() == [2, 7]
     assert parts[0].max() <= 0  # nothing was ever seen with item 33, which only makes the others older

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from data.schema import Histories, Holdout
 from fusion.linear import LinearFusion, Transform
@@ -188,7 +189,8 @@ def test_only_a_log_without_time_may_count_pairs_the_same_both_ways(timed):
         train = Histories(TRAIN.item_rows, TRAIN.offsets, np.arange(len(TRAIN.item_rows)) * DAY)
     backwards = Histories.of([[row] for row in range(N)]), Histories.of([[(row - 1) % N] for row in range(N)])
     asked = Holdout("validation", np.arange(N), *backwards)
-    found = _fit_transitions(train, N, validation=asked, config=config(), log=log.append, recipe=None)
+    nobody_speaks = sp.csr_matrix((N, N), dtype=np.float32)
+    found = _fit_transitions(train, nobody_speaks, validation=asked, config=config(), log=log.append, recipe=None)
     assert (found.config.backward, found.config.gap_decay) == ((0.5, 0.8) if timed else (1.0, 1.0))
 
 

@@ -40,7 +40,7 @@ def dense_sources(found: Retriever, histories: Histories) -> dict[str, np.ndarra
         scores = member.towers.user_vectors(histories) @ member.towers.item_vectors().T
         towers.setdefault(member.kind.value, []).append(scores)
     # An item without a past has its stand-ins' row and column of the transitions.
-    lending = np.eye(N) + found.stand_ins.toarray()
+    lending = np.eye(N) + found.transitions.stand_ins.toarray()
     matrix = lending @ found.transitions.weights.toarray() @ lending.T
     vocabulary = found.words.vectors.toarray()
     transitions, text, last, words = (np.zeros((len(histories), N)) for _ in range(4))
@@ -292,7 +292,7 @@ def test_an_item_without_a_past_is_found_through_its_stand_ins():
     found = retriever(N, train=Histories.of([[1, 2, 20], [5, 2, 20], [2, 20]] * 5))
     stand_ins = sp.lil_matrix((N, N), dtype=np.float32)
     stand_ins[33, 20], stand_ins[34, 2] = 1, 1
-    lent = replace(found, stand_ins=stand_ins.tocsr())
+    lent = replace(found, transitions=replace(found.transitions, stand_ins=stand_ins.tocsr()))
     asked = Histories.of([[2], [34]])
     scores = lent.scored(np.array([[20, 33, 7], [20, 33, 7]]), asked).sources[TRANSITIONS]
     # After 2, and after 34 for which 2 speaks: 20, and 33 for which 20 speaks; nobody speaks for 7.

@@ -1,5 +1,7 @@
 """Small catalogs with a planted truth, and retrievers over them with random or trained towers."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import torch
@@ -114,10 +116,11 @@ def retriever(n_items: int, *, per_source: int = 5, train: Histories | None = No
     weights = {"recency": 0.5, "sequence": 0.3, TRANSITIONS: 0.4, TEXT_SOURCE: 1.5}
     vectors = model.item_vectors()
     text, words = model.members[0].towers.text.numpy(), Words.of(item_texts(n_items))
+    stand_ins = find_stand_ins(text, words, np.bincount(log.item_rows, minlength=n_items))
     return Retriever(
         config=settings,
         towers=model,
-        transitions=Transitions.fit(log, n_items, settings.transitions),
+        transitions=replace(Transitions.fit(log, n_items, settings.transitions), stand_ins=stand_ins),
         fusion=LinearFusion(
             columns, dict.fromkeys(columns, -0.2) | weights, dict.fromkeys(columns, 1.0) | {TRANSITIONS: 0.3}
         ),
@@ -125,7 +128,6 @@ def retriever(n_items: int, *, per_source: int = 5, train: Histories | None = No
         text=text,
         text_mean=text_vectors(n_items).mean(axis=0),
         words=words,
-        stand_ins=find_stand_ins(text, words, np.bincount(log.item_rows, minlength=n_items)),
         trend=trend,
         recent_popularity=np.random.default_rng(seed + 1).permutation(n_items).astype(np.float32),
         index=FlatIndex(vectors),
