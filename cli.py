@@ -201,10 +201,9 @@ def recommend(
     budget = Budget(max_tokens=max_tokens, max_ms=max_ms)
     wish = Wish(user=user, history=history, query=query, k=k, depth=depth, rerank=when, budget=budget)
     part = _choice(Asked, split, "--split")
-    if all_users and (wish.given or as_json):
-        raise BadInput("--all recommends for every user, into a file: leave out --user, --history, --query and --json")
-    if all_users and budget != Budget():
-        raise BadInput("--max-tokens and --max-ms are of one answer: leave them out with --all, or lower --depth")
+    if all_users and (wish.given or as_json or budget != Budget()):
+        alone = "--user, --history, --query, --json, --max-tokens and --max-ms"
+        raise BadInput(f"--all recommends for every user, into a file: leave out {alone}")
     if not all_users and (users or towers_only or part is not Asked.NEXT):
         raise BadInput("--split, --users and --towers-only go with --all; one user is answered from the whole history")
     if not all_users:

@@ -121,14 +121,15 @@ def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
 
 def evaluation_recommender(ws: Workspace, *, with_reranker: bool) -> Recommender:
     """Both stages of the evaluation fit, whatever is published."""
-    reranker, fusion = None, None
+    reranker, fusion, gate = None, None, None
     if with_reranker and ws.has_reranker(FitKind.EVALUATION):
-        reranker, fusion = load_reranker(ws.run, ws.reranker_key(FitKind.EVALUATION))
+        reranker, fusion, gate = load_reranker(ws.run, ws.reranker_key(FitKind.EVALUATION))
     stages = Stages(
         dataset=ws.dataset,
         retriever=open_retriever(ws, FitKind.EVALUATION),
         reranker=reranker,
         fusion=fusion,
+        gate=gate,
         release=ws.run.release(),
         fit=FitKind.EVALUATION,
     )

@@ -9,8 +9,9 @@ from fusion.linear import LinearFusion
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import nobody, open_retriever
 from pipeline.workspace import FitKind, Workspace
-from recommend.release import RERANK_FUSION
+from recommend.release import RERANK_FUSION, RERANK_GATE
 from rerank.fit import RerankerRecord, TaskData, fit_reranker
+from rerank.gate import Gate
 from rerank.kinds import create_reranker
 from rerank.packed import BaseModelName, PackedReranker
 from store.artifacts import Release, Verify
@@ -44,17 +45,18 @@ def make_reranker(ws: Workspace, *, log: RunLog, fit: FitKind, force: bool = Fal
         if ws.run.has("reranker", key) and not force:
             log.say(f"the reranker of these settings and data is already made ({key}); --force trains it again")
             return key
-        reranker, fusion, record = _fit(ws, fit=fit, log=log)
+        reranker, fusion, gate, record = _fit(ws, fit=fit, log=log)
 
         def write(folder: Path) -> None:
             reranker.save(folder)
             fusion.save(folder / RERANK_FUSION)
+            gate.save(folder / RERANK_GATE)
             (folder / RECORD).write_text(json.dumps(record.as_json(), indent=1) + "\n", encoding="utf-8")
 
         return ws.run.write_artifact("reranker", ws.reranker_made_from(fit), write)
 
 
-def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[Any], LinearFusion, RerankerRecord]:
+def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[Any], LinearFusion, Gate, RerankerRecord]:
     settings = ws.config.reranker
     retriever = open_retriever(ws, FitKind.EVALUATION)
     train, learners, selectors = ws.split.train, ws.learners, ws.selectors
@@ -74,9 +76,8 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
     )
     base = BaseModelName(settings.model, ws.reranker_base.fingerprint)
     reranker = create_reranker(local_folder(ws.reranker_base), base=base, config=settings, seed=settings.train.seed)
-    fusion, record = fit_reranker(reranker, task, config=settings, log=log.record)
+    fusion, gate, record = fit_reranker(reranker, task, config=settings, log=log.record)
     if fit is FitKind.FINAL:
-        fusion = LinearFusion.load(
-            ws.run.artifact("reranker", ws.reranker_key(FitKind.EVALUATION), verify=Verify.FULL) / RERANK_FUSION
-        )
-    return reranker, fusion, record
+        chosen = ws.run.artifact("reranker", ws.reranker_key(FitKind.EVALUATION), verify=Verify.FULL)
+        fusion, gate = LinearFusion.load(chosen / RERANK_FUSION), Gate.load(chosen / RERANK_GATE)
+    return reranker, fusion, gate, record

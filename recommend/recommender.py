@@ -34,6 +34,9 @@ class RecommendConfig(BaseModel):
     depth: int | None = Field(
         None, ge=0, description="of these, the ones that are reranked; 0 leaves retrieval order; unset: reranker.depth"
     )
+    gate_share: float = Field(
+        1.0, ge=0, le=1, description="share of users who are reranked, those whom the gate expects to gain most"
+    )
     exclude_known: bool = Field(True, description="never recommend what the user already has")
 
 
@@ -119,7 +122,7 @@ class Recommender:
         self.retriever: Retriever = stages.retriever
         self.second: SecondStage | None = None
         if stages.reranker is not None and stages.fusion is not None:
-            self.second = SecondStage(stages.reranker, stages.fusion, self.catalog.texts)
+            self.second = SecondStage(stages.reranker, stages.fusion, self.catalog.texts, stages.gate)
         self.fit = stages.fit
         self._calibrated = False
         self._titles = self.catalog.titles
@@ -188,7 +191,7 @@ class Recommender:
             cost=cost,
             release_fit=self.fit,
             not_reranked="" if ranked.depth else self._why_not_reranked(basis, rerank, ranked),
-            left_out="" if cut is Cut.NONE else f"{cut} ({cap})",
+            left_out=f"{cut} ({cap})" if cap is not Cap.NONE else "",
             degraded=ranked.degraded,
         )
 
@@ -228,7 +231,8 @@ class Recommender:
         if budget is not None and budget.max_ms is not None:
             self._calibrate()
             max_ms = max(0.0, budget.max_ms - spent_ms)
-        return self.second.rank(retrieved, histories, depth=depth, limits=limits, max_ms=max_ms)
+        share = 1.0 if always else self.config.gate_share
+        return self.second.rank(retrieved, histories, depth=depth, share=share, limits=limits, max_ms=max_ms)
 
     def _calibrate(self) -> None:
         """Once, for the first request whose time is capped; a server does it before it says that it is ready."""
@@ -305,6 +309,8 @@ class Recommender:
             return f"the reranker failed ({ranked.degraded})"
         if ranked.cuts[0][0] is Cut.PASSED:
             return f"the budget is too small ({ranked.cuts[0][1]})"
+        if ranked.cuts[0][0] is Cut.GATED:
+            return str(Cut.GATED)
         if self.second is None:
             return "this release has no reranker"
         if basis is not Basis.HISTORY:

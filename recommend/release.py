@@ -11,6 +11,7 @@ from data.prepared import load_prepared
 from data.schema import Dataset, Scores
 from fusion.linear import LinearFusion
 from index.faiss_index import load_index
+from rerank.gate import Gate
 from rerank.kinds import load_reranker as load_trained
 from rerank.packed import PackedReranker
 from retrieval.folder import load_retriever, load_vectors, read_card
@@ -19,7 +20,7 @@ from store.artifacts import Release, Run, Verify, artifact_key
 from store.assets import local_folder, resolve_model
 from store.errors import Mismatch, MissingStep
 
-RERANK_FUSION = "fusion.json"
+RERANK_FUSION, RERANK_GATE = "fusion.json", "gate.json"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Stages:
     retriever: Retriever
     reranker: PackedReranker[Any] | None
     fusion: LinearFusion | None
+    gate: Gate | None
     release: Release
     fit: str
 
@@ -71,23 +73,23 @@ def load_stages(run: Run, release: Release, *, with_reranker: bool = True) -> St
     retriever = load_retriever(folder, text_vectors=vectors, index=index)
     if release.vectors is not None:
         _check_vectors(retriever, load_vectors(_whole(run, "vectors", release.vectors)), run)
-    reranker, fusion = None, None
+    reranker, fusion, gate = None, None, None
     if with_reranker and release.reranker is not None:
         # Every reranker, of the final fit too, learns behind the evaluation fit of its retriever.
         teacher = artifact_key("retriever", {**made_from, "fit": "evaluation"})
         taught_by = run.manifest("reranker", release.reranker)["made_from"]["retriever"]
         _same(teacher, taught_by, "the reranker", "train-reranker", run)
-        reranker, fusion = load_reranker(run, release.reranker)
-    return Stages(dataset, retriever, reranker, fusion, release, made_from["fit"])
+        reranker, fusion, gate = load_reranker(run, release.reranker)
+    return Stages(dataset, retriever, reranker, fusion, gate, release, made_from["fit"])
 
 
-def load_reranker(run: Run, key: str) -> tuple[PackedReranker[Any], LinearFusion]:
-    """A reranker merged for inference, and the fusion fitted with it."""
+def load_reranker(run: Run, key: str) -> tuple[PackedReranker[Any], LinearFusion, Gate]:
+    """A reranker merged for inference, and the fusion and the gate fitted with it."""
     folder = _whole(run, "reranker", key)
     made_from: Mapping[str, Any] = run.manifest("reranker", key)["made_from"]
     source = resolve_model(made_from["config"]["model"])
     loaded = load_trained(folder, model_dir=local_folder(source), model_fingerprint=source.fingerprint)
-    return loaded.merged(), LinearFusion.load(folder / RERANK_FUSION)
+    return loaded.merged(), LinearFusion.load(folder / RERANK_FUSION), Gate.load(folder / RERANK_GATE)
 
 
 def _whole(run: Run, kind: str, key: str) -> Path:

@@ -1,7 +1,7 @@
 """The reranker behind the retriever: what it may read, what its scores change, and what happens when it fails."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,11 @@ from rerank.base import Reranker, RerankRequest, RerankResult
 from rerank.budget import Cap, Cut
 from rerank.fit import request_of, retrieval_column
 from rerank.fusion import RERANKER, RETRIEVAL
+from rerank.gate import Gate
 
+CLOSED = RerankRequest((), ())
+"""What is asked for a user whom the gate leaves out: nothing."""
+GATED = (Cut.GATED, Cap.NONE)
 USERS_AT_ONCE = 64
 """Users whose candidates are read in one call."""
 
@@ -53,11 +57,13 @@ class SecondStage:
 
     Attributes:
         texts: text of each item, by row.
+        gate: says whom to rerank where not everybody is.
     """
 
     reranker: Reranker
     fusion: LinearFusion
     texts: Sequence[str]
+    gate: Gate | None = None
 
     @property
     def helps(self) -> bool:
@@ -70,30 +76,46 @@ class SecondStage:
         histories: Histories,
         *,
         depth: int,
+        share: float = 1.0,
         limits: Mapping[Cap, int] | None = None,
         max_ms: float | None = None,
     ) -> Ranked:
         """The first `depth` places reordered as far as the budget lets them be read, the rest left below them.
 
+        Args:
+            share: of users like those of validation who are reranked, the most promising by the gate.
+            limits: cap → tokens that each request may cost.
+            max_ms: milliseconds that each request may take.
+
         Raises:
             ValueError: when the reranker's scores are not finite.
         """
         head = retrieved.head(depth)
+        opened = np.ones(len(head), dtype=np.bool_)
+        if self.gate is not None:
+            opened = self.gate.opens(head, histories.lengths, share=share)
         shape = head.item_rows.shape
         scores, was_read = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.bool_)
         results = []
         for start in range(0, len(head), USERS_AT_ONCE):
             places = range(start, min(start + USERS_AT_ONCE, len(head)))
-            asked = [request_of(self.texts, head, histories, place) for place in places]
-            budgeted = [RerankRequest(one.history, one.candidates, limits or {}, max_ms) for one in asked]
-            found = self.reranker.score(budgeted)
-            results.append(found)
+            asked = [self._request(head, histories, place, limits or {}, max_ms) for place in places]
+            asked = [one if opened[place] else CLOSED for one, place in zip(asked, places, strict=True)]
+            found = self.reranker.score(asked)
+            gated = [cut if opened[place] else GATED for cut, place in zip(found.cuts, places, strict=True)]
+            results.append(replace(found, cuts=gated))
             for place, values in zip(places, found.scores, strict=True):
                 if not np.isfinite(values).all():
                     raise ValueError("the reranker's scores are not finite")
                 there = np.flatnonzero(head.present[place])[: len(values)]
                 scores[place, there], was_read[place, there] = values, True
         return self._ranked(retrieved, scores, was_read, results)
+
+    def _request(
+        self, head: Candidates, histories: Histories, place: int, limits: Mapping[Cap, int], max_ms: float | None
+    ) -> RerankRequest:
+        asked = request_of(self.texts, head, histories, place)
+        return replace(asked, limits=limits, max_ms=max_ms)
 
     def _ranked(
         self,

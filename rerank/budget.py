@@ -29,6 +29,7 @@ class Cut(StrEnum):
     DEPTH = "fewer candidates"
     HISTORY = "less history"
     PASSED = "retrieval order"
+    GATED = "the gate expects no gain"
 
 
 class Cap(StrEnum):

@@ -13,6 +13,7 @@ from rerank.base import Reranker, RerankRequest
 from rerank.decoder import DecoderConfig
 from rerank.encoder import EncoderConfig
 from rerank.fusion import RERANKER, RETRIEVAL, FusionRecord, fit_rerank_fusion
+from rerank.gate import Gate
 from rerank.lists import TrainingLists, earlier_positions
 from rerank.packed import PackedReranker
 from rerank.train import Log, RerankTrainConfig, TrainingRecord, train_reranker
@@ -72,8 +73,8 @@ class TaskData:
 
 def fit_reranker(
     reranker: PackedReranker[Any], task: TaskData, *, config: RerankerConfig, log: Log
-) -> tuple[LinearFusion, RerankerRecord]:
-    """Trains in place, then weighs the result against the retrieval order on group B."""
+) -> tuple[LinearFusion, Gate, RerankerRecord]:
+    """Trains in place, then weighs the result against the retrieval order on group B, and finds who gains by it."""
     popularity = np.bincount(task.train.item_rows, minlength=len(task.texts)).astype(np.float64)
     # With popular items drawn more often as negatives, popularity alone does not tell the item taken.
     easy_weights = np.sqrt(popularity + 1)
@@ -92,9 +93,10 @@ def fit_reranker(
     asked = np.arange(min(len(task.selectors), config.fusion_users))
     candidates = task.selector_candidates.take(asked).head(config.depth)
     scored = with_reranker_scores(reranker.merged(), task.texts, candidates, task.selectors.histories.take(asked))
-    fusion, record = fit_rerank_fusion(scored, task.selectors.targets.take(asked))
+    fusion, gains, record = fit_rerank_fusion(scored, task.selectors.targets.take(asked))
+    gate = Gate.fit(candidates, task.selectors.histories.take(asked).lengths, gains)
     log({"event": "fusion", **record.as_json()})
-    return fusion, RerankerRecord(rounds, record)
+    return fusion, gate, RerankerRecord(rounds, record)
 
 
 def next_item_lists(

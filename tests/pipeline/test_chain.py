@@ -196,7 +196,7 @@ def test_the_final_fit_is_served_while_the_figures_stay(shop, tmp_path):
     assert by_user(exported(ws, Asked.NEXT, tmp_path)) != by_user(next_before)
     served = Recommender(load_stages(ws.run, release), ws.config.recommending)
     assert served.fit == "final"
-    assert served.fusion.weights == {RETRIEVAL: 1.0, RERANKER: 0.8}  # chosen on validation, repeated
+    assert served.second.fusion.weights == {RETRIEVAL: 1.0, RERANKER: 0.8}  # chosen on validation, repeated
     assert served.recommend(served.history_of("u010")).release_fit == "final"
     # It has counted every interaction, the last ones too.
     alone = load_stages(ws.run, release).retriever.transitions.weights

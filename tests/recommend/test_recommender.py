@@ -13,6 +13,7 @@ from recommend.release import Stages, load_stages
 from rerank.base import RerankRequest, RerankResult
 from rerank.budget import Budget, Cap, Cut
 from rerank.fusion import RERANKER, RETRIEVAL
+from rerank.gate import Gate
 from store.errors import BadInput, UnknownId
 
 CONFIG = RecommendConfig(k=10, candidates=30, depth=8)
@@ -329,3 +330,25 @@ def test_tied_scores_keep_the_order_of_retrieval_and_are_counted(stages):
     ranked = constant.rank(Histories.of([history(constant).tolist()]), candidates=30)
     np.testing.assert_array_equal(ranked.reranked.item_rows, ranked.retrieved.item_rows)
     assert ranked.tied.tolist() == [True]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_whom_the_gate_leaves_out_is_not_asked_about(stages, share):
+    histories = stages.dataset.interactions
+    retrieved = Recommender(stages, CONFIG).retrieve(histories, 30)
+    gains = np.random.default_rng(0).random(len(histories))
+    gate = Gate.fit(retrieved.head(8), histories.lengths, gains)
+    gated = Recommender(
+        replace(weighed(stages, retrieval=0.0, reranker=1.0), gate=gate),
+        CONFIG.model_copy(update={"gate_share": share}),
+    )
+    ranked = gated.rank(histories, candidates=30)
+    opened = gate.opens(retrieved.head(8), histories.lengths, share=share)
+    assert (ranked.read > 0).tolist() == opened.tolist()
+    assert [cut is Cut.GATED for cut, _ in ranked.cuts] == (~opened).tolist()
+    np.testing.assert_array_equal(ranked.reranked.item_rows[~opened], ranked.retrieved.item_rows[~opened])
+    left_out = int(np.flatnonzero(~opened)[0])
+    answer = gated.recommend(histories[left_out])
+    assert answer.not_reranked == "the gate expects no gain"
+    assert answer.left_out == ""
+    assert gated.recommend(histories[left_out], rerank=Rerank.ALWAYS).cost.reranked == 8

@@ -33,7 +33,7 @@ def knowing(relevant, rng):
 
 def test_a_reranker_that_knows_gets_a_weight_and_lifts_what_was_taken():
     candidates, targets = lists(knowing)
-    fusion, record = fit_rerank_fusion(candidates, targets)
+    fusion, _, record = fit_rerank_fusion(candidates, targets)
     assert record.used
     assert fusion.weights[RERANKER] > 0
     assert record.users == USERS
@@ -43,7 +43,7 @@ def test_a_reranker_that_knows_gets_a_weight_and_lifts_what_was_taken():
 
 def test_what_is_recorded_is_the_ndcg_of_both_orders():
     candidates, targets = lists(knowing)
-    _, record = fit_rerank_fusion(candidates, targets)
+    *_, record = fit_rerank_fusion(candidates, targets)
     places = (candidates.item_rows == targets.item_rows[:, None]).argmax(axis=1)
     by_hand = np.where(places < 10, 1 / np.log2(places + 2), 0).mean()
     assert record.ndcg10_without == pytest.approx(by_hand)
@@ -53,7 +53,7 @@ def test_what_is_recorded_is_the_ndcg_of_both_orders():
 
 def test_a_reranker_that_misleads_gets_no_weight_and_the_order_stays():
     candidates, targets = lists(lambda relevant, rng: -knowing(relevant, rng))
-    fusion, record = fit_rerank_fusion(candidates, targets)
+    fusion, _, record = fit_rerank_fusion(candidates, targets)
     assert not record.used
     assert fusion.weights == {RETRIEVAL: 1.0, RERANKER: 0.0}
     np.testing.assert_array_equal(candidates.ranked_by(fusion.score(candidates)).item_rows, candidates.item_rows)
@@ -64,7 +64,7 @@ def test_noise_helps_seldom_and_then_hardly():
     # and never with a gain that means anything.
     gains = []
     for seed in range(20):
-        _, record = fit_rerank_fusion(*lists(noise, seed=seed))
+        *_, record = fit_rerank_fusion(*lists(noise, seed=seed))
         gains.append(record.ndcg10_with - record.ndcg10_without if record.used else 0.0)
     assert np.mean(np.array(gains) > 0) < 0.7
     assert max(gains) < 0.02
@@ -72,7 +72,7 @@ def test_noise_helps_seldom_and_then_hardly():
 
 def test_a_constant_reranker_changes_nothing():
     candidates, targets = lists(lambda relevant, rng: np.full(relevant.shape, 5.0))
-    fusion, record = fit_rerank_fusion(candidates, targets)
+    fusion, _, record = fit_rerank_fusion(candidates, targets)
     assert fusion.weights[RERANKER] == 0
     assert not record.used
 
@@ -80,14 +80,14 @@ def test_a_constant_reranker_changes_nothing():
 def test_without_users_there_is_no_weight():
     candidates, targets = lists(knowing, users=2)
     nobody = np.zeros(0, dtype=np.int64)
-    fusion, record = fit_rerank_fusion(candidates.take(nobody), targets.take(nobody))
+    fusion, _, record = fit_rerank_fusion(candidates.take(nobody), targets.take(nobody))
     assert fusion.weights == {RETRIEVAL: 1.0, RERANKER: 0.0}
     assert (record.users, record.used, record.ndcg10_with) == (0, False, 0.0)
 
 
 @pytest.mark.parametrize("users", [1, 2, 3])
 def test_so_few_users_that_folds_are_empty(users):
-    fusion, record = fit_rerank_fusion(*lists(knowing, users=users))
+    fusion, _, record = fit_rerank_fusion(*lists(knowing, users=users))
     assert record.users == users
     assert np.isfinite(list(fusion.weights.values())).all()
 
@@ -95,7 +95,7 @@ def test_so_few_users_that_folds_are_empty(users):
 def test_missed_targets_count_as_misses_on_both_sides():
     candidates, targets = lists(knowing)
     missed = Histories.of([[99]] * USERS)
-    _, record = fit_rerank_fusion(candidates, missed)
+    *_, record = fit_rerank_fusion(candidates, missed)
     assert (record.ndcg10_without, record.ndcg10_with, record.used) == (0.0, 0.0, False)
     both = Histories.joined([targets, missed])
     twice = Candidates(
@@ -103,7 +103,7 @@ def test_missed_targets_count_as_misses_on_both_sides():
         np.concatenate([candidates.score] * 2),
         {name: np.concatenate([scores] * 2) for name, scores in candidates.sources.items()},
     )
-    _, record = fit_rerank_fusion(twice, both)
+    *_, record = fit_rerank_fusion(twice, both)
     assert record.ndcg10_without == pytest.approx(ndcg10(candidates, targets).mean() / 2)
 
 
@@ -113,7 +113,7 @@ def test_lists_that_end_early():
     rows[::3, 7:], score[::3, 7:] = NO_ITEM, -np.inf
     sources = {name: np.where(rows == NO_ITEM, 0, scores) for name, scores in candidates.sources.items()}
     short = Candidates(rows, score, sources)
-    fusion, record = fit_rerank_fusion(short, targets)
+    fusion, _, record = fit_rerank_fusion(short, targets)
     assert record.used
     fused = short.ranked_by(fusion.score(short))
     assert (fused.item_rows[::3, 7:] == NO_ITEM).all()
@@ -121,7 +121,7 @@ def test_lists_that_end_early():
 
 def test_weights_survive_saving(tmp_path):
     candidates, targets = lists(knowing)
-    fusion, _ = fit_rerank_fusion(candidates, targets)
+    fusion, *_ = fit_rerank_fusion(candidates, targets)
     fusion.save(tmp_path / "fusion.json")
     np.testing.assert_array_equal(
         LinearFusion.load(tmp_path / "fusion.json").score(candidates), fusion.score(candidates)
