@@ -18,6 +18,7 @@ from retrieval.distributed import ALONE, Team
 from retrieval.encode import centred
 from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.finetune import EncoderTuner, FinetuneMethod, Tuned, tune_encoder
+from retrieval.likeness import Likeness
 from retrieval.objective import samples_softmax
 from retrieval.retriever import LAST_TEXT, TEXT, TRANSITIONS, Retriever, RetrieverConfig, transforms
 from retrieval.stand_ins import find_stand_ins
@@ -101,7 +102,7 @@ def fit_retriever(
     validation = drawn(validation, config.train)
     taken = np.bincount(train.item_rows, minlength=len(catalog))
     words = Words.of(catalog.texts)
-    stand_ins = find_stand_ins(centred(text_vectors), words, taken)
+    stand_ins = find_stand_ins(Likeness(centred(text_vectors), words), taken)
     log({"stage": "stand-ins", "items_without_a_past": int((taken == 0).sum())})
     transitions = _fit_transitions(train, stand_ins, validation=validation, config=config, log=log, recipe=recipe)
     one = partial(

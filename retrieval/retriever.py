@@ -14,6 +14,7 @@ from index.base import VectorIndex
 from retrieval.encode import EncoderConfig
 from retrieval.ensemble import TowerEnsemble
 from retrieval.finetune import FinetuneConfig
+from retrieval.likeness import Likeness
 from retrieval.towers import SequenceConfig, TowerConfig
 from retrieval.train import TrainConfig
 from retrieval.transitions import Transitions, TransitionsConfig
@@ -24,7 +25,7 @@ from retrieval.words import Words
 TRANSITIONS = "transitions"
 TEXT = "text profile"
 LAST_TEXT = "text of the last item"
-WORDS = "words in common"
+LIKENESS = "likeness to the history"
 POPULARITY = "popularity"
 
 USERS_AT_ONCE = 256
@@ -167,7 +168,7 @@ class Retriever:
             TRANSITIONS: _gathered(following, safe),
             TEXT: _products(profile, self.text, safe),
             LAST_TEXT: _products(self._last_text(histories), self.text, safe),
-            WORDS: self.words.likeness(self.words.profiles(recent), safe),
+            LIKENESS: Likeness(self.text, self.words).to_recent(recent, safe),
             **self.trend.columns(safe, histories.asked_at),
         }
         return Candidates(rows, np.zeros(rows.shape, dtype=np.float32), sources)
@@ -191,8 +192,8 @@ class Retriever:
 
 def transforms(kinds: Iterable[str], trend: Trend) -> dict[str, Transform]:
     """How the scores of towers of these kinds, and of all other sources, enter the fusion."""
-    raw = dict.fromkeys((*map(str, kinds), TEXT, LAST_TEXT, WORDS, *trend.names), Transform.RAW)
-    return {**raw, TRANSITIONS: Transform.LOG}
+    raw = dict.fromkeys((*map(str, kinds), TEXT, LAST_TEXT, *trend.names), Transform.RAW)
+    return {**raw, TRANSITIONS: Transform.LOG, LIKENESS: Transform.LOG}
 
 
 def _batches(histories: Histories) -> Iterator[Histories]:

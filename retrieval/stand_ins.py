@@ -6,42 +6,35 @@ import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
-from data.schema import Scores
-from retrieval.words import Words
+from retrieval.likeness import SHARPNESS, Likeness
 
 STAND_INS = 20
 """How many speak for one item."""
-SHARPNESS = 3
-"""Weights are likeness ** SHARPNESS, divided by their sum."""
-WORDS_WEIGHT = 2.0
-"""Of the cosine of words beside the cosine of text vectors."""
 
 ITEMS_AT_ONCE = 256
 FILE = "stand_ins.parquet"
 
 
-def find_stand_ins(text: Scores, words: Words, taken: np.ndarray) -> sp.csr_matrix:
-    """(N, N) float32, sparse: the row of an item never taken holds the weights, sum 1, of its nearest taken items.
+def find_stand_ins(likeness: Likeness, taken: np.ndarray) -> sp.csr_matrix:
+    """(N, N) float32, sparse: the row of an item never taken holds the weights, sum 1, of the taken items most like it.
 
-    Rows of taken items are empty, and so is the row of an item whose text is like no other.
+    Weights are likeness ** SHARPNESS. Rows of taken items are empty, and so is that of an item like no other.
 
     Args:
-        text: (N, E) float32, mean-centred text vectors of length 1.
+        likeness: of N items.
         taken: (N,) interactions of each item in training.
     """
-    n_items = len(text)
+    n_items = len(taken)
     cold, warm = np.flatnonzero(taken == 0), np.flatnonzero(taken)
     wanted = min(STAND_INS, len(warm))
     if not len(cold) or not wanted:
         return sp.csr_matrix((n_items, n_items), dtype=np.float32)
-    known_text, known_words = text[warm].T, words.vectors[warm].T.tocsr()
     rows, columns, weights = [], [], []
     for start in range(0, len(cold), ITEMS_AT_ONCE):
         items = cold[start : start + ITEMS_AT_ONCE]
-        likeness = text[items] @ known_text  # (b, W)
-        likeness += WORDS_WEIGHT * (words.vectors[items] @ known_words).toarray()
-        nearest = np.argpartition(-likeness, wanted - 1, axis=1)[:, :wanted]
-        near = np.maximum(np.take_along_axis(likeness, nearest, 1), 0) ** SHARPNESS
+        alike = likeness.between(items, warm)  # (b, W)
+        nearest = np.argpartition(-alike, wanted - 1, axis=1)[:, :wanted]
+        near = np.take_along_axis(alike, nearest, 1) ** SHARPNESS
         rows.append(np.repeat(items, wanted))
         columns.append(warm[nearest].ravel())
         weights.append((near / np.maximum(near.sum(axis=1, keepdims=True), 1e-9)).ravel())

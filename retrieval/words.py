@@ -12,10 +12,13 @@ import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from data.schema import Rows, Scores
+from data.schema import Scores
 
 FEATURES = 2**20
 """Places that words are hashed to; some of a large catalog's share one."""
+
+RARITY = 1.5
+"""Above 1, rare words such as names count for more, common ones such as genres for less."""
 
 _WORD = re.compile(r"\w+")
 _PART = re.compile(r"[|,;]")
@@ -25,7 +28,8 @@ _PART = re.compile(r"[|,;]")
 class Words:
     """TF-IDF over words, pairs of neighbouring words, and whole parts of a text (an author, a genre, a brand).
 
-    A word counts once a text, by log((N + 1) / (texts with it + 1)), and not at all where one text alone has it.
+    A word counts once a text, by log((N + 1) / (texts with it + 1)) to the power of RARITY, and not at all where one
+    text alone has it.
 
     Attributes:
         vectors: (N, FEATURES) float32, sparse, rows of length 1, or 0 without a word that counts.
@@ -40,28 +44,13 @@ class Words:
         """Weighs the words of a catalog by how rare they are in it."""
         found = _counted(texts)
         texts_with = np.bincount(found.indices, minlength=FEATURES)
-        idf = np.where(texts_with >= 2, np.log((len(texts) + 1) / (texts_with + 1)), 0.0).astype(np.float32)
+        rarity = np.log((len(texts) + 1) / (texts_with + 1)) ** RARITY
+        idf = np.where(texts_with >= 2, rarity, 0.0).astype(np.float32)
         return cls(_weighed(found, idf), idf)
 
     def read(self, texts: Sequence[str]) -> sp.csr_matrix:
         """(n, FEATURES) vectors of texts that may be new, with the weights of this catalog."""
         return _weighed(_counted(texts), self.idf)
-
-    def profiles(self, weights: sp.csr_matrix) -> sp.csr_matrix:
-        """(B, FEATURES) of length 1: sums of item vectors by weights (B, N)."""
-        return _unit_rows((weights @ self.vectors).tocsr())
-
-    def likeness(self, profiles: sp.csr_matrix, rows: Rows) -> Scores:
-        """(B, K) float32 cosine of profiles (B, FEATURES) with the items at `rows` (B, K)."""
-        out = np.empty(rows.shape, dtype=np.float32)
-        line = np.zeros(FEATURES, dtype=np.float32)
-        for place in range(len(rows)):
-            start, end = profiles.indptr[place], profiles.indptr[place + 1]
-            columns = profiles.indices[start:end]
-            line[columns] = profiles.data[start:end]
-            out[place] = self.vectors[rows[place]] @ line
-            line[columns] = 0
-        return out
 
     def save(self, folder: Path) -> None:
         """Writes the non-zero entries, and the weights of the words."""

@@ -12,10 +12,10 @@ from fusion.linear import LOG_FLOOR
 from retrieval import retriever as module
 from retrieval.retriever import (
     LAST_TEXT,
+    LIKENESS,
     POPULARITY,
     TEXT,
     TRANSITIONS,
-    WORDS,
     Retriever,
     RetrieverConfig,
     best_of_dense,
@@ -23,7 +23,6 @@ from retrieval.retriever import (
     concatenated,
     union,
 )
-from retrieval.words import FEATURES
 from tests.retrieval.toy import random_log, retriever
 
 N = 40
@@ -43,15 +42,15 @@ def dense_sources(found: Retriever, histories: Histories) -> dict[str, np.ndarra
     lending = np.eye(N) + found.transitions.stand_ins.toarray()
     matrix = lending @ found.transitions.weights.toarray() @ lending.T
     vocabulary = found.words.vectors.toarray()
-    transitions, text, last, words = (np.zeros((len(histories), N)) for _ in range(4))
+    alike = (np.maximum(found.text @ found.text.T, 0) + 2 * vocabulary @ vocabulary.T) / 3
+    transitions, text, last, likeness = (np.zeros((len(histories), N)) for _ in range(4))
     for user in range(len(histories)):
         recent = histories[user][::-1][: config.history_items]
         decay = config.history_decay ** np.arange(len(recent))
         transitions[user] = decay @ matrix[recent] if len(recent) else 0
         profile = decay @ found.text[recent] if len(recent) else np.zeros(found.text.shape[1])
         text[user] = found.text @ profile / max(np.linalg.norm(profile), 1e-6)
-        shared = decay @ vocabulary[recent] if len(recent) else np.zeros(FEATURES)
-        words[user] = vocabulary @ shared / max(np.linalg.norm(shared), 1e-6)
+        likeness[user] = decay @ alike[recent] ** 3
         last[user] = found.text @ found.text[histories[user][-1]] if len(recent) else 0
     rows = np.tile(np.arange(N), (len(histories), 1))
     return {
@@ -59,7 +58,7 @@ def dense_sources(found: Retriever, histories: Histories) -> dict[str, np.ndarra
         TRANSITIONS: transitions,
         TEXT: text,
         LAST_TEXT: last,
-        WORDS: words,
+        LIKENESS: likeness,
         **found.trend.columns(rows, histories.asked_at),
     }
 
@@ -67,8 +66,10 @@ def dense_sources(found: Retriever, histories: Histories) -> dict[str, np.ndarra
 def dense_fusion(found: Retriever, histories: Histories) -> np.ndarray:
     sources, weights, typical = dense_sources(found, histories), found.fusion.weights, found.fusion.typical
     assert set(weights) == set(sources)
-    logs = np.log(sources.pop(TRANSITIONS) / typical[TRANSITIONS] + LOG_FLOOR)
-    return weights[TRANSITIONS] * logs + sum(weights[name] * scores for name, scores in sources.items())
+    logs = sum(
+        weights[name] * np.log(sources.pop(name) / typical[name] + LOG_FLOOR) for name in (TRANSITIONS, LIKENESS)
+    )
+    return logs + sum(weights[name] * scores for name, scores in sources.items())
 
 
 def expected_unions(found: Retriever, histories: Histories, wanted: int, *, exclude_known: bool) -> list[list[int]]:

@@ -12,6 +12,7 @@ from fusion.linear import LinearFusion
 from index.faiss_index import FlatIndex
 from retrieval.encode import centred
 from retrieval.ensemble import Member, TowerEnsemble
+from retrieval.likeness import Likeness
 from retrieval.retriever import TEXT as TEXT_SOURCE
 from retrieval.retriever import TRANSITIONS, Retriever, RetrieverConfig, transforms
 from retrieval.stand_ins import find_stand_ins
@@ -116,7 +117,7 @@ def retriever(n_items: int, *, per_source: int = 5, train: Histories | None = No
     weights = {"recency": 0.5, "sequence": 0.3, TRANSITIONS: 0.4, TEXT_SOURCE: 1.5}
     vectors = model.item_vectors()
     text, words = model.members[0].towers.text.numpy(), Words.of(item_texts(n_items))
-    stand_ins = find_stand_ins(text, words, np.bincount(log.item_rows, minlength=n_items))
+    stand_ins = find_stand_ins(Likeness(text, words), np.bincount(log.item_rows, minlength=n_items))
     return Retriever(
         config=settings,
         towers=model,
