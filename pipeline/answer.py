@@ -10,6 +10,7 @@ from rich.console import Console
 
 from data.schema import Rows, Scores
 from pipeline.workspace import Workspace
+from recommend.ledger import LEDGER, Ledger, add_to_ledger
 from recommend.recommender import Answer, Recommender, Rerank
 from recommend.release import load_stages
 from recommend.table import answer_as_json, print_answer
@@ -53,7 +54,10 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
         UnknownId: when the user or an item of the history is not known; the message names the way out.
     """
     wish.check()
-    recommender = Recommender(load_stages(ws.run, ws.run.release()), ws.config.recommending)
+    ledger = ws.run.root / LEDGER
+    recommender = Recommender(
+        load_stages(ws.run, ws.run.release()), ws.config.recommending, spent_today=Ledger.read(ledger).today.fed_tokens
+    )
     history = _history(recommender, wish)
     vector = _query_vector(ws, recommender, wish.query) if wish.query is not None else None
     # The first pass through a model pays for its threads and caches; the cost line is of a warm one.
@@ -61,6 +65,7 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
         found = recommender.recommend(
             history, k=wish.k, depth=wish.depth, rerank=wish.rerank, budget=wish.budget, query_vector=vector
         )
+        add_to_ledger(ledger, found.cost.spent)
     if as_json:
         print(json.dumps(answer_as_json(found), ensure_ascii=False))
         return found
@@ -71,6 +76,7 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
         heading=_heading(wish),
         last_titles=[titles[row] for row in history[::-1]],
         title_of={ids[row]: titles[row] for row in history},
+        price_of_1000=found.cost.spent.cost_of_1000(ws.config.recommending.prices),
     )
     return found
 

@@ -14,7 +14,8 @@ from store.artifacts import atomic_write
 from store.errors import CorruptArtifact
 from store.lock import writer_lock
 
-FILE = "ledger.json"
+LEDGER, FILE = "ledger", "ledger.json"
+"""The folder in a run, and the file in it."""
 _LOCK_WAIT_S = 10.0
 _THREADS = threading.Lock()
 
@@ -100,6 +101,36 @@ class Ledger:
     def total(self) -> Spent:
         """Of all days."""
         return sum(self.days.values(), Spent())
+
+
+class Allowance:
+    """Tokens that may go through the model on one day; safe for several threads.
+
+    Args:
+        per_day: None for as many as are asked for.
+        spent: tokens of the present day so far.
+    """
+
+    def __init__(self, per_day: int | None, *, spent: int = 0) -> None:
+        self.per_day = per_day
+        self._day, self._spent = _today(), spent
+        self._lock = threading.Lock()
+
+    def remaining(self) -> int | None:
+        """Of the present day, at least 0; None without a limit."""
+        with self._lock:
+            self._turn()
+            return None if self.per_day is None else max(0, self.per_day - self._spent)
+
+    def spend(self, tokens: int) -> None:
+        """Puts tokens down to the present day."""
+        with self._lock:
+            self._turn()
+            self._spent += tokens
+
+    def _turn(self) -> None:
+        if self._day != _today():
+            self._day, self._spent = _today(), 0
 
 
 def add_to_ledger(folder: Path, spent: Spent) -> Ledger:

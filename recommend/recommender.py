@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.schema import NO_ITEM, Candidates, Catalog, Histories, Rows, Scores
+from recommend.ledger import Allowance, Prices, Spent
 from recommend.release import Stages
 from recommend.second_stage import Ranked, SecondStage, unread
 from rerank.budget import Budget, Cap, Cut
@@ -37,6 +38,10 @@ class RecommendConfig(BaseModel):
     gate_share: float = Field(
         1.0, ge=0, le=1, description="share of users who are reranked, those whom the gate expects to gain most"
     )
+    max_tokens_per_day: int | None = Field(
+        None, ge=0, description="tokens through the reranker on one day (UTC), by all commands on this run together"
+    )
+    prices: Prices = Field(Prices(), description="what tokens and the machine cost")
     exclude_known: bool = Field(True, description="never recommend what the user already has")
 
 
@@ -90,6 +95,19 @@ class Cost:
     rerank_ms: float
     explain_ms: float
 
+    @property
+    def spent(self) -> Spent:
+        """For the ledger; finding reasons is part of the first stage."""
+        return Spent(
+            requests=1,
+            reranked=int(self.reranked > 0),
+            candidates=self.reranked,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            retrieval_ms=self.retrieval_ms + self.explain_ms,
+            rerank_ms=self.rerank_ms,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -113,7 +131,14 @@ class Answer:
 class Recommender:
     """Command line, batch and server all recommend through one of these."""
 
-    def __init__(self, stages: Stages, config: RecommendConfig) -> None:
+    def __init__(self, stages: Stages, config: RecommendConfig, *, spent_today: int = 0) -> None:
+        """Makes one from a release.
+
+        Args:
+            stages: what is published.
+            config: what an answer looks like.
+            spent_today: tokens that the reranker has read today, of the `max_tokens_per_day`.
+        """
         self.config = config
         self.dataset = stages.dataset
         self.catalog: Catalog = stages.dataset.catalog
@@ -122,7 +147,8 @@ class Recommender:
         self.retriever: Retriever = stages.retriever
         self.second: SecondStage | None = None
         if stages.reranker is not None and stages.fusion is not None:
-            self.second = SecondStage(stages.reranker, stages.fusion, self.catalog.texts, stages.gate)
+            allowance = Allowance(config.max_tokens_per_day, spent=spent_today)
+            self.second = SecondStage(stages.reranker, stages.fusion, self.catalog.texts, stages.gate, allowance)
         self.fit = stages.fit
         self._calibrated = False
         self._titles = self.catalog.titles

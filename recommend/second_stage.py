@@ -1,13 +1,14 @@
 """The reranker behind the retriever: what it may read, what its scores change, and what happens when it fails."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from data.schema import Candidates, Histories, Rows, Scores
 from fusion.linear import LinearFusion
+from recommend.ledger import Allowance
 from rerank.base import Reranker, RerankRequest, RerankResult
 from rerank.budget import Cap, Cut
 from rerank.fit import request_of, retrieval_column
@@ -58,12 +59,14 @@ class SecondStage:
     Attributes:
         texts: text of each item, by row.
         gate: says whom to rerank where not everybody is.
+        allowance: of tokens for the day.
     """
 
     reranker: Reranker
     fusion: LinearFusion
     texts: Sequence[str]
     gate: Gate | None = None
+    allowance: Allowance = field(default_factory=lambda: Allowance(None))
 
     @property
     def helps(self) -> bool:
@@ -99,9 +102,13 @@ class SecondStage:
         results = []
         for start in range(0, len(head), USERS_AT_ONCE):
             places = range(start, min(start + USERS_AT_ONCE, len(head)))
-            asked = [self._request(head, histories, place, limits or {}, max_ms) for place in places]
+            # An equal share of the day's rest for each of them, so that together they cannot exceed it.
+            rest = self.allowance.remaining()
+            caps = {**(limits or {}), **({} if rest is None else {Cap.DAY: rest // len(places)})}
+            asked = [self._request(head, histories, place, caps, max_ms) for place in places]
             asked = [one if opened[place] else CLOSED for one, place in zip(asked, places, strict=True)]
             found = self.reranker.score(asked)
+            self.allowance.spend(sum(found.prompt_tokens) - sum(found.cached_tokens))
             gated = [cut if opened[place] else GATED for cut, place in zip(found.cuts, places, strict=True)]
             results.append(replace(found, cuts=gated))
             for place, values in zip(places, found.scores, strict=True):

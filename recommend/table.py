@@ -15,13 +15,20 @@ REASON_CHARS = 24
 
 
 def print_answer(
-    console: Console, answer: Answer, *, heading: str, last_titles: Sequence[str], title_of: dict[str, str]
+    console: Console,
+    answer: Answer,
+    *,
+    heading: str,
+    last_titles: Sequence[str],
+    title_of: dict[str, str],
+    price_of_1000: float = 0.0,
 ) -> None:
     """The last titles of the history, the recommendations with places, scores and reasons, and the cost.
 
     Args:
         last_titles: most recent first.
         title_of: item_id → title, for the reasons.
+        price_of_1000: of answers like this one; 0 where no prices are set.
     """
     console.print(Text(heading, style="bold"))
     if last_titles:
@@ -51,6 +58,8 @@ def print_answer(
     if answer.left_out:
         console.print(Text(f"left out: {answer.left_out}"))
     console.print(Text(cost_line(answer)))
+    if price_of_1000:
+        console.print(Text(f"1,000 answers like this one cost {price_of_1000:.4g}"))
 
 
 def cost_line(answer: Answer) -> str:

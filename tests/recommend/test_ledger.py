@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recommend import ledger as module
-from recommend.ledger import Ledger, Prices, Spent, add_to_ledger
+from recommend.ledger import Allowance, Ledger, Prices, Spent, add_to_ledger
 from store.errors import CorruptArtifact
 
 ONE = Spent(requests=1, reranked=1, candidates=20, prompt_tokens=700, cached_tokens=400, retrieval_ms=4, rerank_ms=96)
@@ -48,6 +48,17 @@ for _ in range(20):
         list(pool.map(lambda _: add_to_ledger(tmp_path, Spent(requests=1)), range(40)))
     assert [other.wait() for other in others] == [0, 0]
     assert Ledger.read(tmp_path).total.requests == 80
+
+
+def test_an_allowance_shrinks_and_is_whole_again_the_next_day(monkeypatch):
+    monkeypatch.setattr(module, "_today", lambda: "2026-01-01")
+    allowance = Allowance(100, spent=30)
+    assert allowance.remaining() == 70
+    allowance.spend(90)
+    assert allowance.remaining() == 0
+    monkeypatch.setattr(module, "_today", lambda: "2026-01-02")
+    assert allowance.remaining() == 100
+    assert Allowance(None, spent=10**9).remaining() is None
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"2026-01-01": {"wishes": 3}}'])

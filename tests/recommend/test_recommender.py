@@ -352,3 +352,18 @@ def test_whom_the_gate_leaves_out_is_not_asked_about(stages, share):
     assert answer.not_reranked == "the gate expects no gain"
     assert answer.left_out == ""
     assert gated.recommend(histories[left_out], rerank=Rerank.ALWAYS).cost.reranked == 8
+
+
+def test_a_day_costs_no_more_than_its_allowance(stages):
+    """The tiny reranker itself: many users, whose tokens are counted as they are fed."""
+    sharp = replace(stages, fusion=replace(stages.fusion, weights={RETRIEVAL: 0.0, RERANKER: 1.0}))
+    free = Recommender(sharp, CONFIG).rank(stages.dataset.interactions, candidates=30)
+    whole = int(free.prompt_tokens.sum())
+    capped = Recommender(sharp, CONFIG.model_copy(update={"max_tokens_per_day": whole // 3}), spent_today=10)
+    ranked = capped.rank(stages.dataset.interactions, candidates=30)
+    spent = int((ranked.prompt_tokens - ranked.cached_tokens).sum())
+    assert whole // 6 < spent <= whole // 3 - 10
+    assert (Cut.PASSED, Cap.DAY) in ranked.cuts
+    assert (
+        capped.recommend(stages.dataset.interactions[0]).cost.prompt_tokens <= capped.second.allowance.per_day - spent
+    )
