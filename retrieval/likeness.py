@@ -29,7 +29,7 @@ class Likeness:
     def between(self, some: Rows, others: Rows) -> Scores:
         """(n, m) float32 in [0, 1]: the mean of both cosines, negative ones as 0, that of words counted twice."""
         meaning = np.maximum(self.text[some] @ self.text[others].T, 0)
-        names = (self.words.vectors[some] @ self.words.vectors[others].T).toarray()
+        names = self.words.cosines(some, others)
         return np.asarray((meaning + WORDS_WEIGHT * names) / (1 + WORDS_WEIGHT), dtype=np.float32)
 
     def to_recent(self, recent: sp.csr_matrix, rows: Rows) -> Scores:

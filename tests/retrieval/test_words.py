@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from retrieval import words as module
 from retrieval.words import FEATURES, Words
 
 TEXTS = [
@@ -42,6 +43,17 @@ def test_weights_by_hand():
     # "green", "sock", their pair and their part, twice each.
     np.testing.assert_allclose(found.vectors[3].data, [0.5] * 4, rtol=1e-6)
     assert sorted(set(found.idf.tolist())) == pytest.approx([0, np.log(6 / 3) ** 1.5])
+
+
+@pytest.mark.parametrize("few", [0, 256], ids=["sparse", "dense"])
+def test_cosines_are_the_products_of_the_rows(words, few, monkeypatch):
+    monkeypatch.setattr(module, "FEW", few)
+    dense = words.vectors.toarray()
+    for some, others in (([0, 1, 2, 3, 4, 5], [3, 0]), ([5], [5]), ([2, 2], [4]), ([0], [])):
+        rows, columns = np.array(some, dtype=np.int64), np.array(others, dtype=np.int64)
+        found = words.cosines(rows, columns)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, dense[rows] @ dense[columns].T, rtol=1e-5, atol=1e-7)
 
 
 def test_a_new_text_is_read_as_one_of_the_catalog(words):
