@@ -10,12 +10,12 @@ from data.schema import Histories, Holdout
 from fusion.linear import LinearFusion, column
 from pipeline import contributions as module
 from pipeline.contributions import TOWERS, TREND, JudgedSources, groups_of, judge_sources
-from retrieval.retriever import LAST_TEXT, TEXT, TRANSITIONS, Retriever
+from retrieval.retriever import LAST_TEXT, LIKENESS, TEXT, TRANSITIONS, Retriever
 from tests.retrieval.toy import nobody, random_log, retriever
 
-N, DEPTH, SERVED = 40, 6, 9
+N, DEPTH, SERVED = 40, 6, 10
 RETRIEVER = retriever(N)
-NAMES = [TOWERS, "recency", "sequence", TRANSITIONS, TEXT, TREND]
+NAMES = [TOWERS, "recency", "sequence", TRANSITIONS, LIKENESS, TEXT, TREND]
 
 
 def holdout(users: int, *, seed: int, shortest: int = 1) -> Holdout:
@@ -77,6 +77,7 @@ def test_the_sources_are_named_once_each_and_towers_both_together_and_apart(made
         "recency": ("recency",),
         "sequence": ("sequence",),
         TRANSITIONS: (TRANSITIONS,),
+        LIKENESS: (LIKENESS,),
         TEXT: (TEXT, LAST_TEXT),
         TREND: RETRIEVER.trend.names,
     }
@@ -166,4 +167,4 @@ def test_one_kind_of_towers_is_the_towers():
     towers = replace(RETRIEVER.towers, members=members)
     kept = {name: how for name, how in RETRIEVER.fusion.transforms.items() if name != "sequence"}
     one = replace(RETRIEVER, towers=towers, fusion=replace(RETRIEVER.fusion, transforms=kept))
-    assert list(groups_of(one)) == [TOWERS, TRANSITIONS, TEXT, TREND]
+    assert list(groups_of(one)) == [TOWERS, TRANSITIONS, LIKENESS, TEXT, TREND]
