@@ -1,6 +1,7 @@
-"""What packing saves: python bench/reranker.py speed [--threads N] [--rounds N]; result in bench/results/reranker.json.
+"""What packing saves and what budgets hold; result in bench/results/reranker.json.
 
-One committed request, a history of 439 tokens and 50 candidates of 18 (bench/fixtures/rerank.json), in float32:
+python bench/reranker.py speed [--threads N] [--rounds N]: one committed request, a history of 439 tokens and 50
+candidates of 18 (bench/fixtures/rerank.json), in float32:
 
 - packed_speedup_cpu, packed_cached_speedup_cpu: SmolLM2-135M as it stands, each pair through transformers' own SDPA
   with the last position's logits alone, in the best of several batch sizes, over one packed pass; cold, and with the
@@ -11,13 +12,27 @@ One committed request, a history of 439 tokens and 50 candidates of 18 (bench/fi
 - listwise_training_speedup: steps of lists of 16, forward and backward, pairs over packed; MiniLM, SmolLM2 beside it
 
 Both sides alternate; a figure is the median of the rounds, low and high the smallest and largest ratio of a round.
+
+python bench/reranker.py budget [--requests N] [--decoder-requests N]: users of one to twenty items and lists of two to
+fifty, drawn from the words of the same request, one after the other through the second stage; a third with a cap on
+tokens, a third with one on time, a third with both; MiniLM, and SmolLM2 with its prefix cache for some of them, whose
+histories come back:
+
+- budget_token_overrun: the most tokens that went through a model beyond a cap
+- budget_ms_p99_over_cap: 99th percentile of the whole call's time over its cap, of all requests with one for which
+  anything was read
+- ledger_token_error: tokens that the ledger's file holds less those that went through the models
+
+The tokens are counted where they enter a model, at its word embeddings.
 """
 
 import argparse
 import json
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +44,16 @@ from sentence_transformers import CrossEncoder
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from bench.record import ROOT, record
+from data.schema import Candidates, Histories
+from fusion.linear import LinearFusion, Transform
+from recommend.ledger import Ledger, Spent, add_to_ledger
+from recommend.second_stage import SecondStage
 from rerank.adapters import AdapterConfig
 from rerank.base import RerankRequest
+from rerank.budget import Cap
 from rerank.decoder import NO, YES, DecoderConfig, DecoderReranker
 from rerank.encoder import EncoderConfig, EncoderReranker
+from rerank.fusion import RERANKER, RETRIEVAL
 from rerank.packed import BaseModelName, PackedReranker
 from rerank.packing import Prompt, pack
 from rerank.prompt import PromptConfig
@@ -43,7 +64,10 @@ LIMITS = PromptConfig(max_history_items=20, max_history_tokens=480, max_item_tok
 PAIR_BATCHES = (1, 2, 5, 10, 25, 50)
 LIST_SIZE, LISTS = 16, 4
 BASE = BaseModelName("bench", "bench")
+MILLISECONDS = {"encoder": (5.0, 300.0), "decoder": (100.0, 4000.0)}
+"""Range of the caps on time."""
 Side = Callable[[], Any]
+Asked = tuple[np.ndarray, float | None, dict[Cap, int]]
 
 
 def speed(args: argparse.Namespace) -> None:
@@ -54,6 +78,106 @@ def speed(args: argparse.Namespace) -> None:
     decoder_speed(request, args)
     encoder_speed(request, args)
     training_speed(request, args)
+
+
+def budget(args: argparse.Namespace) -> None:
+    """Budgets and the ledger under many mixed requests."""
+    torch.set_num_threads(args.threads)
+    saved = json.loads((ROOT / "bench/fixtures/rerank.json").read_text())
+    texts = (*saved["history"], *saved["candidates"])
+    rng = np.random.default_rng(0)
+    overrun, over_cap, fed_in_all, about = 0, [], 0, {}
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Path(folder)
+        for name, reranker, count in (
+            ("encoder", _encoder(), args.requests - args.decoder_requests),
+            ("decoder", _decoder(), args.decoder_requests),
+        ):
+            merged = reranker.merged()
+            merged.calibrate()
+            asked = _asked(rng, len(texts), count, milliseconds=MILLISECONDS[name], returning=name == "decoder")
+            found = _fed_by(merged, texts, asked, ledger)
+            fed_in_all += sum(fed for fed, _, _ in found)
+            excess = [fed - caps[Cap.TOKENS] for (_, _, caps), (fed, _, _) in zip(asked, found, strict=True) if caps]
+            overrun = max([overrun, *(int(one) for one in excess)])
+            ratios = [ms / limit for fed, ms, limit in found if fed and limit is not None]
+            over_cap += ratios
+            about[name] = {
+                "requests": count,
+                "read_nothing": sum(fed == 0 for fed, _, _ in found),
+                "ms_over_cap": {f"p{at}": round(float(np.percentile(ratios, at)), 3) for at in (50, 90, 99, 100)},
+            }
+        error = abs(Ledger.read(ledger).total.fed_tokens - fed_in_all)
+    shared = {**about, "tokens": fed_in_all, "threads": args.threads}
+    record(FILE, "budget_token_overrun", overrun, **shared)
+    record(FILE, "budget_ms_p99_over_cap", round(float(np.percentile(over_cap, 99)), 3), **shared)
+    record(FILE, "ledger_token_error", error, **shared)
+
+
+def _asked(
+    rng: np.random.Generator, texts: int, count: int, *, milliseconds: tuple[float, float], returning: bool
+) -> list[Asked]:
+    """History, caps on tokens and time; every other history of a returning user is one of the last four."""
+    asked: list[Asked] = []
+    for place in range(count):
+        history = rng.permutation(texts)[: rng.integers(1, 21)]
+        if returning and place % 2:
+            history = asked[int(rng.integers(max(0, place - 4), place))][0]
+        low, high = np.log(milliseconds)
+        ms = float(np.exp(rng.uniform(low, high))) if place % 3 else None
+        caps = {Cap.TOKENS: int(np.exp(rng.uniform(np.log(20), np.log(1500))))} if place % 3 != 1 else {}
+        asked.append((history, ms, caps))
+    return asked
+
+
+def _fed_by(
+    reranker: PackedReranker[Any], texts: tuple[str, ...], asked: list[Asked], ledger: Path
+) -> list[tuple[int, float, float | None]]:
+    """Tokens that entered the model, milliseconds of the call and its cap, of each request; the ledger is kept."""
+    fusion = LinearFusion(
+        {RETRIEVAL: Transform.RAW, RERANKER: Transform.RAW},
+        {RETRIEVAL: 1.0, RERANKER: 1.0},
+        {RETRIEVAL: 1.0, RERANKER: 1.0},
+    )
+    stage = SecondStage(reranker, fusion, texts)
+    rng = np.random.default_rng(1)
+    found = []
+    with _counting(reranker) as entered:
+        for history, ms, caps in asked:
+            depth = int(rng.integers(2, 51))
+            rows = rng.permutation(len(texts))[None, :depth]
+            scores = np.sort(rng.standard_normal((1, depth)).astype(np.float32))[:, ::-1]
+            before, started = entered[0], time.perf_counter()
+            ranked = stage.rank(
+                Candidates(rows, scores), Histories.of([history.tolist()]), depth=depth, limits=caps, max_ms=ms
+            )
+            took = (time.perf_counter() - started) * 1000
+            spent = Spent(
+                requests=1,
+                reranked=int(ranked.depth > 0),
+                candidates=ranked.depth,
+                prompt_tokens=int(ranked.prompt_tokens.sum()),
+                cached_tokens=int(ranked.cached_tokens.sum()),
+                rerank_ms=took,
+            )
+            add_to_ledger(ledger, spent)
+            found.append((entered[0] - before, took, ms))
+    return found
+
+
+@contextmanager
+def _counting(reranker: PackedReranker[Any]) -> Iterator[list[int]]:
+    """Tokens that have entered the word embeddings since."""
+    entered = [0]
+
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        entered[0] += inputs[0].numel()
+
+    handle = reranker.backbone.get_input_embeddings().register_forward_hook(count)
+    try:
+        yield entered
+    finally:
+        handle.remove()
 
 
 def decoder_speed(request: RerankRequest, args: argparse.Namespace) -> None:
@@ -244,6 +368,11 @@ def main() -> None:
     command.set_defaults(measure=speed)
     command.add_argument("--threads", type=int, default=torch.get_num_threads())
     command.add_argument("--rounds", type=int, default=5)
+    command = what.add_parser("budget", help=budget.__doc__)
+    command.set_defaults(measure=budget)
+    command.add_argument("--threads", type=int, default=torch.get_num_threads())
+    command.add_argument("--requests", type=int, default=10_000)
+    command.add_argument("--decoder-requests", type=int, default=200)
     args = parser.parse_args()
     args.measure(args)
 

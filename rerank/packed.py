@@ -240,10 +240,12 @@ class PackedReranker(ABC, Generic[ConfigT]):
 
     def _plan(self, request: RerankRequest) -> Plan:
         """What of a request fits into its budget."""
+        started = time.perf_counter()
+        prompt = self._prompt(request)
         limits = dict(request.limits)
         if request.max_ms is not None:
-            limits[Cap.TIME] = self.pace.tokens_within(request.max_ms)
-        prompt = self._prompt(request)
+            tokenized_ms = (time.perf_counter() - started) * 1000
+            limits[Cap.TIME] = self.pace.tokens_within(request.max_ms - tokenized_ms)
         return plan(prompt, limits, remembered=self.remembers(prompt))
 
     def remembers(self, prompt: Prompt) -> bool:
