@@ -65,7 +65,7 @@ PAIR_BATCHES = (1, 2, 5, 10, 25, 50)
 LIST_SIZE, LISTS = 16, 4
 BASE = BaseModelName("bench", "bench")
 MILLISECONDS = {"encoder": (5.0, 300.0), "decoder": (100.0, 4000.0)}
-"""Range of the caps on time."""
+"""Kind → lowest and highest cap on time: the decoder takes some ten times as long."""
 Side = Callable[[], Any]
 Asked = tuple[np.ndarray, float | None, dict[Cap, int]]
 

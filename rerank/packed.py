@@ -246,7 +246,11 @@ class PackedReranker(ABC, Generic[ConfigT]):
         if request.max_ms is not None:
             tokenized_ms = (time.perf_counter() - started) * 1000
             limits[Cap.TIME] = self.pace.tokens_within(request.max_ms - tokenized_ms)
-        return plan(prompt, limits, remembered=self.remembers(prompt))
+        remembered = self.remembers(prompt)
+        made = plan(prompt, limits, remembered=remembered)
+        # Over several rows each reads the history again; a shorter prompt takes no more rows.
+        again = sum(part.tokens for part in self._parts(made.prompt)) - made.prompt.tokens if made.depth else 0
+        return plan(prompt, {cap: limit - again for cap, limit in limits.items()}, remembered=remembered)
 
     def remembers(self, prompt: Prompt) -> bool:
         """Whether the prefix of a prompt need not be read again."""

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModel, BertConfig, RobertaConfig, RobertaModel
 
 from rerank.base import RerankRequest
+from rerank.budget import Cap, Cut
 from rerank.encoder import EncoderConfig, EncoderReranker
 from rerank.packing import Prompt
 from rerank.prompt import PromptConfig
@@ -115,6 +117,31 @@ def test_tokens_counted_are_those_of_the_packed_sequences(tiny_bert: Path) -> No
     ).prompt_tokens == [2 * prefix + 20 * 5]
 
 
+@pytest.mark.parametrize("limit", [40, 69, 70, 71, 100, 106, 112])
+def test_a_cap_on_tokens_counts_a_history_that_is_read_twice(tiny_bert: Path, limit: int) -> None:
+    short_rows = untrained(tiny_bert, config=CONFIG.model_copy(update={"max_batch_tokens": 64}))
+    request = RerankRequest(("bal den", "fir"), ("gos kal len mir",) * 20, limits={Cap.TOKENS: limit})
+    found = short_rows.score([request])
+    assert limit - 2 * 6 - 5 < found.prompt_tokens[0] <= limit
+    assert found.cuts == [(Cut.NONE, Cap.NONE) if limit == 112 else (Cut.DEPTH, Cap.TOKENS)]
+
+
+def test_time_spent_on_tokenizing_counts(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker = untrained(tiny_bert)
+    for _ in range(8):
+        reranker.pace.observe(1000, 1.0)
+    request = RerankRequest(("bal den",), ("gos", "kal"), max_ms=100.0)
+    assert reranker.score([request]).cuts == [(Cut.NONE, Cap.NONE)]
+    tokenize = reranker.prompter.tokenize
+
+    def slowly(texts: list[str]) -> list[np.ndarray]:
+        time.sleep(0.15)
+        return tokenize(texts)
+
+    monkeypatch.setattr(reranker.prompter, "tokenize", slowly)
+    assert reranker.score([request]).cuts == [(Cut.PASSED, Cap.TIME)]
+
+
 def test_long_candidates_are_cut_and_counted(tiny_bert: Path) -> None:
     found = untrained(tiny_bert).score([RerankRequest((), (" ".join(WORDS[:8]), " ".join(WORDS[:7]), "bal"))])
     assert found.cut_candidates == [1]
@@ -147,6 +174,7 @@ import json, sys, warnings
 warnings.simplefilter("error")
 from pathlib import Path
 from rerank.base import RerankRequest
+from rerank.budget import Cap, Cut
 from rerank.encoder import EncoderReranker
 saved, base, fingerprint = sys.argv[1:]
 reranker = EncoderReranker.load(Path(saved), model_dir=Path(base), model_fingerprint=fingerprint)
