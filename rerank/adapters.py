@@ -136,6 +136,11 @@ def merged(model: Any) -> Any:
     return twin
 
 
+def plain(model: Any) -> Any:
+    """The model itself, as transformers made it, with what PEFT has put inside."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def is_prefix(model: Any) -> bool:
     """Whether the model has virtual tokens before the text."""
     return isinstance(model, PeftModel) and isinstance(model.peft_config["default"], PrefixTuningConfig)

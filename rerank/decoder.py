@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from peft import PeftModel
 from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.schema import Scores
-from rerank.adapters import AdapterConfig, is_prefix
+from rerank.adapters import AdapterConfig, is_prefix, plain
 from rerank.packed import PackedConfig, PackedReranker, split
 from rerank.packing import Packed, Prompt, pack
 from rerank.prefix_cache import PrefixCache
@@ -92,7 +91,7 @@ class DecoderReranker(PackedReranker[DecoderConfig]):
 
     def states(self, packed: Packed, row: Row) -> torch.Tensor:
         """(L, D) of the last layer, after its norm."""
-        model = self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+        model = plain(self.backbone)
         positions, virtual = packed.position_ids[None], None
         if is_prefix(self.backbone):
             virtual = self.backbone.get_prompt(batch_size=1)

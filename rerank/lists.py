@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from data.schema import NO_ITEM, Histories, Rows
+from data.schema import NO_ITEM, Histories, Rows, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class TrainingLists:
             stand among them or not; it is never drawn as a negative.
         easy_weights: (N,) ≥ 0, how likely a row is drawn as an easy negative; None: all alike. A power of the
             popularity gives negatives that cannot be told by popularity alone.
+        prior: (E, K) float32 beside `candidates`, the retriever's own score, which the reranker is to add to.
+        teacher: (E, K) float32 beside `candidates`, the scores of a model to learn from.
     """
 
     texts: Sequence[str]
@@ -29,9 +31,14 @@ class TrainingLists:
     targets: Rows
     candidates: Rows
     easy_weights: npt.NDArray[np.float64] | None = None
+    prior: Scores | None = None
+    teacher: Scores | None = None
 
     def __post_init__(self) -> None:
         counts = {"histories": len(self.histories), "targets": len(self.targets), "candidates": len(self.candidates)}
+        for name, scores in (("prior", self.prior), ("teacher", self.teacher)):
+            if scores is not None and scores.shape != self.candidates.shape:
+                raise ValueError(f"{name} has the shape {scores.shape}, the candidates {self.candidates.shape}")
         if len(set(counts.values())) > 1:
             raise ValueError(f"training lists disagree on the number of examples: {counts}")
 
@@ -41,8 +48,24 @@ class TrainingLists:
     def take(self, places: Rows) -> "TrainingLists":
         """The examples at `places`, in that order."""
         return TrainingLists(
-            self.texts, self.histories.take(places), self.targets[places], self.candidates[places], self.easy_weights
+            self.texts,
+            self.histories.take(places),
+            self.targets[places],
+            self.candidates[places],
+            self.easy_weights,
+            None if self.prior is None else self.prior[places],
+            None if self.teacher is None else self.teacher[places],
         )
+
+    @property
+    def scored(self) -> bool:
+        """Whether lists are drawn from the candidates alone, which have scores beside them."""
+        return self.prior is not None or self.teacher is not None
+
+    @property
+    def found(self) -> Rows:
+        """Places of the examples whose target is among their candidates."""
+        return np.flatnonzero((self.candidates == self.targets[:, None]).any(axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +74,23 @@ class DrawnList:
 
     Attributes:
         item_rows: (k,) int64 in random order, each row once.
-        target_place: where the item that was taken stands.
+        target_place: where the item that was taken stands; None where it is not in the list.
+        prior: (k,) float32, the retriever's score of each; None: nothing is known.
+        teacher: (k,) float32, the teacher's score of each.
     """
 
     item_rows: Rows
-    target_place: int
+    target_place: int | None
+    prior: Scores | None = None
+    teacher: Scores | None = None
 
 
 def draw_list(lists: TrainingLists, place: int, *, size: int, hard_share: float, rng: np.random.Generator) -> DrawnList:
     """The target of one example among `size` − 1 negatives, in random order.
 
     Items of the history are never negatives. Where hard ones are too few, easy ones fill up; where the catalog is
-    too small for `size`, the list is shorter.
+    too small for `size`, the list is shorter. Where candidates have scores beside them all items are drawn from
+    them, and the target stands among these only if the retriever found it.
 
     Args:
         lists: the examples.
@@ -71,6 +99,8 @@ def draw_list(lists: TrainingLists, place: int, *, size: int, hard_share: float,
         hard_share: in [0, 1], the expected share of negatives drawn from the retriever's candidates.
         rng: source of all chance.
     """
+    if lists.scored:
+        return _draw_scored(lists, place, size=size, rng=rng)
     target = int(lists.targets[place])
     taken = {target, NO_ITEM, *lists.histories[place].tolist()}
     hard = np.array([row for row in lists.candidates[place].tolist() if row not in taken], dtype=np.int64)
@@ -80,6 +110,23 @@ def draw_list(lists: TrainingLists, place: int, *, size: int, hard_share: float,
     rows = np.array([target, *negatives], dtype=np.int64)
     order = rng.permutation(len(rows))
     return DrawnList(rows[order], int(np.flatnonzero(order == 0)[0]))
+
+
+def _draw_scored(lists: TrainingLists, place: int, *, size: int, rng: np.random.Generator) -> DrawnList:
+    """At most `size` candidates with their scores."""
+    rows = lists.candidates[place]
+    target = int(lists.targets[place])
+    fresh = (rows != NO_ITEM) & ~np.isin(rows, lists.histories[place])
+    at_target = np.flatnonzero(fresh & (rows == target))
+    others = np.flatnonzero(fresh & (rows != target))
+    count = min(len(others), size - len(at_target))
+    places = rng.permutation(np.concatenate([at_target, rng.choice(others, count, replace=False)]))
+    return DrawnList(
+        rows[places],
+        int(np.flatnonzero(rows[places] == target)[0]) if len(at_target) else None,
+        None if lists.prior is None else lists.prior[place, places],
+        None if lists.teacher is None else lists.teacher[place, places],
+    )
 
 
 def _easy(lists: TrainingLists, count: int, taken: set[int], rng: np.random.Generator) -> list[int]:

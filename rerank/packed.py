@@ -193,13 +193,21 @@ class PackedReranker(ABC, Generic[ConfigT]):
         return named | {f"head.{name}": value for name, value in self.head.named_parameters()}
 
     @contextmanager
-    def training(self) -> Iterator[None]:
-        """Dropout is on inside the block."""
+    def training(self, *, checkpointing: bool = False) -> Iterator[None]:
+        """Dropout is on inside the block.
+
+        Args:
+            checkpointing: keep what goes into each layer and compute the layer again on the way back.
+        """
         for module in (self.backbone, self.head):
             module.train()
+        if checkpointing:
+            adapters.plain(self.backbone).activation_checkpointing_enable({"use_reentrant": False})
         try:
             yield
         finally:
+            if checkpointing:
+                adapters.plain(self.backbone).activation_checkpointing_disable()
             for module in (self.backbone, self.head):
                 module.eval()
             self.forget()

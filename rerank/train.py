@@ -12,8 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from rerank.adapters import RankSchedule
+from rerank.figures import ListFigures, list_figures
 from rerank.lists import DrawnList, TrainingLists, batches, draw_list
-from rerank.listwise import ListFigures, list_figures, listwise_loss
+from rerank.objective import Objective, loss_of
 from rerank.packed import PackedReranker
 from rerank.packing import Ids, Prompt
 from rerank.progress import ProgressLine
@@ -46,7 +47,17 @@ class RerankTrainConfig(BaseModel):
 
     epochs: int = Field(2, ge=1, description="passes over the examples, unless something stops earlier")
     budget_minutes: float = Field(4.0, gt=0, description="hard stop; the learning rate has fallen to 0 by then")
+    objective: Objective = Field(
+        Objective.LISTWISE, description="listwise: the item taken against the others of its list; pointwise: each alone"
+    )
     users_per_batch: int = Field(8, ge=1, description="lists in one step")
+    users_per_pass: int = Field(
+        4, ge=1, description="lists that are in memory together; the gradients of a step's passes are added up"
+    )
+    checkpointing: bool = Field(
+        False,
+        description="compute each layer again on the way back: a fraction of the memory, a third more time",
+    )
     list_size: int = Field(16, ge=2, description="items in one list, the one taken included")
     hard_share_start: float = Field(0.0, ge=0, le=1, description="share of the retriever's candidates at first")
     hard_share_end: float = Field(0.5, ge=0, le=1, description="the same after the curriculum, and in validation")
@@ -59,6 +70,10 @@ class RerankTrainConfig(BaseModel):
     validate_every_steps: int = Field(100, ge=1, description="steps between two validations")
     validation_lists: int = Field(128, ge=1, description="at most so many validation lists are used, drawn once")
     patience: int = Field(5, ge=1, description="validations without a lower loss before training stops")
+    teacher_weight: float = Field(
+        1.0, ge=0, le=1, description="with a teacher: how much of the loss is its, against that of the item taken"
+    )
+    teacher_temperature: float = Field(1.0, gt=0, description="with a teacher: softens both sides before they compare")
     precision: Precision = Field(
         Precision.AUTO, description="type of the products in training; auto: bfloat16 where the processor has it"
     )
@@ -109,9 +124,8 @@ def train_reranker(
 ) -> TrainingRecord:
     """Train in place; the weights of the lowest validation loss are kept, those before training included.
 
-    Each list is scored packed; the loss is the cross-entropy of a softmax over the list (ListNet with one relevant
-    item, Cao et al. 2007). May be called again, to go on with harder lists. One seed gives one result unless the
-    budget of minutes binds.
+    Each list is scored packed; see `Objective` for the loss. May be called again, to go on with harder lists. One
+    seed gives one result unless the budget of minutes binds.
 
     Args:
         reranker: is changed.
@@ -207,18 +221,14 @@ class _Training:
             self._prompt(self.ids, self.examples, place, made) for place, made in zip(places, drawn, strict=True)
         ]
         rate = set_rates(self.optimizer, progress, config=self.config)
-        with self.reranker.training():
-            scores = self.reranker.forward(prompts, autocast=self.autocast)  # (B, K)
-            loss = listwise_loss(scores, drawn)
-            self.optimizer.zero_grad()
-            torch.autograd.backward(loss + self.ranks.penalty())
+        loss = self._backward(prompts, drawn)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            self.log({"event": "not finite", "step": len(self.losses) + 1, "loss": str(loss.item())})
+        if not (math.isfinite(loss) and torch.isfinite(norm)):
+            self.log({"event": "not finite", "step": len(self.losses) + 1, "loss": str(loss)})
             return False
         self.optimizer.step()
         self.ranks.step(progress)
-        self.losses.append(loss.item())
+        self.losses.append(loss)
         self.lists += len(places)
         self.log(
             {
@@ -233,21 +243,44 @@ class _Training:
         )
         return True
 
+    def _backward(self, prompts: Sequence[Prompt], drawn: Sequence[DrawnList]) -> float:
+        """Leaves the gradient of the step's mean loss in the parameters, and returns the loss."""
+        config, at_once = self.config, self.config.users_per_pass
+        self.optimizer.zero_grad()
+        total = 0.0
+        with self.reranker.training(checkpointing=config.checkpointing):
+            for start in range(0, len(prompts), at_once):
+                part = slice(start, start + at_once)
+                scores = self.reranker.forward(prompts[part], autocast=self.autocast)  # (b, K)
+                loss = loss_of(
+                    config.objective,
+                    scores,
+                    drawn[part],
+                    teacher_weight=config.teacher_weight,
+                    teacher_temperature=config.teacher_temperature,
+                )
+                share = len(drawn[part]) / len(drawn)
+                torch.autograd.backward((loss + self.ranks.penalty()) * share)
+                total += loss.item() * share
+        return total
+
     def _prompt(self, ids: Sequence[Ids], lists: TrainingLists, place: int, drawn: DrawnList) -> Prompt:
         history = [ids[row] for row in lists.histories[place].tolist()]
         return self.reranker.prompter.prompt(history, [ids[row] for row in drawn.item_rows.tolist()])
 
-    def _validation_lists(self, lists: TrainingLists | None) -> tuple[list[Prompt], list[int]] | None:
+    def _validation_lists(self, lists: TrainingLists | None) -> tuple[list[Prompt], list[DrawnList]] | None:
         """Lists drawn once, so that every validation asks the same."""
-        if lists is None or not len(lists):
+        if lists is None or not len(lists.found if lists.scored else lists):
             return None
         rng = np.random.default_rng(self.config.seed + 1)
+        if lists.scored:
+            lists = lists.take(lists.found)
         lists = lists.take(np.sort(rng.permutation(len(lists))[: self.config.validation_lists]))
         size, share = self.config.list_size, self.config.hard_share_end
         drawn = [draw_list(lists, place, size=size, hard_share=share, rng=rng) for place in range(len(lists))]
         ids = self.reranker.prompter.tokenize(lists.texts)
         prompts = [self._prompt(ids, lists, place, made) for place, made in enumerate(drawn)]
-        return prompts, [made.target_place for made in drawn]
+        return prompts, drawn
 
     def _validate(self) -> ListFigures | None:
         if self.validation is None:

@@ -22,6 +22,7 @@ def test_a_list_holds_the_target_once_and_nothing_taken(place: int, size: int, s
     drawn = draw_list(LISTS, place, size=size, hard_share=share, rng=np.random.default_rng(seed))
     rows = drawn.item_rows.tolist()
     history = set(LISTS.histories[place].tolist())
+    assert drawn.target_place is not None
     assert rows[drawn.target_place] == LISTS.targets[place]
     assert len(set(rows)) == len(rows) == min(size, len(TEXTS) - len(history))
     assert not history & set(rows)
@@ -99,3 +100,43 @@ def test_batches_hold_every_place_once_and_like_lengths_together() -> None:
     assert np.mean([np.ptp(lengths[places]) for places in made]) < 0.2 * random_spread
     again = batches(lengths, size=8, rng=np.random.default_rng(1))
     assert [part.tolist() for part in made] == [part.tolist() for part in again]
+
+
+SCORED = TrainingLists(
+    TEXTS,
+    LISTS.histories,
+    LISTS.targets,
+    LISTS.candidates,
+    prior=np.arange(18, dtype=np.float32).reshape(3, 6),
+    teacher=-np.arange(18, dtype=np.float32).reshape(3, 6),
+)
+
+
+@given(st.integers(0, 1), st.integers(2, 9), st.integers(0, 1000))
+def test_lists_of_scored_candidates_hold_nothing_else_and_their_own_scores(place: int, size: int, seed: int) -> None:
+    drawn = draw_list(SCORED, place, size=size, hard_share=0.5, rng=np.random.default_rng(seed))
+    rows = drawn.item_rows.tolist()
+    fresh = {10, 3, 11, 12, 13} if place == 0 else {20, 21}  # 1 is known
+    assert len(rows) == len(set(rows)) == min(size, len(fresh))
+    assert set(rows) <= fresh
+    where = [SCORED.candidates[place].tolist().index(row) for row in rows]
+    assert SCORED.prior is not None
+    assert drawn.prior is not None
+    assert drawn.teacher is not None
+    assert drawn.prior.tolist() == SCORED.prior[place, where].tolist()
+    assert drawn.teacher.tolist() == (-SCORED.prior[place, where]).tolist()
+    if place == 0:
+        assert drawn.target_place is not None
+        assert rows[drawn.target_place] == 3
+    else:
+        assert drawn.target_place is None  # it was not found, and is not put in
+
+
+def test_found_are_the_examples_whose_target_is_a_candidate() -> None:
+    assert SCORED.found.tolist() == [0]
+    assert SCORED.take(np.array([1, 0])).found.tolist() == [1]
+
+
+def test_scores_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"prior has the shape \(3, 5\)"):
+        TrainingLists(TEXTS, LISTS.histories, LISTS.targets, LISTS.candidates, prior=np.zeros((3, 5), dtype=np.float32))

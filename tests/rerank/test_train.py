@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from rerank import train
 from rerank.adapters import AdapterConfig
 from rerank.encoder import EncoderReranker
 from rerank.lists import TrainingLists
+from rerank.objective import Objective
 from rerank.train import Precision, RerankTrainConfig, StopReason, hard_share, set_rates, train_reranker
 from tests.rerank.tiny_bert import CONFIG, WORDS, untrained
 
@@ -24,6 +26,16 @@ FAST = RerankTrainConfig(
     precision=Precision.FLOAT32,
     hard_share_end=0.5,
 )
+PLANTED = {
+    "epochs": 2,
+    "users_per_batch": 16,
+    "list_size": 8,
+    "learning_rate": 5e-3,
+    "head_learning_rate": 1e-2,
+    "validate_every_steps": 60,
+    "seed": 1,
+}
+"""Enough to find a planted rule."""
 
 
 def partner_rule(examples: int, *, seed: int) -> TrainingLists:
@@ -57,18 +69,12 @@ def quiet(record: Mapping[str, Any]) -> None:
 def test_a_planted_rule_that_only_the_texts_show_is_recovered(tiny_bert: Path) -> None:
     config = CONFIG.model_copy(update={"adapter": AdapterConfig(rank=8, alpha=16), "head_width": 64})
     reranker = untrained(tiny_bert, config=config)
-    settings = RerankTrainConfig(
-        epochs=2,
-        users_per_batch=16,
-        list_size=8,
-        learning_rate=5e-3,
-        head_learning_rate=1e-2,
-        validate_every_steps=60,
-        precision=Precision.FLOAT32,
-        seed=1,
-    )
     record = train_reranker(
-        reranker, partner_rule(1000, seed=0), validation=partner_rule(100, seed=9), config=settings, log=quiet
+        reranker,
+        partner_rule(1000, seed=0),
+        validation=partner_rule(100, seed=9),
+        config=FAST.model_copy(update=PLANTED),
+        log=quiet,
     )
     assert record.before is not None
     assert record.best is not None
@@ -134,12 +140,12 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_weights_stay(
 ) -> None:
     calls = []
 
-    def poisoned(scores: torch.Tensor, drawn: Any) -> torch.Tensor:
+    def poisoned(*given: Any, **settings: Any) -> torch.Tensor:
         calls.append(1)
-        return true_loss(scores, drawn) * (math.nan if len(calls) == 8 else 1.0)
+        return true_loss(*given, **settings) * (math.nan if len(calls) == 8 else 1.0)
 
-    true_loss = train.listwise_loss
-    monkeypatch.setattr(train, "listwise_loss", poisoned)
+    true_loss = train.loss_of
+    monkeypatch.setattr(train, "loss_of", poisoned)
     reranker, record, log = trained(tiny_bert, validation=None)
     assert record.stop is StopReason.NOT_FINITE
     assert record.steps == 7
@@ -234,3 +240,83 @@ def test_rates_rise_over_the_warm_up_and_fall_along_half_a_cosine() -> None:
 def test_no_examples_are_refused(tiny_bert: Path) -> None:
     with pytest.raises(ValueError, match="nothing to learn from"):
         trained(tiny_bert, examples=partner_rule(0, seed=0))
+
+
+def gradients(folder: Path, **settings: Any) -> list[float]:
+    """Of one step of eight lists."""
+    config = FAST.model_copy(update={"users_per_batch": 8, "clip_norm": 1e9, **settings})
+    return [entry["gradient_norm"] for entry in trained(folder, config, validation=None)[2] if entry["event"] == "step"]
+
+
+@pytest.mark.parametrize("settings", [{"users_per_pass": 3}, {"checkpointing": True}, {"users_per_pass": 1}])
+def test_saving_memory_changes_no_gradient(tiny_bert: Path, settings: dict[str, Any]) -> None:
+    whole = gradients(tiny_bert, users_per_pass=8)
+    assert gradients(tiny_bert, **{"users_per_pass": 8, **settings}) == pytest.approx(whole, rel=1e-3)
+
+
+def test_checkpointing_keeps_less_for_the_way_back(tiny_bert: Path) -> None:
+    reranker = untrained(tiny_bert)
+    prompts = [reranker.prompter.prompt([], reranker.prompter.tokenize([" ".join(WORDS[:6])] * 8))] * 4
+
+    def kept(*, checkpointing: bool) -> int:
+        sizes = []
+        with (
+            torch.autograd.graph.saved_tensors_hooks(lambda value: sizes.append(value.numel()) or value, lambda v: v),
+            reranker.training(checkpointing=checkpointing),
+        ):
+            reranker.forward(prompts)
+        return sum(sizes)
+
+    assert kept(checkpointing=True) < 0.6 * kept(checkpointing=False)
+
+
+def test_pointwise_scores_become_log_odds_of_being_taken(tiny_bert: Path) -> None:
+    settings = {"objective": Objective.POINTWISE, "epochs": 6, "learning_rate": 5e-3, "head_learning_rate": 1e-2}
+    # Without validation, which would choose the weights by the order of lists.
+    reranker, record, _ = trained(
+        tiny_bert, FAST.model_copy(update=settings), examples=partner_rule(200, seed=0), validation=None
+    )
+    ids = reranker.prompter.tokenize([" ".join(pair) for pair in zip(WORDS[:8], WORDS[8:16], strict=True)])
+    prompts = [reranker.prompter.prompt(ids[:1], ids)]
+    before = untrained(tiny_bert).score_prompts(prompts).scores[0].mean()
+    after = reranker.score_prompts(prompts).scores[0].mean()
+    assert after < min(before, 0.5)  # one in four is taken: log-odds of -1.1
+    assert record.losses[-1] < 0.8 * record.losses[0]
+
+
+def with_scores(lists: TrainingLists, scores: str) -> TrainingLists:
+    """The same examples among eight candidates, of which the scores know the target or not."""
+    rng = np.random.default_rng(4)
+    count = len(lists)
+    others = rng.integers(2 * count, 3 * count, size=(count, 7))
+    others = np.where(others == lists.targets[:, None], (others - 2 * count + 1) % count + 2 * count, others)
+    rows = np.concatenate([lists.targets[:, None], others], axis=1)
+    values = np.zeros(rows.shape, dtype=np.float32)
+    values[:, 0] = 8.0
+    return dataclasses.replace(lists, candidates=rows, **{scores: values})
+
+
+def test_what_the_prior_knows_already_is_not_learnt_again(tiny_bert: Path) -> None:
+    settings = FAST.model_copy(update={"epochs": 3})
+    known, unknown = (
+        trained(tiny_bert, settings, examples=lists, validation=None)[1].losses
+        for lists in (with_scores(partner_rule(80, seed=0), "prior"), partner_rule(80, seed=0))
+    )
+    assert max(known) < 0.1 * min(unknown)
+
+
+def test_a_teachers_order_is_learnt_without_the_item_taken(tiny_bert: Path) -> None:
+    lists = with_scores(partner_rule(800, seed=0), "teacher")
+    blind = dataclasses.replace(lists, targets=np.zeros(len(lists), dtype=np.int64))  # row 0 is no candidate
+    assert not len(blind.found)
+    shape = CONFIG.model_copy(update={"adapter": AdapterConfig(rank=8, alpha=16), "head_width": 64})
+    record = train_reranker(
+        untrained(tiny_bert, config=shape),
+        blind,
+        validation=with_scores(partner_rule(100, seed=9), "teacher"),
+        config=FAST.model_copy(update=PLANTED),
+        log=quiet,
+    )
+    assert record.before is not None
+    assert record.best is not None
+    assert record.best.ndcg_10 > record.before.ndcg_10 + 0.1
