@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -84,8 +85,19 @@ class Task:
     log: Callable[[str], None]
 
 
-Option = tuple[str, CandidateSource]
-"""The chosen settings in words, and what they give."""
+@dataclass(frozen=True)
+class Option:
+    """One choice of settings.
+
+    Attributes:
+        words: the settings.
+        source: what they give.
+        again: the same settings fitted on another log; None for what is trained and not counted.
+    """
+
+    words: str
+    source: CandidateSource
+    again: Callable[[Histories], CandidateSource] | None = None
 
 
 def fit_all(
@@ -96,6 +108,7 @@ def fit_all(
     text_vectors: Scores | None = None,
     config: BaselinesConfig | None = None,
     seed: int = 0,
+    recount: Histories | None = None,
     log: Callable[[str], None],
 ) -> list[CandidateSource | Skipped]:
     """Fits every baseline of the config, each with the setting of highest validation NDCG@10.
@@ -107,6 +120,7 @@ def fit_all(
         text_vectors: (N, D) float32 of an untrained encoder; without, what needs them is skipped.
         config: None: the defaults.
         seed: of random starts and of the choice of tuning users.
+        recount: a longer log over which the chosen baselines are fitted again, but for those that are trained.
         log: gets a line for each baseline, with its settings and seconds.
 
     Returns:
@@ -119,9 +133,12 @@ def fit_all(
     task = Task(train, n_items, text_vectors, config, seed, validation, log)
     fitted: list[CandidateSource | Skipped] = []
     for kind in config.kinds:
-        fitted.append(found := _skipped(kind, task) or _best(BASELINES[kind](task), validation, log))
-        if isinstance(found, Skipped):
-            log(f"{found.name}: skipped; {found.reason}")
+        if skipped := _skipped(kind, task):
+            log(f"{skipped.name}: skipped; {skipped.reason}")
+            fitted.append(skipped)
+            continue
+        best = _best(BASELINES[kind](task), validation, log)
+        fitted.append(best.source if recount is None or best.again is None else best.again(recount))
     return fitted
 
 
@@ -132,22 +149,21 @@ def validation_ndcg(source: CandidateSource, validation: Holdout) -> float:
     return float(ndcg_at_k(relevance, validation.targets.lengths, k=TUNING_DEPTH).mean())
 
 
-def _best(options: Iterator[Option], validation: Holdout, log: Callable[[str], None]) -> CandidateSource:
+def _best(options: Iterator[Option], validation: Holdout, log: Callable[[str], None]) -> Option:
     """The option of highest validation NDCG@10, the earlier of equal ones; fits no more than needed."""
     started = time.perf_counter()
-    words, best = next(options)
+    best = next(options)
+    name = best.source.name
     if not len(validation):
-        log(f"{best.name}: {words} (no validation users to choose on), {time.perf_counter() - started:.1f} s")
+        log(f"{name}: {best.words} (no validation users to choose on), {time.perf_counter() - started:.1f} s")
         return best
-    highest, tried = validation_ndcg(best, validation), 1
-    for other_words, other in options:
-        reached, tried = validation_ndcg(other, validation), tried + 1
+    highest, tried = validation_ndcg(best.source, validation), 1
+    for other in options:
+        reached, tried = validation_ndcg(other.source, validation), tried + 1
         if reached > highest:
-            words, best, highest = other_words, other, reached
-    log(
-        f"{best.name}: {words}; validation NDCG@10 {highest:.4f}, best of {tried}, "
-        f"{time.perf_counter() - started:.1f} s"
-    )
+            best, highest = other, reached
+    took = time.perf_counter() - started
+    log(f"{name}: {best.words}; validation NDCG@10 {highest:.4f}, best of {tried}, {took:.1f} s")
     return best
 
 
@@ -162,16 +178,20 @@ def _skipped(kind: BaselineKind, task: Task) -> Skipped | None:
 
 
 def _popularity(task: Task) -> Iterator[Option]:
-    yield "all interactions", Popularity.fit(task.train, task.n_items)
+    def fit(log: Histories) -> CandidateSource:
+        return Popularity.fit(log, task.n_items)
+
+    yield Option("all interactions", fit(task.train), fit)
 
 
 def _recent_popularity(task: Task) -> Iterator[Option]:
     windows = set()
     for days in task.config.recent_days:
-        source = RecentPopularity.fit(task.train, task.n_items, days=days)
+        fit = partial(RecentPopularity.fit, n_items=task.n_items, days=days)
+        source = fit(task.train)
         if source.window not in windows:  # a log without times has one window only
             windows.add(source.window)
-            yield source.window, source
+            yield Option(source.window, source, fit)
 
 
 def _item_knn(task: Task) -> Iterator[Option]:
@@ -179,29 +199,33 @@ def _item_knn(task: Task) -> Iterator[Option]:
         fitted = ItemKnn.fit(task.train, task.n_items, ItemKnnConfig(shrinkage=shrinkage))
         for decay in task.config.knn_history_decay:
             settings = fitted.config.model_copy(update={"history_decay": decay})
-            yield f"shrinkage {shrinkage:g}, history decay {decay:g}", replace(fitted, config=settings)
+            fit = partial(ItemKnn.fit, n_items=task.n_items, config=settings)
+            yield Option(f"shrinkage {shrinkage:g}, history decay {decay:g}", replace(fitted, config=settings), fit)
 
 
 def _ease(task: Task) -> Iterator[Option]:
     for l2 in task.config.ease_l2:
         settings = EaseConfig(l2=l2, max_items=task.config.ease_max_items)
-        yield f"l2 {l2:g}", Ease.fit(task.train, task.n_items, settings)
+        fit = partial(Ease.fit, n_items=task.n_items, config=settings)
+        yield Option(f"l2 {l2:g}", fit(task.train), fit)
 
 
 def _ials(task: Task) -> Iterator[Option]:
     for factors in task.config.ials_factors:
         for alpha in task.config.ials_alpha:
             settings = IalsConfig(factors=factors, alpha=alpha)
-            source = ImplicitAls.fit(task.train, task.n_items, settings, seed=task.seed)
-            yield f"{factors} factors, alpha {alpha:g}", source
+            fit = partial(ImplicitAls.fit, n_items=task.n_items, config=settings, seed=task.seed)
+            yield Option(f"{factors} factors, alpha {alpha:g}", fit(task.train), fit)
 
 
 def _transitions_text(task: Task) -> Iterator[Option]:
-    assert task.text_vectors is not None  # _skipped has asked
-    fitted = TransitionsText.fit(task.train, task.n_items, TransitionsTextConfig(), text_vectors=task.text_vectors)
+    vectors = task.text_vectors
+    assert vectors is not None  # _skipped has asked
+    fitted = TransitionsText.fit(task.train, task.n_items, TransitionsTextConfig(), text_vectors=vectors)
     for weight in task.config.text_weight:
         settings = fitted.config.model_copy(update={"text_weight": weight})
-        yield f"text weight {weight:g}", replace(fitted, config=settings)
+        fit = partial(TransitionsText.fit, n_items=task.n_items, config=settings, text_vectors=vectors)
+        yield Option(f"text weight {weight:g}", replace(fitted, config=settings), fit)
 
 
 def _sasrec(task: Task) -> Iterator[Option]:
@@ -215,7 +239,7 @@ def _sasrec(task: Task) -> Iterator[Option]:
             training=training,
             log=lambda entry: task.log("  ".join(f"{key} {value}" for key, value in entry.items())),
         )
-        yield f"dropout {dropout:g}", source
+        yield Option(f"dropout {dropout:g}", source)
 
 
 BASELINES: dict[BaselineKind, Callable[[Task], Iterator[Option]]] = {

@@ -185,11 +185,18 @@ class Holdout:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A data set divided in time: `train` has a (possibly empty) list for every user row."""
+    """A data set divided in time.
+
+    Attributes:
+        train: a (possibly empty) list for every user row.
+        before_test: where everybody is asked at one moment, everything that happened before it, a list for every
+            user row: what a system in service would have counted by then. None elsewhere.
+    """
 
     train: Histories
     validation: Holdout
     test: Holdout
+    before_test: Histories | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,6 +236,7 @@ def _temporal(log: Histories, config: SplitConfig, tally: _Tally) -> Split:
         log.keep(log.timestamps < first_cut),
         _window(log, "validation", first_cut, last_cut, min_history=config.min_history, tally=tally),
         _window(log, "test", last_cut, None, min_history=config.min_history, tally=tally),
+        before_test=log.keep(log.timestamps < last_cut),
     )
 
 

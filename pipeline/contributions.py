@@ -33,7 +33,14 @@ class JudgedSources:
 
 
 def judge_sources(
-    retriever: Retriever, asked: Holdout, *, validation: Holdout, served: int, depth: int, exclude_known: bool
+    retriever: Retriever,
+    asked: Holdout,
+    *,
+    validation: Holdout,
+    served: int,
+    depth: int,
+    exclude_known: bool,
+    as_fitted: Retriever | None = None,
 ) -> JudgedSources:
     """Orders the candidates of every user by each source alone, and by all but that source.
 
@@ -44,9 +51,11 @@ def judge_sources(
         validation: group B, on which the weights of the fusion were fitted.
         served: how many candidates the first stage hands on; its unions depend on that.
         depth: length of the lists in `alone`.
+        as_fitted: the retriever that was asked about `validation` when the weights were fitted, where `retriever`
+            has counted on since; None: the same.
     """
     validation = drawn(validation, retriever.config.train)
-    seen = retriever.unions(validation.histories)
+    seen = (as_fitted or retriever).unions(validation.histories)
     groups = groups_of(retriever)
     alone = {name: _order_alone(retriever, name, sources, seen, validation) for name, sources in groups.items()}
     without = {name: _order_without(retriever, sources, seen, validation) for name, sources in groups.items()}

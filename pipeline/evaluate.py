@@ -15,7 +15,7 @@ import numpy as np
 
 from baselines.base import Skipped
 from baselines.lineup import fit_all
-from data.schema import Holdout
+from data.schema import Histories, Holdout
 from data.split import SplitKind
 from data.vocabulary import Vocabulary
 from eval.protocol import CatalogStats, candidate_recall, evaluate
@@ -28,6 +28,7 @@ from pipeline.workspace import FitKind, Workspace
 from recommend.recommender import Recommender
 from recommend.release import Stages, load_reranker
 from recommend.second_stage import Ranked
+from retrieval.refresh import refreshed
 from retrieval.retriever import TEXT, TRANSITIONS
 from store.errors import BadInput
 
@@ -76,7 +77,7 @@ def evaluate_run(ws: Workspace, options: EvaluationOptions, *, log: RunLog) -> t
 
 def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
     asked = _asked(ws, options)
-    recommender = evaluation_recommender(ws, with_reranker=options.rerank)
+    recommender = evaluation_recommender(ws, options.part, with_reranker=options.rerank)
     stats = CatalogStats.of(ws.split.train, len(ws.dataset.catalog))
     log.say(f"{options.part}: {len(asked):,} users, the whole catalog of {len(stats):,} items")
     started = time.perf_counter()
@@ -96,11 +97,13 @@ def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
         served=served,
         depth=DEPTH,
         exclude_known=exclude_known,
+        as_fitted=open_retriever(ws, FitKind.EVALUATION),
     )
     systems = _our_systems(recommender, ranked, sources, asked, stats)
     left_out: dict[str, str] = {}
     if options.baselines:
-        judged, left_out = _judged_baselines(ws, asked, stats, exclude_known=exclude_known, log=log)
+        recount = counted_by(ws, options.part)
+        judged, left_out = _judged_baselines(ws, asked, stats, exclude_known=exclude_known, recount=recount, log=log)
         systems += judged
     return Report(
         title=f"{ws.run.root.name}: {options.part}",
@@ -119,14 +122,24 @@ def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
     )
 
 
-def evaluation_recommender(ws: Workspace, *, with_reranker: bool) -> Recommender:
-    """Both stages of the evaluation fit, whatever is published."""
+def counted_by(ws: Workspace, part: Part) -> Histories | None:
+    """What is counted anew, by us and by the baselines, before a part is asked; None: nothing.
+
+    The test of a temporal split comes a whole validation part after the training part ends. Nobody's counts would
+    be that old in service; what is trained stays as it is.
+    """
+    return ws.split.before_test if part is Part.TEST else None
+
+
+def evaluation_recommender(ws: Workspace, part: Part, *, with_reranker: bool) -> Recommender:
+    """Both stages of the evaluation fit, whatever is published, as they stand when a part is asked."""
+    retriever, recount = open_retriever(ws, FitKind.EVALUATION), counted_by(ws, part)
     reranker, fusion, gate = None, None, None
     if with_reranker and ws.has_reranker(FitKind.EVALUATION):
         reranker, fusion, gate = load_reranker(ws.run, ws.reranker_key(FitKind.EVALUATION))
     stages = Stages(
         dataset=ws.dataset,
-        retriever=open_retriever(ws, FitKind.EVALUATION),
+        retriever=retriever if recount is None else refreshed(retriever, recount),
         reranker=reranker,
         fusion=fusion,
         gate=gate,
@@ -180,7 +193,13 @@ def _our_systems(
 
 
 def _judged_baselines(
-    ws: Workspace, asked: Holdout, stats: CatalogStats, *, exclude_known: bool, log: RunLog
+    ws: Workspace,
+    asked: Holdout,
+    stats: CatalogStats,
+    *,
+    exclude_known: bool,
+    recount: Histories | None,
+    log: RunLog,
 ) -> tuple[list[System], dict[str, str]]:
     """Those that could be fitted, and why the others could not."""
     log.say("fitting the baselines, their settings chosen on group B's validation items")
@@ -190,6 +209,7 @@ def _judged_baselines(
         len(ws.dataset.catalog),
         text_vectors=base_text_vectors(ws, log=log),
         config=ws.config.baselines,
+        recount=recount,
         log=log.say,
     )
     systems, left_out = [], {}
@@ -225,6 +245,8 @@ def _split_in_words(ws: Workspace, options: EvaluationOptions, asked: Holdout) -
         }[options.part]
     elif ws.config.split.kind is SplitKind.TEMPORAL:
         words = "global temporal: everything that users with a history took after one moment"
+        if options.part is Part.TEST:
+            words += "; counts, ours and the baselines', go up to that moment, training ends before validation"
     else:
         words = f"cold items: what users took of items that are unknown in training, those for {options.part}"
     return words + (f"; {len(asked):,} users drawn by hash" if options.users else "")

@@ -9,7 +9,7 @@ import polars as pl
 
 from data.schema import ITEM_ID, RANK, SCORE, USER_ID, Candidates, Holdout
 from data.split import HeldOut, SplitKind, next_holdout
-from pipeline.evaluate import drawn_by_hash, evaluation_recommender
+from pipeline.evaluate import Part, drawn_by_hash, evaluation_recommender
 from pipeline.run_log import RunLog
 from pipeline.workspace import Workspace
 from recommend.recommender import Recommender, Rerank
@@ -93,7 +93,7 @@ def _holdout(ws: Workspace, asked: Asked, recommender: Recommender) -> Holdout:
 def _recommender(ws: Workspace, asked: Asked, *, with_reranker: bool) -> Recommender:
     if asked is Asked.NEXT:
         return Recommender(load_stages(ws.run, ws.run.release(), with_reranker=with_reranker), ws.config.recommending)
-    return evaluation_recommender(ws, with_reranker=with_reranker)
+    return evaluation_recommender(ws, Part(asked), with_reranker=with_reranker)
 
 
 def _rows(recommender: Recommender, asked: Holdout, candidates: Candidates) -> pl.DataFrame:

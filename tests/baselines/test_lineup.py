@@ -31,10 +31,11 @@ def validation() -> Holdout:
     return holdout([[row] for row in range(0, N, 2)], [[row + 1] for row in range(0, N, 2)])
 
 
-def fitted(train, validation, vectors=None, **config):
+def fitted(train, validation, vectors=None, recount=None, **config):
     lines: list[str] = []
     settings = BaselinesConfig(**{**SMALL, **config})
-    return fit_all(train, validation, N, text_vectors=vectors, config=settings, log=lines.append), lines
+    found = fit_all(train, validation, N, text_vectors=vectors, config=settings, recount=recount, log=lines.append)
+    return found, lines
 
 
 def test_every_kind_is_fitted_in_order(train: Histories, validation: Holdout) -> None:
@@ -117,3 +118,19 @@ def test_many_validation_users_are_sampled_by_seed(
         fitted(train, validation, kinds=(BaselineKind.POPULARITY,), tuning_users=7)
     assert len(asked[0]) == 7
     assert asked[0] == asked[1] == sorted(asked[0])
+
+
+def test_settings_are_chosen_on_training_and_counts_taken_from_the_longer_log(
+    train: Histories, validation: Holdout
+) -> None:
+    vectors = np.random.default_rng(3).normal(size=(N, 5)).astype(np.float32)
+    longer = Histories.joined([train, Histories.of([[4, 9, 4, 9, 9]] * 40)])
+    chosen, lines = fitted(train, validation, vectors)
+    recounted, same_lines = fitted(train, validation, vectors, recount=longer)
+    assert [line.split(",")[0] for line in lines] == [line.split(",")[0] for line in same_lines]
+    asked = Histories.of([[4]])
+    for before, after in zip(chosen, recounted, strict=True):
+        assert not isinstance(after, Skipped)
+        assert not isinstance(before, Skipped)
+        assert getattr(before, "config", None) == getattr(after, "config", None)
+        assert 9 in after.candidates(asked, 2).item_rows[0], after.name

@@ -91,6 +91,8 @@ def test_a_temporal_split_cuts_all_users_at_one_moment():
     split, report = split_with_report(log, config)
     # Before 40 lie 10 12 15 20 30 35: the last 30 % of these six begin at the fifth, 30.
     assert plain(split.train) == [[1, 2], [5], [], [2]]
+    assert split.before_test is not None
+    assert plain(split.before_test) == [[1, 2, 3], [5, 6], [], [2]]
     assert asked(split.validation) == {0: ([1, 2], [3]), 1: ([5], [6])}
     # User 0 took 1 again, which does not count, and 4 twice, which counts once; user 1 took 5 again.
     assert asked(split.test) == {0: ([1, 2, 3], [4]), 1: ([5, 6], [7])}

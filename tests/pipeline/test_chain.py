@@ -10,7 +10,7 @@ import pytest
 from config import with_overrides
 from data.prepared import load_prepared
 from pipeline.build_index import build_index
-from pipeline.evaluate import EvaluationOptions, Part, evaluate_run
+from pipeline.evaluate import EvaluationOptions, Part, evaluate_run, evaluation_recommender
 from pipeline.export import Asked
 from pipeline.fit_final import fit_final
 from pipeline.prepare import prepare
@@ -253,7 +253,14 @@ def test_a_temporal_split_goes_all_the_way(shop, tmp_path):
     frame = exported(ws, Asked.TEST, tmp_path, k=20)
     assert frame["user_id"].n_unique() == len(ws.split.test) == len(report.user_ids)
     times = np.array([int(row[2]) for row in log_rows()])
-    assert ws.split.train.timestamps.max() < np.sort(times)[int(0.8 * len(times))]
+    cut = np.sort(times)[int(0.8 * len(times))]
+    assert ws.split.train.timestamps.max() < cut
+    # Trained on what comes before validation; counted up to the moment of the question, and no further.
+    asked_in_test = evaluation_recommender(ws, Part.TEST, with_reranker=False).retriever
+    asked_before = evaluation_recommender(ws, Part.VALIDATION, with_reranker=False).retriever
+    assert len(asked_in_test.trend.taken) == (times < cut).sum()
+    assert len(asked_before.trend.taken) == len(ws.split.train.item_rows) < (times < cut).sum()
+    assert (asked_in_test.item_vectors == asked_before.item_vectors).all()
 
 
 # --- a tuned encoder
