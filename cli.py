@@ -148,16 +148,18 @@ def evaluate(
     users: UsersOption = 0,
     rerank: Annotated[bool, typer.Option(help="judge both stages, or retrieval alone")] = True,
     baselines: Annotated[bool, typer.Option(help="fit and judge the baselines, too")] = True,
+    frontier: Annotated[bool, typer.Option("--frontier", help="every setting of the reranker: gain and cost")] = False,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Judge both stages and the baselines on held-out items, with paired tests; JSON, Parquet and a page."""
     from pipeline.evaluate import EvaluationOptions, Part, evaluate_run
+    from pipeline.summary import summary
 
-    options = EvaluationOptions(_choice(Part, split, "--split"), users, rerank, baselines)
+    options = EvaluationOptions(_choice(Part, split, "--split"), users, rerank, baselines, frontier)
     ws, log = _open("evaluate", run, settings, needs="train-reranker")
     report, page = evaluate_run(ws, options, log=log)
-    print(page.with_name("report.json").read_text(encoding="utf-8") if as_json else _summary(report, page))
+    print(page.with_name("report.json").read_text(encoding="utf-8") if as_json else summary(report, page))
     if not as_json:
         _next(f"python cli.py recommend --run {run} --user {shlex.quote(ws.dataset.users.ids[0])}")
 
@@ -388,12 +390,6 @@ def _choice(kind: Callable[[str], Any], text: str, option: str) -> Any:
     except ValueError as error:
         known = ", ".join(str(choice) for choice in kind)  # type: ignore[attr-defined]
         raise BadInput(f"{option} is {text!r}; it may be {known}") from error
-
-
-def _summary(report: Any, page: Path) -> str:
-    from pipeline.summary import summary
-
-    return str(summary(report, page))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from baselines.lineup import BaselinesConfig
 from data.load import LoadConfig
 from data.split import SplitConfig
 from recommend.recommender import RecommendConfig
+from recommend.sweep import SweepConfig
 from rerank.fit import RerankerConfig
 from retrieval.retriever import RetrieverConfig
 from store.errors import BadInput
@@ -28,6 +29,7 @@ class Config(BaseModel):
     retriever: RetrieverConfig = Field(RetrieverConfig(), description="the first stage")
     reranker: RerankerConfig = Field(RerankerConfig(), description="the second stage")
     recommend: RecommendConfig = Field(RecommendConfig(), description="what a recommendation looks like")
+    sweep: SweepConfig = Field(SweepConfig(), description="what a frontier tries")
     baselines: BaselinesConfig = Field(BaselinesConfig(), description="what reports compare with")
 
     @property

@@ -5,8 +5,9 @@ from typing import Any
 
 import jinja2
 
+from eval.frontier import Frontier
 from eval.metrics import KS, METRICS
-from eval.plots import recall_picture, slices_picture, systems_picture
+from eval.plots import frontier_picture, recall_picture, slices_picture, systems_picture
 from eval.results import MAIN_METRIC, Fit, Report, System
 from eval.significance import DRAWS, Interval
 from eval.words import SMALL_SLICE, conclusion, evidence, metric_words, number, slice_words, symbol
@@ -50,6 +51,9 @@ def _view(report: Report, intervals: dict[str, Interval]) -> dict[str, Any]:
         "main_metric": metric_words(MAIN_METRIC),
         "draws": DRAWS,
         "number": number,
+        "frontier": report.frontier,
+        "frontier_picture": None if report.frontier is None else frontier_picture(report.frontier),
+        "frontier_rows": [] if report.frontier is None else _frontier_table(report.frontier),
     }
 
 
@@ -112,6 +116,28 @@ def _contributions_table(report: Report) -> list[dict[str, str]]:
             "verdict": found.test.verdict.value,
         }
         for found in report.contributions
+    ]
+
+
+def _frontier_table(frontier: Frontier) -> list[dict[str, Any]]:
+    """Cheapest first; those that no other beats are marked."""
+    front = {point.setting for point in frontier.front}
+    return [
+        {
+            "words": point.setting.words,
+            "front": point.setting in front,
+            "cells": [
+                f"{point.ndcg10:.4f}",
+                f"{point.test.difference:+.4f}".replace("-", "−"),
+                f"{symbol(point.test.verdict)} {point.test.verdict.value}",
+                f"{point.tokens:,.0f}",
+                f"{point.mean_ms:,.1f}",
+                f"{point.p50_ms:,.1f} / {point.p95_ms:,.1f}",
+                f"{point.memory_mb:,.0f}",
+                f"{point.cost_of_1000:.4g}",
+            ],
+        }
+        for point in sorted(frontier.points, key=lambda point: point.mean_ms)
     ]
 
 

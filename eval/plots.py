@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from eval.frontier import Frontier
 from eval.metrics import KS
 from eval.results import MAIN_METRIC, Report, Role, System
 from eval.significance import Interval
@@ -152,11 +153,51 @@ def slices_picture(report: Report) -> Picture | None:
     )
 
 
+def frontier_picture(frontier: Frontier) -> Picture:
+    """Quality against time for every setting, and the line of those that no other beats."""
+    front = "; ".join(f"{p.setting.words}: {p.ndcg10:.4f} for {p.mean_ms:.0f} ms" for p in frontier.front)
+    said = front or "no setting is better than retrieval alone"
+    return _picture(_frontier_drawer(frontier), height=3.9, alt=f"Quality against cost. On the front: {said}")
+
+
+def frontier_png(frontier: Frontier) -> bytes:
+    """The same picture as a file, light, on white."""
+    return _png(_frontier_drawer(frontier), LIGHT, 3.9, opaque=True)
+
+
+def _frontier_drawer(frontier: Frontier) -> Callable[[Axes, Theme], None]:
+    models = list(dict.fromkeys(point.setting.model for point in frontier.points))
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        colours = [theme.role[Role.OURS], theme.role[Role.BASELINE], theme.role[Role.STAGE]]
+        for place, model in enumerate(models):
+            points = [point for point in frontier.points if point.setting.model == model]
+            axes.plot(
+                [p.mean_ms for p in points], [p.ndcg10 for p in points], "osD^v"[place % 5], ms=5.5, alpha=0.75,
+                color=colours[place % 3], mec=theme.paper, mew=0.8, label=_plain(model),
+            )  # fmt: skip
+        start = (frontier.retrieval_ms, frontier.retrieval_ndcg10)
+        line = [start, *((point.mean_ms, point.ndcg10) for point in frontier.front)]
+        axes.step(*zip(*line, strict=True), where="post", color=theme.ink, lw=1.2, zorder=0)
+        axes.plot(*start, "*", ms=12, color=theme.ink, mec=theme.paper, label="retrieval alone")
+        axes.set_xscale("log")
+        axes.grid(color=theme.grid, lw=0.8)
+        axes.set_xlabel("milliseconds a user, both stages, mean over all users (logarithmic)")
+        axes.set_ylabel(metric_words(MAIN_METRIC))
+        axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+
+    return draw
+
+
 def _picture(draw: Callable[[Axes, Theme], None], *, height: float, alt: str) -> Picture:
     return Picture(_drawn(draw, LIGHT, height), _drawn(draw, DARK, height), alt)
 
 
 def _drawn(draw: Callable[[Axes, Theme], None], theme: Theme, height: float) -> str:
+    return "data:image/png;base64," + base64.b64encode(_png(draw, theme, height)).decode()
+
+
+def _png(draw: Callable[[Axes, Theme], None], theme: Theme, height: float, *, opaque: bool = False) -> bytes:
     figure = Figure(figsize=(_WIDTH_INCHES, height), dpi=_DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -173,8 +214,8 @@ def _drawn(draw: Callable[[Axes, Theme], None], theme: Theme, height: float) -> 
     with warnings.catch_warnings():
         # A name in a script that the font lacks shows boxes here and stands in full in the tables.
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        figure.savefig(buffer, format="png", transparent=not opaque, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _recall_curve(system: System) -> tuple[list[int], list[float]]:

@@ -10,6 +10,7 @@ import polars as pl
 
 from data.schema import USER_ID
 from eval.page import render
+from eval.plots import frontier_png
 from eval.results import MAIN_METRIC, Comparison, Contribution, Fit, Report, Role, System
 from eval.significance import Interval
 from store.artifacts import atomic_write
@@ -23,6 +24,8 @@ SYSTEM = "system"
 def write_report(directory: Path, report: Report) -> Path:
     """Write report.json, per_user.parquet and report.html, each atomically; gives the path of the page.
 
+    With a frontier, frontier.png, too.
+
     Raises:
         NoSpace: when the disk refuses a file; an earlier one of that name is untouched.
     """
@@ -31,6 +34,8 @@ def write_report(directory: Path, report: Report) -> Path:
     page = directory / "report.html"
     atomic_write(directory / "per_user.parquet", _parquet(per_user_frame(report)))
     atomic_write(directory / "report.json", content + "\n")
+    if report.frontier is not None:
+        atomic_write(directory / "frontier.png", frontier_png(report.frontier))
     atomic_write(page, render(report, intervals))
     return page
 
@@ -51,6 +56,7 @@ def as_json(report: Report, intervals: dict[str, Interval]) -> dict[str, Any]:
         "ceiling": {f"recall@{depth}": value for depth, value in sorted(report.ceiling.items())},
         "cost": dict(report.cost),
         "left_out": dict(report.left_out),
+        "frontier": None if report.frontier is None else report.frontier.as_json(),
         "notes": list(report.notes),
         "provenance": dict(report.provenance),
     }

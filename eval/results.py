@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
 
+from eval.frontier import Frontier
 from eval.protocol import Evaluation
 from eval.significance import Interval, PairedTest, bootstrap_mean, paired_bootstrap
 
@@ -86,6 +87,7 @@ class Report:
         ceiling: depth → recall of the candidates, which no reranker of so many can exceed.
         cost: what it took, in words with the unit → figure.
         left_out: system → why it was not run.
+        frontier: what every setting of the second stage gains and takes; None where none were tried.
         notes: whatever else a sceptic should know.
         provenance: command, commit, machine, date, release.
     """
@@ -101,6 +103,7 @@ class Report:
     ceiling: Mapping[int, float] = field(default_factory=dict)
     cost: Mapping[str, float | int | str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    frontier: Frontier | None = None
     notes: Sequence[str] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
 

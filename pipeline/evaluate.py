@@ -22,6 +22,7 @@ from eval.protocol import CatalogStats, candidate_recall, evaluate
 from eval.report import write_report
 from eval.results import Comparison, Fit, Report, Role, System
 from pipeline.contributions import TOWERS, JudgedSources, judge_sources
+from pipeline.frontier import measure_frontier
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import base_text_vectors, open_retriever
 from pipeline.workspace import FitKind, Workspace
@@ -52,12 +53,14 @@ class EvaluationOptions:
         users: how many users, drawn by a hash of their id; 0: all.
         rerank: ask the reranker, if there is one.
         baselines: fit and judge them, too.
+        frontier: measure every setting of the second stage, too.
     """
 
     part: Part = Part.VALIDATION
     users: int = 0
     rerank: bool = True
     baselines: bool = True
+    frontier: bool = False
 
 
 def evaluate_run(ws: Workspace, options: EvaluationOptions, *, log: RunLog) -> tuple[Report, Path]:
@@ -117,6 +120,7 @@ def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
         ceiling=candidate_recall(ranked.retrieved.head(DEPTH), asked.targets),
         cost=_cost(ranked, retrieval_ms, rerank_ms),
         left_out=left_out,
+        frontier=measure_frontier(ws, recommender, asked, log=log) if options.frontier else None,
         notes=_notes(ws, recommender, options),
         provenance=_provenance(ws),
     )

@@ -4,18 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.schema import Holdout
+import numpy as np
+
+from data.schema import Candidates, Histories, Holdout, Scores
 from fusion.linear import LinearFusion
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import nobody, open_retriever
 from pipeline.workspace import FitKind, Workspace
-from recommend.release import RERANK_FUSION, RERANK_GATE
-from rerank.fit import RerankerRecord, TaskData, fit_reranker
+from recommend.release import RERANK_FUSION, RERANK_GATE, load_reranker
+from rerank.fit import RerankerRecord, TaskData, fit_reranker, with_reranker_scores
+from rerank.fusion import RERANKER
 from rerank.gate import Gate
 from rerank.kinds import create_reranker
 from rerank.packed import BaseModelName, PackedReranker
 from store.artifacts import Release, Verify
 from store.assets import local_folder
+from store.errors import BadInput
 
 RECORD = "record.json"
 TRAINING_CANDIDATES = 50
@@ -66,11 +70,13 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
         train, selectors = ws.dataset.interactions, nobody(ws.dataset.interactions)
     wanted = max(TRAINING_CANDIDATES, settings.depth)
     log.say(f"candidates for {len(learners):,} learning and {len(selectors):,} selecting users")
+    learner_candidates = retriever.candidates(learners.histories, wanted)
     task = TaskData(
         texts=ws.dataset.catalog.texts,
         train=train,
         learners=learners,
-        learner_candidates=retriever.candidates(learners.histories, wanted),
+        learner_candidates=learner_candidates,
+        teacher_scores=teacher_scores(ws, learner_candidates, learners.histories, log=log),
         selectors=selectors,
         selector_candidates=retriever.candidates(selectors.histories, wanted),
     )
@@ -81,3 +87,25 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
         chosen = ws.run.artifact("reranker", ws.reranker_key(FitKind.EVALUATION), verify=Verify.FULL)
         fusion, gate = LinearFusion.load(chosen / RERANK_FUSION), Gate.load(chosen / RERANK_GATE)
     return reranker, fusion, gate, record
+
+
+def teacher_scores(ws: Workspace, candidates: Candidates, histories: Histories, *, log: RunLog) -> Scores | None:
+    """(B, K) float32 fused scores of the reranker that the config names as teacher, for the top candidates; or None.
+
+    Raises:
+        MissingStep: when the run has no such reranker.
+        BadInput: when it did not help on validation, so that there is nothing to learn from it.
+    """
+    key = ws.config.reranker.teacher
+    if key is None:
+        return None
+    teacher, fusion, _ = load_reranker(ws.run, key)
+    if not fusion.weights[RERANKER]:
+        raise BadInput(
+            f"reranker.teacher is {key}, which did not help on validation and has weight 0: there is nothing to learn"
+            " from it; name one that helps"
+        )
+    head = candidates.head(ws.config.reranker.depth)
+    log.say(f"asking the teacher {key} about {len(head):,} users")
+    scored = fusion.score(with_reranker_scores(teacher, ws.dataset.catalog.texts, head, histories))
+    return np.where(head.present, scored, np.float32(0)).astype(np.float32)

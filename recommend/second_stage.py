@@ -135,7 +135,7 @@ class SecondStage:
         read = np.pad(was_read, ((0, 0), (0, width)))
         column = np.pad(scores, ((0, 0), (0, width)))
         both = retrieved.with_source(RETRIEVAL, retrieval_column(retrieved)).with_source(RERANKER, column)
-        final = _above_the_rest(self.fusion.score(both), retrieved.score, read)
+        final = above_the_rest(self.fusion.score(both), retrieved.score, read)
         highest = np.where(read, column, -np.inf).max(axis=1, initial=-np.inf)
         lowest = np.where(read, column, np.inf).min(axis=1, initial=np.inf)
         return Ranked(
@@ -156,7 +156,7 @@ def unread(retrieved: Candidates, *, degraded: str = "") -> Ranked:
     return Ranked(retrieved, retrieved, none, none, none, cuts, none.astype(np.bool_), degraded)
 
 
-def _above_the_rest(fused: Scores, retrieval: Scores, read: npt.NDArray[np.bool_]) -> Scores:
+def above_the_rest(fused: Scores, retrieval: Scores, read: npt.NDArray[np.bool_]) -> Scores:
     """(B, K) fused scores where an item was read; elsewhere those of retrieval, shifted to stay below them.
 
     Places that were not read keep their order, by falling scores or by equal ones.

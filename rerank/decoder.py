@@ -111,8 +111,8 @@ class DecoderReranker(PackedReranker[DecoderConfig]):
         self.cache.clear()
 
     def remembers(self, prompt: Prompt) -> bool:
-        """Whether its states are in the cache, in full precision."""
-        return self.cache.get(prompt.prefix, None) is not None
+        """Whether its states are in the cache, in the type that requests are scored in."""
+        return self.cache.get(prompt.prefix, self.scoring_type) is not None
 
     def score_row(self, parts: Sequence[Prompt], autocast: torch.dtype | None) -> tuple[list[Scores], list[int]]:
         """As the base, with prefixes from the cache, where new ones go."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.schema import Scores
 from rerank.lists import DrawnList
 from rerank.packed import PackedReranker
 from rerank.packing import Prompt
@@ -31,13 +32,19 @@ def list_figures(
     prompts: Sequence[Prompt],
     drawn: Sequence[DrawnList],
     *,
+    scale: float = 1.0,
     autocast: torch.dtype | None = None,
 ) -> ListFigures:
-    """Loss and NDCG@10 of lists of which one item was taken, by the score added to the prior where there is one."""
+    """Loss and NDCG@10 of lists of which one item was taken, by prior + scale · score where there is a prior."""
+    return figures_of(reranker.score_prompts(prompts, autocast=autocast).scores, drawn, scale=scale)
+
+
+def figures_of(scores: Sequence[Scores], drawn: Sequence[DrawnList], *, scale: float = 1.0) -> ListFigures:
+    """The same from the scores."""
     losses, gains = [], []
-    for scores, made in zip(reranker.score_prompts(prompts, autocast=autocast).scores, drawn, strict=True):
+    for found, made in zip(scores, drawn, strict=True):
         assert made.target_place is not None
-        wide = scores.astype(np.float64) + (0.0 if made.prior is None else made.prior)
+        wide = scale * found.astype(np.float64) + (0.0 if made.prior is None else made.prior)
         target = wide[made.target_place]
         losses.append(np.logaddexp.reduce(wide) - target)
         above, level = (wide > target).sum(), (wide == target).sum() - 1

@@ -1,13 +1,13 @@
 """Fits a reranker: easy lists from inside the histories, then the retriever's candidates, then the fusion."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from data.schema import Candidates, Histories, Holdout, Rows, Scores
+from data.schema import Candidates, Histories, Holdout, Scores
 from fusion.linear import LinearFusion
 from rerank.base import Reranker, RerankRequest
 from rerank.decoder import DecoderConfig
@@ -32,6 +32,12 @@ class RerankerConfig(BaseModel):
     decoder: DecoderConfig = Field(DecoderConfig(), description="prompt and adapter of a Llama-like model")
     train: RerankTrainConfig = Field(RerankTrainConfig(), description="training; its minutes are for both rounds")
     easy_share: float = Field(0.6, ge=0, le=1, description="share of the minutes for lists with easy negatives")
+    residual: bool = Field(
+        True, description="hard lists: learn what retrieval's own score leaves open, instead of the whole order anew"
+    )
+    teacher: str | None = Field(
+        None, description="key of a reranker of this run whose fused scores hard lists are learnt from; unset: none"
+    )
     positions_per_user: int = Field(4, ge=0, description="easy lists drawn from inside each history, at most")
     depth: int = Field(20, ge=1, description="candidates of a user that are reranked, from the top")
     fusion_users: int = Field(1000, ge=1, description="users of group B that the fusion is fitted on, at most")
@@ -59,6 +65,7 @@ class TaskData:
         train: histories that the retriever was fitted on; easy lists come from inside them.
         learners: group A, its candidates and its targets; hard lists come from them.
         learner_candidates: the retriever's for `learners`.
+        teacher_scores: (B, K) float32 of another model for `learner_candidates`, to learn from; None: there is none.
         selectors: group B; stops training and fits the fusion.
         selector_candidates: the retriever's for `selectors`.
     """
@@ -69,6 +76,7 @@ class TaskData:
     learner_candidates: Candidates
     selectors: Holdout
     selector_candidates: Candidates
+    teacher_scores: Scores | None = None
 
 
 def fit_reranker(
@@ -79,8 +87,11 @@ def fit_reranker(
     # With popular items drawn more often as negatives, popularity alone does not tell the item taken.
     easy_weights = np.sqrt(popularity + 1)
     rng = np.random.default_rng(config.train.seed)
-    hard = next_item_lists(task.texts, task.learners, task.learner_candidates.item_rows, easy_weights)
-    validation = next_item_lists(task.texts, task.selectors, task.selector_candidates.item_rows, easy_weights)
+    hard = hard_lists(task, easy_weights, config=config)
+    validation = next_item_lists(task.texts, task.selectors, task.selector_candidates, easy_weights)
+    validation_of_hard = next_item_lists(
+        task.texts, task.selectors, task.selector_candidates.head(config.depth), None, with_prior=config.residual
+    )
     easy = earlier_positions(
         task.texts, task.train, per_user=config.positions_per_user, min_history=1, easy_weights=easy_weights, rng=rng
     )
@@ -88,7 +99,7 @@ def fit_reranker(
     for lists, share in ((easy, config.easy_share), (hard, 1 - config.easy_share)):
         if len(lists) and share > 0:
             settings = _for_round(config.train, share, hard=lists is hard)
-            stop = validation if len(validation) else None
+            stop = validation_of_hard if lists is hard and hard.scored else validation
             rounds.append(train_reranker(reranker, lists, validation=stop, config=settings, log=log))
     asked = np.arange(min(len(task.selectors), config.fusion_users))
     candidates = task.selector_candidates.take(asked).head(config.depth)
@@ -99,12 +110,36 @@ def fit_reranker(
     return fusion, gate, RerankerRecord(rounds, record)
 
 
+def hard_lists(task: TaskData, easy_weights: np.ndarray, *, config: RerankerConfig) -> TrainingLists:
+    """What learners took next, among the retriever's candidates.
+
+    With `residual`, and with a teacher, lists are drawn from the candidates that would be reranked and from nothing
+    else: scores beside them are known for these alone. Learners whose item is not among them teach nothing then,
+    unless a teacher does.
+    """
+    candidates = task.learner_candidates
+    if not config.residual and task.teacher_scores is None:
+        return next_item_lists(task.texts, task.learners, candidates, easy_weights)
+    lists = next_item_lists(
+        task.texts, task.learners, candidates.head(config.depth), easy_weights, with_prior=config.residual
+    )
+    if task.teacher_scores is None:
+        return lists.take(lists.found)
+    return replace(lists, teacher=task.teacher_scores[:, : config.depth])
+
+
 def next_item_lists(
-    texts: Sequence[str], asked: Holdout, candidate_rows: Rows, easy_weights: np.ndarray
+    texts: Sequence[str],
+    asked: Holdout,
+    candidates: Candidates,
+    easy_weights: np.ndarray | None,
+    *,
+    with_prior: bool = False,
 ) -> TrainingLists:
-    """For each user asked, a list whose target is the next item they took."""
+    """For each user asked, a list whose target is the next item they took; with retrieval's score as a prior or not."""
     targets = asked.targets.item_rows[asked.targets.offsets[:-1]]
-    return TrainingLists(texts, asked.histories, targets, candidate_rows, easy_weights)
+    prior = retrieval_column(candidates) if with_prior else None
+    return TrainingLists(texts, asked.histories, targets, candidates.item_rows, easy_weights, prior)
 
 
 def with_reranker_scores(

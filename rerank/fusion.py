@@ -57,18 +57,18 @@ def fit_rerank_fusion(
     """
     fusion = LinearFusion.fit(candidates, targets, TRANSFORMS)
     without = ndcg10(candidates, targets)
-    crossed = _cross_validated(candidates, targets)
-    used = fusion.weights[RERANKER] > 0 and _helps(crossed - without)
+    gains = crossed_gains(candidates, targets)
+    used = fusion.weights[RERANKER] > 0 and _helps(gains)
     if not used:
         fusion = replace(fusion, weights={RETRIEVAL: 1.0, RERANKER: 0.0})
     record = FusionRecord(
         users=len(without),
         ndcg10_without=float(without.mean()) if len(without) else 0.0,
-        ndcg10_with=float(crossed.mean()) if len(without) else 0.0,
+        ndcg10_with=float((without + gains).mean()) if len(without) else 0.0,
         used=used,
         weights=dict(fusion.weights),
     )
-    return fusion, crossed - without, record
+    return fusion, gains, record
 
 
 def ndcg10(candidates: Candidates, targets: Histories) -> npt.NDArray[np.float64]:
@@ -81,14 +81,16 @@ def _helps(gains: npt.NDArray[np.float64]) -> bool:
     return len(gains) > 1 and bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
-def _cross_validated(candidates: Candidates, targets: Histories) -> npt.NDArray[np.float64]:
+def crossed_gains(candidates: Candidates, targets: Histories) -> npt.NDArray[np.float64]:
+    """(B,) what each user gains in NDCG@10 by a fusion whose weights were fitted on the other folds."""
+    without = ndcg10(candidates, targets)
     fold = np.arange(len(candidates)) % FOLDS
-    gains = np.zeros(len(candidates))
+    reached = np.zeros(len(candidates))
     for left_out in range(FOLDS):
         inside, outside = np.flatnonzero(fold != left_out), np.flatnonzero(fold == left_out)
         if not len(outside):
             continue
         fitted = LinearFusion.fit(candidates.take(inside), targets.take(inside), TRANSFORMS)
         asked = candidates.take(outside)
-        gains[outside] = ndcg10(asked.ranked_by(fitted.score(asked)), targets.take(outside))
-    return gains
+        reached[outside] = ndcg10(asked.ranked_by(fitted.score(asked)), targets.take(outside))
+    return reached - without

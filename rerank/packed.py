@@ -74,6 +74,7 @@ class PackedReranker(ABC, Generic[ConfigT]):
         self.base = base
         self.config = config
         self.is_merged = False
+        self.scoring_type: torch.dtype | None = None
         self.pace = Pace()
         self.backbone.eval()
         self.head.eval()
@@ -235,7 +236,7 @@ class PackedReranker(ABC, Generic[ConfigT]):
     def score(self, requests: Sequence[RerankRequest]) -> RerankResult:
         """See `Reranker`."""
         plans = [self._plan(request) for request in requests]
-        found = self.score_prompts([made.prompt for made in plans])
+        found = self.score_prompts([made.prompt for made in plans], autocast=self.scoring_type)
         return replace(found, cuts=[(made.cut, made.cap) for made in plans])
 
     def calibrate(self) -> None:
@@ -243,13 +244,14 @@ class PackedReranker(ABC, Generic[ConfigT]):
         item = self.prompter.tokenize(["one two three four five six seven eight"])[0]
         while not self.pace.known:
             for count in (2, 5, 10, 20):
-                self.score_prompts([self.prompter.prompt([item] * (count // 2), [item] * count)])
+                prompts = [self.prompter.prompt([item] * (count // 2), [item] * count)]
+                self.score_prompts(prompts, autocast=self.scoring_type)
         self.forget()
 
     def _plan(self, request: RerankRequest) -> Plan:
         """What of a request fits into its budget."""
         started = time.perf_counter()
-        prompt = self._prompt(request)
+        prompt = self.prompt_of(request)
         limits = dict(request.limits)
         if request.max_ms is not None:
             tokenized_ms = (time.perf_counter() - started) * 1000
@@ -295,7 +297,8 @@ class PackedReranker(ABC, Generic[ConfigT]):
             states = self.states(packed, row)
         return self.scores_of(states.float(), packed)
 
-    def _prompt(self, request: RerankRequest) -> Prompt:
+    def prompt_of(self, request: RerankRequest) -> Prompt:
+        """What a request makes the model read if nothing caps it."""
         ids = self.prompter.tokenize([*request.history, *request.candidates])
         known = len(request.history)
         return self.prompter.prompt(ids[:known], ids[known:])

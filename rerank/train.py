@@ -12,12 +12,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from rerank.adapters import RankSchedule
-from rerank.figures import ListFigures, list_figures
+from rerank.figures import ListFigures, figures_of, list_figures
 from rerank.lists import DrawnList, TrainingLists, batches, draw_list
 from rerank.objective import Objective, loss_of
 from rerank.packed import PackedReranker
 from rerank.packing import Ids, Prompt
 from rerank.progress import ProgressLine
+
+SCALES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Factors of the scores that are tried beside a prior."""
+SCALING_LISTS = 64
+"""Lists that the factor is chosen on."""
 
 Log = Callable[[Mapping[str, Any]], None]
 Weights = dict[str, torch.Tensor]
@@ -183,7 +188,8 @@ class _Training:
         self.optimizer = make_optimizer(self.parameters, config)
         self.ranks = RankSchedule(reranker.backbone)
         self.autocast = autocast_type(config.precision)
-        self.validation = self._validation_lists(validation)
+        self.validation = self._drawn_once(validation, config.validation_lists)
+        self.scale = self._scale_beside_prior()
 
     def run(self, progress: ProgressLine) -> TrainingRecord:
         """Step through the epochs until something stops them, then put the kept weights back."""
@@ -254,7 +260,7 @@ class _Training:
                 scores = self.reranker.forward(prompts[part], autocast=self.autocast)  # (b, K)
                 loss = loss_of(
                     config.objective,
-                    scores,
+                    self.scale * scores,
                     drawn[part],
                     teacher_weight=config.teacher_weight,
                     teacher_temperature=config.teacher_temperature,
@@ -268,25 +274,35 @@ class _Training:
         history = [ids[row] for row in lists.histories[place].tolist()]
         return self.reranker.prompter.prompt(history, [ids[row] for row in drawn.item_rows.tolist()])
 
-    def _validation_lists(self, lists: TrainingLists | None) -> tuple[list[Prompt], list[DrawnList]] | None:
-        """Lists drawn once, so that every validation asks the same."""
+    def _drawn_once(self, lists: TrainingLists | None, most: int) -> tuple[list[Prompt], list[DrawnList]] | None:
+        """At most so many lists that hold their target, always the same; None where there are none."""
         if lists is None or not len(lists.found if lists.scored else lists):
             return None
         rng = np.random.default_rng(self.config.seed + 1)
         if lists.scored:
             lists = lists.take(lists.found)
-        lists = lists.take(np.sort(rng.permutation(len(lists))[: self.config.validation_lists]))
+        lists = lists.take(np.sort(rng.permutation(len(lists))[:most]))
         size, share = self.config.list_size, self.config.hard_share_end
         drawn = [draw_list(lists, place, size=size, hard_share=share, rng=rng) for place in range(len(lists))]
         ids = self.reranker.prompter.tokenize(lists.texts)
         prompts = [self._prompt(ids, lists, place, made) for place, made in enumerate(drawn)]
         return prompts, drawn
 
+    def _scale_beside_prior(self) -> float:
+        """By how much scores are multiplied beside a prior, so that at first they disturb it as little as they can."""
+        if self.examples.prior is None or (sample := self._drawn_once(self.examples, SCALING_LISTS)) is None:
+            return 1.0
+        prompts, drawn = sample
+        scores = self.reranker.score_prompts(prompts, autocast=self.autocast).scores
+        scale = min(SCALES, key=lambda tried: figures_of(scores, drawn, scale=tried).loss)
+        self.log({"event": "scale", "beside_prior": scale})
+        return scale
+
     def _validate(self) -> ListFigures | None:
         if self.validation is None:
             return None
         began = time.monotonic()
-        figures = list_figures(self.reranker, *self.validation, autocast=self.autocast)
+        figures = list_figures(self.reranker, *self.validation, scale=self.scale, autocast=self.autocast)
         self.reserved_s = max(self.reserved_s, time.monotonic() - began)
         self.log(
             {

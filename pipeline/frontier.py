@@ -1,0 +1,307 @@
+"""Measures what every setting of the second stage gains and takes."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from data.schema import Candidates, Histories, Holdout, Rows, Scores
+from eval.frontier import Frontier, FrontierPoint, Setting, WholeCatalog
+from eval.metrics import PerUser, ndcg_at_k, relevance_of
+from eval.significance import paired_bootstrap
+from fusion.linear import LinearFusion
+from pipeline.run_log import RunLog
+from pipeline.train_reranker import RECORD
+from pipeline.workspace import FitKind, Workspace
+from recommend.ledger import Spent
+from recommend.recommender import Recommender
+from recommend.release import load_reranker
+from recommend.second_stage import above_the_rest
+from rerank.fit import request_of, with_reranker_scores
+from rerank.fusion import FOLDS, TRANSFORMS, crossed_gains
+from rerank.gate import Gate
+from rerank.packed import PackedReranker
+from rerank.precision import Precision, at_precision
+from store.errors import MissingStep
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Users with their candidates in retrieval order.
+
+    Attributes:
+        candidates: as deep as the deepest setting.
+    """
+
+    holdout: Holdout
+    candidates: Candidates
+
+    def take(self, places: Rows) -> "Asked":
+        """Some of them."""
+        return Asked(self.holdout.take(places), self.candidates.take(places))
+
+    def __len__(self) -> int:
+        return len(self.holdout)
+
+
+def measure_frontier(ws: Workspace, recommender: Recommender, holdout: Holdout, *, log: RunLog) -> Frontier:
+    """Every reranker of the run behind the evaluation fit's retriever, at every setting of the config's sweep.
+
+    Weights of the fusion and the gate are fitted anew for every model, precision and depth: on group B where the test
+    is asked; on four fifths of it, for the users of the last, where group B itself is. So a model to which the config's
+    own fit gave no weight shows what it would do with one.
+
+    Raises:
+        MissingStep: when the run has no reranker.
+    """
+    sweep = ws.config.sweep
+    models = _models(ws)
+    deepest = min(max(sweep.depths), len(ws.dataset.catalog))
+    asked = Asked(holdout, recommender.retrieve(holdout.histories, deepest))
+    selectors = ws.selectors.take(np.arange(min(len(ws.selectors), ws.config.reranker.fusion_users)))
+    fitting = None
+    if holdout.part != selectors.part:
+        fitting = Asked(selectors, recommender.retrieve(selectors.histories, deepest))
+    without = _ndcg10(asked.candidates, holdout.targets)
+    retrieval_ms = _retrieval_ms(recommender, asked, sweep.timed_users)
+    points: list[FrontierPoint] = []
+    whole: list[WholeCatalog] = []
+    minutes: dict[str, float] = {}
+    for name, key in models.items():
+        reranker = load_reranker(ws.run, key)[0]
+        minutes[name] = _training_minutes(ws, key)
+        for precision in sweep.precisions:
+            log.say(f"frontier: {name}, {precision}, {len(asked):,} users, {deepest} deep")
+            bench = _Bench(ws, name, at_precision(reranker, precision), precision, asked, fitting, retrieval_ms)
+            points += bench.points(without)
+            if precision is Precision.FLOAT32:
+                whole.append(bench.whole_catalog(recommender))
+    prices = ws.config.recommend.prices
+    depths = sorted({min(depth, deepest) for depth in sweep.depths})
+    return Frontier(
+        users=len(asked),
+        retrieval_ndcg10=float(without.mean()),
+        retrieval_ms=retrieval_ms,
+        ceiling={depth: _oracle(asked, depth) for depth in depths},
+        points=points,
+        whole_catalog=whole,
+        training_minutes=minutes,
+        training_cost={name: spent / 60 * prices.per_machine_hour for name, spent in minutes.items()},
+    )
+
+
+class _Bench:
+    """One reranker at one precision, on the users who are asked."""
+
+    def __init__(
+        self,
+        ws: Workspace,
+        name: str,
+        reranker: PackedReranker[Any],
+        precision: Precision,
+        asked: Asked,
+        fitting: Asked | None,
+        retrieval_ms: float,
+    ) -> None:
+        self.ws, self.name, self.reranker, self.precision = ws, name, reranker, precision
+        self.retrieval_ms = retrieval_ms
+        self.texts = ws.dataset.catalog.texts
+        self.asked = self._scored(asked)
+        self.fitting = None if fitting is None else self._scored(fitting)
+        self.prefix, self.reading = self._tokens(asked)  # (B,), (B, K) tokens of the first k candidates
+
+    def points(self, without: PerUser) -> Iterator[FrontierPoint]:
+        """At every depth and share of the sweep."""
+        sweep, prices = self.ws.config.sweep, self.ws.config.recommend.prices
+        megabytes = weights_mb(self.reranker.backbone)
+        for depth in sorted({min(depth, self.asked.candidates.depth) for depth in sweep.depths}):
+            milliseconds = self._milliseconds(depth)
+            fits = list(self._fits(depth))
+            for share in sweep.shares:
+                gains, opened = np.zeros(len(self.asked)), np.zeros(len(self.asked), dtype=np.bool_)
+                for fusion, gate, places in fits:
+                    part = self.asked.take(places)
+                    opened[places] = gate.opens(
+                        part.candidates.head(depth), part.holdout.histories.lengths, share=share
+                    )
+                    gains[places] = _ndcg10(
+                        reordered(part.candidates, fusion, depth=depth, opened=opened[places]), part.holdout.targets
+                    )
+                tokens = np.where(opened, self.prefix + self.reading[:, depth - 1], 0)
+                mean_ms = self.retrieval_ms + float(opened.mean()) * float(milliseconds.mean())
+                spent = Spent(requests=len(opened), prompt_tokens=int(tokens.sum()), rerank_ms=mean_ms * len(opened))
+                yield FrontierPoint(
+                    setting=Setting(self.name, str(self.precision), depth, share),
+                    ndcg10=float(gains.mean()),
+                    test=paired_bootstrap(gains, without),
+                    tokens=float(tokens.mean()),
+                    p50_ms=self.retrieval_ms + float(np.percentile(milliseconds, 50)),
+                    p95_ms=self.retrieval_ms + float(np.percentile(milliseconds, 95)),
+                    mean_ms=mean_ms,
+                    memory_mb=megabytes,
+                    cost_of_1000=spent.cost_of_1000(prices),
+                )
+
+    def whole_catalog(self, recommender: Recommender) -> WholeCatalog:
+        """The first few users with every item that they do not know."""
+        sweep, items = self.ws.config.sweep, np.arange(len(self.texts))
+        users = min(sweep.catalog_users, len(self.asked))
+        part = self.asked.take(np.arange(users))
+        tokens = [self._whole_tokens(part, place) for place in range(users)]
+        if not users or sum(tokens) > sweep.catalog_tokens:
+            return WholeCatalog(self.name, float(np.mean(tokens)) if users else 0.0, None, 0, None, None)
+        histories = part.holdout.histories
+        everything = Candidates(np.tile(items, (users, 1)), recommender.retriever.fused_scores(histories, items))
+        everything = _without_known(everything, histories).ranked_by(everything.score)
+        started = time.perf_counter()
+        scored = with_reranker_scores(self.reranker, self.texts, everything, histories)
+        ms = (time.perf_counter() - started) * 1000 / users
+        depth = self.asked.candidates.depth
+        gains, two_stage = np.zeros(users), np.zeros(users)
+        for fusion, _, places in self._fits(depth):
+            mine = places[places < users]
+            if not len(mine):
+                continue
+            targets, opened = part.holdout.targets.take(mine), np.ones(len(mine), dtype=np.bool_)
+            gains[mine] = _ndcg10(reordered(scored.take(mine), fusion, depth=scored.depth, opened=opened), targets)
+            few = part.candidates.take(mine)
+            two_stage[mine] = _ndcg10(reordered(few, fusion, depth=depth, opened=opened), targets)
+        return WholeCatalog(self.name, float(np.mean(tokens)), ms, users, float(gains.mean()), float(two_stage.mean()))
+
+    def _scored(self, asked: Asked) -> Asked:
+        found = with_reranker_scores(self.reranker, self.texts, asked.candidates, asked.holdout.histories)
+        return replace(asked, candidates=found)
+
+    def _fits(self, depth: int) -> Iterator[tuple[LinearFusion, Gate, Rows]]:
+        """Fusion and gate, and the places of those asked whom they were fitted without."""
+        if self.fitting is not None:
+            yield *self._fit(self.fitting, depth), np.arange(len(self.asked))
+            return
+        fold = np.arange(len(self.asked)) % FOLDS
+        for left_out in range(min(FOLDS, len(self.asked))):
+            yield *self._fit(self.asked.take(np.flatnonzero(fold != left_out)), depth), np.flatnonzero(fold == left_out)
+
+    def _fit(self, users: Asked, depth: int) -> tuple[LinearFusion, Gate]:
+        head, targets = users.candidates.head(depth), users.holdout.targets
+        gains = crossed_gains(head, targets)
+        return LinearFusion.fit(head, targets, TRANSFORMS), Gate.fit(head, users.holdout.histories.lengths, gains)
+
+    def _tokens(self, asked: Asked) -> tuple[Rows, Rows]:
+        prefix, reading = (
+            np.zeros(len(asked), dtype=np.int64),
+            np.zeros(asked.candidates.item_rows.shape, dtype=np.int64),
+        )
+        for place in range(len(asked)):
+            prompt = self.reranker.prompt_of(request_of(self.texts, asked.candidates, asked.holdout.histories, place))
+            prefix[place] = len(prompt.prefix)
+            reading[place, asked.candidates.present[place]] = [len(one) for one in prompt.candidates]
+        return prefix, reading.cumsum(axis=1)
+
+    def _milliseconds(self, depth: int) -> Scores:
+        """(n,) of the second stage, one user at a time, nothing remembered."""
+        count = min(self.ws.config.sweep.timed_users, len(self.asked))
+        took = []
+        for place in [0, *range(count)]:
+            request = request_of(self.texts, self.asked.candidates.head(depth), self.asked.holdout.histories, place)
+            self.reranker.forget()
+            started = time.perf_counter()
+            self.reranker.score([request])
+            took.append((time.perf_counter() - started) * 1000)
+        return np.array(took[1:], dtype=np.float32)
+
+    def _whole_tokens(self, part: Asked, place: int) -> int:
+        """Of one user's history and every text of the catalog, as they would be read; the history once."""
+        history = self.reranker.prompt_of(
+            request_of(self.texts, part.candidates.head(0), part.holdout.histories, place)
+        )
+        return len(history.prefix) + self._catalog_tokens
+
+    @property
+    def _catalog_tokens(self) -> int:
+        prompter = self.reranker.prompter
+        sample = self.texts[:: max(1, len(self.texts) // 2000)]
+        prompt = prompter.prompt([], prompter.tokenize(sample))
+        return round(sum(map(len, prompt.candidates)) * len(self.texts) / len(sample))
+
+
+def reordered(scored: Candidates, fusion: LinearFusion, *, depth: int, opened: np.ndarray) -> Candidates:
+    """The first `depth` places by the fusion where `opened` (B,), the rest below them as they stood."""
+    read = scored.present & (np.arange(scored.depth) < depth) & opened[:, None]
+    return scored.ranked_by(above_the_rest(fusion.score(scored), scored.score, read))
+
+
+def weights_mb(model: Any) -> float:
+    """Megabytes of a model's weights, of whatever type they are."""
+
+    def size(value: Any) -> int:
+        if isinstance(value, tuple):
+            return sum(map(size, value))
+        return int(value.numel() * value.element_size()) if hasattr(value, "element_size") else 0
+
+    return sum(map(size, model.state_dict().values())) / MILLION
+
+
+def _models(ws: Workspace) -> dict[str, str]:
+    """Name in the report → key, of every reranker of the evaluation fit; the config's own comes first.
+
+    Raises:
+        MissingStep: when there is none.
+    """
+    retriever, own = ws.retriever_key(FitKind.EVALUATION), ws.reranker_key(FitKind.EVALUATION)
+    folders = sorted((ws.run.root / "artifacts" / "reranker").glob("[!.]*"))
+    found: dict[str, str] = {}
+    for key in sorted((folder.name for folder in folders), key=lambda key: (key != own, key)):
+        made_from = ws.run.manifest("reranker", key)["made_from"]
+        if made_from["retriever"] != retriever or made_from["fit"] != FitKind.EVALUATION.value:
+            continue
+        name = str(made_from["config"]["model"]).rstrip("/").rsplit("/", 1)[-1]
+        if made_from["config"].get("teacher"):
+            name += " (distilled)"
+        found[name if name not in found else f"{name} {key[:4]}"] = key
+    if not found:
+        raise MissingStep(
+            f"{ws.run.root} has no reranker behind its retriever: make one with {ws.command('train-reranker')}"
+        )
+    return found
+
+
+def _training_minutes(ws: Workspace, key: str) -> float:
+    record = json.loads((ws.run.artifact("reranker", key) / RECORD).read_text(encoding="utf-8"))
+    return float(sum(one["minutes"] for one in record["rounds"]))
+
+
+def _retrieval_ms(recommender: Recommender, asked: Asked, users: int) -> float:
+    """p50 of one user at a time."""
+    took: Sequence[float] = []
+    for place in [0, *range(min(users, len(asked)))]:
+        started = time.perf_counter()
+        recommender.retrieve(asked.holdout.histories.take(np.array([place])), recommender.config.candidates)
+        took = [*took, (time.perf_counter() - started) * 1000]
+    return float(np.median(took[1:]))
+
+
+def _oracle(asked: Asked, depth: int) -> float:
+    """NDCG@10 with the targets among the first `depth` on top."""
+    head = asked.candidates.head(depth)
+    relevance = relevance_of(head, asked.holdout.targets)
+    order = head.ranked_by(relevance.astype(np.float32))
+    return float(_ndcg10(order, asked.holdout.targets).mean())
+
+
+def _without_known(candidates: Candidates, histories: Histories) -> Candidates:
+    rows = candidates.item_rows.copy()
+    score = candidates.score.copy()
+    for place in range(len(candidates)):
+        known = np.isin(rows[place], histories[place])
+        rows[place, known], score[place, known] = -1, -np.inf
+    return Candidates(rows, score)
+
+
+def _ndcg10(candidates: Candidates, targets: Histories) -> PerUser:
+    top = candidates.head(10)
+    return ndcg_at_k(relevance_of(top, targets), targets.lengths, k=10)

@@ -1,0 +1,154 @@
+"""Points of the frontier, worked out again one user at a time, and what the sweep leaves out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from data.schema import Candidates, Histories
+from eval.frontier import Frontier, FrontierPoint
+from fusion.linear import LinearFusion
+from pipeline.evaluate import Part, evaluation_recommender
+from pipeline.frontier import Asked, _Bench, measure_frontier, weights_mb
+from pipeline.workspace import Workspace, open_workspace
+from recommend.recommender import Recommender
+from recommend.sweep import SweepConfig
+from rerank.fit import request_of, with_reranker_scores
+from rerank.fusion import RERANKER, RETRIEVAL, TRANSFORMS
+from rerank.packed import PackedReranker
+from rerank.precision import Precision
+from store.errors import MissingStep
+from tests.pipeline.shop import quiet
+
+SWEEP = SweepConfig(
+    depths=(3, 8), shares=(1.0, 0.5), precisions=(Precision.FLOAT32, Precision.BFLOAT16), timed_users=3, catalog_users=4
+)
+
+
+@pytest.fixture(scope="module")
+def ws(shop, tmp_path_factory) -> Workspace:
+    found = open_workspace(shop.copy(tmp_path_factory.mktemp("frontier")))
+    return replace(found, config=found.config.model_copy(update={"sweep": SWEEP}))
+
+
+@pytest.fixture(scope="module")
+def recommender(ws) -> Recommender:
+    return evaluation_recommender(ws, Part.TEST, with_reranker=True)
+
+
+@pytest.fixture(scope="module")
+def made(ws, recommender) -> Frontier:
+    return measure_frontier(ws, recommender, ws.split.test, log=quiet(ws))
+
+
+def at(found: Frontier, depth: int, share: float = 1.0, precision: str = "float32") -> FrontierPoint:
+    (point,) = [
+        one
+        for one in found.points
+        if (one.setting.depth, one.setting.share, one.setting.precision) == (depth, share, precision)
+    ]
+    return point
+
+
+def ndcg(rows: list[int], target: int) -> float:
+    return 1 / np.log2(rows.index(target) + 2) if target in rows[:10] else 0.0
+
+
+def reranker_of(recommender: Recommender) -> PackedReranker:
+    assert recommender.second is not None
+    return recommender.second.reranker  # type: ignore[return-value]
+
+
+def test_every_setting_is_tried(made: Frontier) -> None:
+    assert len(made.points) == 2 * 2 * 2
+    assert made.users == 120
+    assert list(made.ceiling) == [3, 8]
+    assert made.retrieval_ndcg10 <= made.ceiling[3] <= made.ceiling[8]
+    assert all(point.p95_ms >= point.p50_ms > made.retrieval_ms > 0 for point in made.points)
+    assert min(made.training_minutes.values()) > 0
+
+
+@pytest.mark.parametrize("depth", [3, 8])
+def test_a_point_is_what_loops_find(ws, recommender, made, depth) -> None:
+    texts, asked, users = ws.dataset.catalog.texts, ws.split.test, ws.selectors
+    learnt = recommender.retrieve(users.histories, 8).head(depth)
+    reranker = reranker_of(recommender)
+    fusion = LinearFusion.fit(with_reranker_scores(reranker, texts, learnt, users.histories), users.targets, TRANSFORMS)
+    found = recommender.retrieve(asked.histories, 8)
+    gains, without, tokens = [], [], []
+    for user in range(len(asked)):
+        rows = found.item_rows[user].tolist()
+        result = reranker.score([request_of(texts, found.head(depth), asked.histories, user)])
+        fused = fusion.weights[RETRIEVAL] * found.score[user, :depth] + fusion.weights[RERANKER] * result.scores[0]
+        order = [rows[place] for place in np.argsort(-fused, kind="stable")] + rows[depth:]
+        target = int(asked.targets[user][0])
+        gains.append(ndcg(order, target))
+        without.append(ndcg(rows, target))
+        tokens.append(result.prompt_tokens[0])
+    point = at(made, depth)
+    assert point.ndcg10 == pytest.approx(np.mean(gains), abs=1e-6)
+    assert point.test.theirs == pytest.approx(np.mean(without), abs=1e-6)
+    assert made.retrieval_ndcg10 == pytest.approx(np.mean(without), abs=1e-6)
+    assert point.tokens == pytest.approx(np.mean(tokens))
+
+
+def test_who_is_not_reranked_costs_no_tokens_and_stays_in_retrieval_order(made: Frontier) -> None:
+    whole, half = at(made, 8), at(made, 8, 0.5)
+    assert 0.2 * whole.tokens < half.tokens < 0.8 * whole.tokens
+    assert half.mean_ms < whole.mean_ms
+    changed = half.test.better + half.test.worse
+    assert changed <= whole.test.better + whole.test.worse
+
+
+def test_less_precision_moves_the_scores_a_little(made: Frontier) -> None:
+    assert at(made, 8, precision="bfloat16").ndcg10 == pytest.approx(at(made, 8).ndcg10, abs=0.03)
+
+
+def test_on_validation_nobody_is_judged_by_weights_that_saw_them(ws, recommender) -> None:
+    asked = Asked(ws.selectors, recommender.retrieve(ws.selectors.histories, 8))
+    bench = _Bench(ws, "x", reranker_of(recommender), Precision.FLOAT32, asked, None, 1.0)
+    fits = list(bench._fits(8))
+    judged = np.concatenate([places for _, _, places in fits])
+    assert sorted(judged.tolist()) == list(range(len(asked)))
+    for fusion, _, places in fits:
+        others = bench.asked.take(np.setdiff1d(np.arange(len(asked)), places))
+        again = LinearFusion.fit(others.candidates.head(8), others.holdout.targets, TRANSFORMS)
+        assert fusion.weights == again.weights
+
+
+def test_the_whole_catalog_is_read_for_a_few_and_only_counted_where_it_is_too_much(ws, recommender, made) -> None:
+    (read,) = made.whole_catalog
+    assert read.users == 4
+    assert read.ms is not None
+    few = replace(ws, config=ws.config.model_copy(update={"sweep": SWEEP.model_copy(update={"catalog_tokens": 10})}))
+    asked = Asked(ws.split.test, recommender.retrieve(ws.split.test.histories, 8))
+    bench = _Bench(few, "x", reranker_of(recommender), Precision.FLOAT32, asked, asked, 1.0)
+    counted = bench.whole_catalog(recommender)
+    assert (counted.users, counted.ms, counted.ndcg10) == (0, None, None)
+    history = Histories.of([asked.holdout.histories[0].tolist()])
+    everything = Candidates(np.arange(60)[None], np.zeros((1, 60), dtype=np.float32))
+    prompt = bench.reranker.prompt_of(request_of(ws.dataset.catalog.texts, everything, history, 0))
+    assert bench._whole_tokens(asked, 0) == prompt.tokens
+
+
+def test_weights_of_eight_bits_are_counted_as_such(recommender) -> None:
+    from rerank.precision import at_precision
+
+    full = reranker_of(recommender)
+    small = at_precision(full, Precision.INT8)
+    assert weights_mb(small.backbone) < weights_mb(full.backbone)
+
+
+def test_a_run_without_a_reranker_is_told_how_to_make_one(ws, recommender, tmp_path) -> None:
+    from shutil import rmtree
+
+    bare = open_workspace(_copied(ws, tmp_path))
+    rmtree(bare.run.root / "artifacts" / "reranker")
+    with pytest.raises(MissingStep, match="train-reranker"):
+        measure_frontier(bare, recommender, bare.split.test, log=quiet(bare))
+
+
+def _copied(ws: Workspace, tmp_path):
+    from shutil import copytree
+
+    return copytree(ws.run.root, tmp_path / "bare")
