@@ -92,12 +92,12 @@ class Option:
     Attributes:
         words: the settings.
         source: what they give.
-        again: the same settings fitted on another log; None for what is trained and not counted.
+        again: the same settings fitted on another log.
     """
 
     words: str
     source: CandidateSource
-    again: Callable[[Histories], CandidateSource] | None = None
+    again: Callable[[Histories], CandidateSource]
 
 
 def fit_all(
@@ -108,7 +108,7 @@ def fit_all(
     text_vectors: Scores | None = None,
     config: BaselinesConfig | None = None,
     seed: int = 0,
-    recount: Histories | None = None,
+    again: Histories | None = None,
     log: Callable[[str], None],
 ) -> list[CandidateSource | Skipped]:
     """Fits every baseline of the config, each with the setting of highest validation NDCG@10.
@@ -120,7 +120,7 @@ def fit_all(
         text_vectors: (N, D) float32 of an untrained encoder; without, what needs them is skipped.
         config: None: the defaults.
         seed: of random starts and of the choice of tuning users.
-        recount: a longer log over which the chosen baselines are fitted again, but for those that are trained.
+        again: a longer log on which the chosen baselines are fitted once more.
         log: gets a line for each baseline, with its settings and seconds.
 
     Returns:
@@ -138,7 +138,7 @@ def fit_all(
             fitted.append(skipped)
             continue
         best = _best(BASELINES[kind](task), validation, log)
-        fitted.append(best.source if recount is None or best.again is None else best.again(recount))
+        fitted.append(best.source if again is None else best.again(again))
     return fitted
 
 
@@ -231,15 +231,17 @@ def _transitions_text(task: Task) -> Iterator[Option]:
 def _sasrec(task: Task) -> Iterator[Option]:
     training = TrainConfig(seed=task.seed, budget_minutes=task.config.sasrec_budget_minutes)
     for dropout in task.config.sasrec_dropout:
-        source = SasRec.fit(
-            task.train,
-            task.n_items,
-            SequenceConfig(text_dim=0, hidden_dropout=dropout),
+        fit = partial(
+            SasRec.fit,
+            n_items=task.n_items,
+            config=SequenceConfig(text_dim=0, hidden_dropout=dropout),
             validation=task.validation,
             training=training,
             log=lambda entry: task.log("  ".join(f"{key} {value}" for key, value in entry.items())),
         )
-        yield Option(f"dropout {dropout:g}", source)
+        source = fit(task.train)
+        again = partial(fit, validation=task.validation.take(np.zeros(0, np.int64)), stop_after=source.epochs)
+        yield Option(f"dropout {dropout:g}", source, again)
 
 
 BASELINES: dict[BaselineKind, Callable[[Task], Iterator[Option]]] = {

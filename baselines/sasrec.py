@@ -22,11 +22,13 @@ class SasRec:
         towers: a sequence tower whose items have no text.
         item_vectors: (N, D) float32.
         order: (N,) item rows by popularity, which breaks ties.
+        epochs: of its schedule, after which validation found it best.
     """
 
     towers: TwoTowers
     item_vectors: Scores
     order: Rows
+    epochs: int
     name: ClassVar[str] = "sasrec"
 
     @classmethod
@@ -39,19 +41,30 @@ class SasRec:
         validation: Holdout,
         training: TrainConfig,
         log: Callable[[dict[str, Any]], None],
+        stop_after: int | None = None,
     ) -> Self:
         """Trains with early stopping on the validation users.
 
         Args:
             config: sizes and pace; its `text_dim` is taken to be 0.
+            stop_after: epochs of the schedule, where they are known; None: all, or as validation says.
         """
         counts = item_counts(train, n_items)
         torch.manual_seed(training.seed)
         no_text = torch.zeros(n_items, 1)
         ids_alone = config.model_copy(update={"text_dim": 0})
         towers = TwoTowers(no_text, ids_alone, sparse=samples_softmax(counts))
-        train_towers(towers, train, validation, config=training, name=cls.name, log=log, seed=training.seed)
-        return cls(towers, towers.item_vectors(), popularity_order(counts))
+        record = train_towers(
+            towers,
+            train,
+            validation,
+            config=training,
+            name=cls.name,
+            log=log,
+            seed=training.seed,
+            stop_after=stop_after,
+        )
+        return cls(towers, towers.item_vectors(), popularity_order(counts), record.best_epoch)
 
     def candidates(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
         """See CandidateSource.candidates."""

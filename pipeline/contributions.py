@@ -52,7 +52,7 @@ def judge_sources(
         served: how many candidates the first stage hands on; its unions depend on that.
         depth: length of the lists in `alone`.
         as_fitted: the retriever that was asked about `validation` when the weights were fitted, where `retriever`
-            has counted on since; None: the same.
+            has learnt it since; None: the same.
     """
     validation = drawn(validation, retriever.config.train)
     seen = (as_fitted or retriever).unions(validation.histories)

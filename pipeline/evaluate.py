@@ -24,12 +24,11 @@ from eval.results import Comparison, Fit, Report, Role, System
 from pipeline.contributions import TOWERS, JudgedSources, judge_sources
 from pipeline.frontier import measure_frontier
 from pipeline.run_log import RunLog
-from pipeline.train_retriever import base_text_vectors, open_retriever
+from pipeline.train_retriever import base_text_vectors, open_retriever, train_retriever
 from pipeline.workspace import FitKind, Workspace
 from recommend.recommender import Recommender
 from recommend.release import Stages, load_reranker
 from recommend.second_stage import Ranked
-from retrieval.refresh import refreshed
 from retrieval.retriever import TEXT, TRANSITIONS
 from store.errors import BadInput
 
@@ -80,7 +79,7 @@ def evaluate_run(ws: Workspace, options: EvaluationOptions, *, log: RunLog) -> t
 
 def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
     asked = _asked(ws, options)
-    recommender = evaluation_recommender(ws, options.part, with_reranker=options.rerank)
+    recommender = evaluation_recommender(ws, options.part, with_reranker=options.rerank, log=log)
     stats = CatalogStats.of(ws.split.train, len(ws.dataset.catalog))
     log.say(f"{options.part}: {len(asked):,} users, the whole catalog of {len(stats):,} items")
     started = time.perf_counter()
@@ -105,8 +104,8 @@ def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
     systems = _our_systems(recommender, ranked, sources, asked, stats)
     left_out: dict[str, str] = {}
     if options.baselines:
-        recount = counted_by(ws, options.part)
-        judged, left_out = _judged_baselines(ws, asked, stats, exclude_known=exclude_known, recount=recount, log=log)
+        again = ws.split.before_test if fit_for(ws, options.part) is FitKind.BEFORE_TEST else None
+        judged, left_out = _judged_baselines(ws, asked, stats, exclude_known=exclude_known, again=again, log=log)
         systems += judged
     return Report(
         title=f"{ws.run.root.name}: {options.part}",
@@ -126,24 +125,27 @@ def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
     )
 
 
-def counted_by(ws: Workspace, part: Part) -> Histories | None:
-    """What is counted anew, by us and by the baselines, before a part is asked; None: nothing.
+def fit_for(ws: Workspace, part: Part) -> FitKind:
+    """Which fit of the retriever a part is asked of.
 
-    The test of a temporal split comes a whole validation part after the training part ends. Nobody's counts would
-    be that old in service; what is trained stays as it is.
+    The test of a temporal split comes a whole validation part after the training part ends. Nobody in service would
+    be that far behind: everything before it is learnt once more, by us and by the baselines, with the settings that
+    validation chose.
     """
-    return ws.split.before_test if part is Part.TEST else None
+    return FitKind.BEFORE_TEST if part is Part.TEST and ws.split.before_test is not None else FitKind.EVALUATION
 
 
-def evaluation_recommender(ws: Workspace, part: Part, *, with_reranker: bool) -> Recommender:
-    """Both stages of the evaluation fit, whatever is published, as they stand when a part is asked."""
-    retriever, recount = open_retriever(ws, FitKind.EVALUATION), counted_by(ws, part)
+def evaluation_recommender(ws: Workspace, part: Part, *, with_reranker: bool, log: RunLog) -> Recommender:
+    """Both stages as they stand when a part is asked, whatever is published; fits the first stage where it has to."""
+    fit = fit_for(ws, part)
+    if fit is not FitKind.EVALUATION:
+        train_retriever(ws, log=log, fit=fit)
     reranker, fusion, gate = None, None, None
     if with_reranker and ws.has_reranker(FitKind.EVALUATION):
         reranker, fusion, gate = load_reranker(ws.run, ws.reranker_key(FitKind.EVALUATION))
     stages = Stages(
         dataset=ws.dataset,
-        retriever=retriever if recount is None else refreshed(retriever, recount),
+        retriever=open_retriever(ws, fit),
         reranker=reranker,
         fusion=fusion,
         gate=gate,
@@ -202,7 +204,7 @@ def _judged_baselines(
     stats: CatalogStats,
     *,
     exclude_known: bool,
-    recount: Histories | None,
+    again: Histories | None,
     log: RunLog,
 ) -> tuple[list[System], dict[str, str]]:
     """Those that could be fitted, and why the others could not."""
@@ -213,7 +215,7 @@ def _judged_baselines(
         len(ws.dataset.catalog),
         text_vectors=base_text_vectors(ws, log=log),
         config=ws.config.baselines,
-        recount=recount,
+        again=again,
         log=log.say,
     )
     systems, left_out = [], {}
@@ -250,7 +252,7 @@ def _split_in_words(ws: Workspace, options: EvaluationOptions, asked: Holdout) -
     elif ws.config.split.kind is SplitKind.TEMPORAL:
         words = "global temporal: everything that users with a history took after one moment"
         if options.part is Part.TEST:
-            words += "; counts, ours and the baselines', go up to that moment, training ends before validation"
+            words += ", all systems fitted on everything before it"
     else:
         words = f"cold items: what users took of items that are unknown in training, those for {options.part}"
     return words + (f"; {len(asked):,} users drawn by hash" if options.users else "")

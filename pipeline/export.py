@@ -51,7 +51,7 @@ def export(
     Raises:
         BadInput: when the part has no users, or k exceeds the catalog.
     """
-    recommender = _recommender(ws, asked, with_reranker=rerank is not Rerank.NEVER and not towers_only)
+    recommender = _recommender(ws, asked, with_reranker=rerank is not Rerank.NEVER and not towers_only, log=log)
     recommender.check_k(k)
     holdout = _holdout(ws, asked, recommender)
     if not len(holdout):
@@ -90,10 +90,10 @@ def _holdout(ws: Workspace, asked: Asked, recommender: Recommender) -> Holdout:
     return ws.split.validation if asked is Asked.VALIDATION else ws.split.test
 
 
-def _recommender(ws: Workspace, asked: Asked, *, with_reranker: bool) -> Recommender:
+def _recommender(ws: Workspace, asked: Asked, *, with_reranker: bool, log: RunLog) -> Recommender:
     if asked is Asked.NEXT:
         return Recommender(load_stages(ws.run, ws.run.release(), with_reranker=with_reranker), ws.config.recommending)
-    return evaluation_recommender(ws, Part(asked), with_reranker=with_reranker)
+    return evaluation_recommender(ws, Part(asked), with_reranker=with_reranker, log=log)
 
 
 def _rows(recommender: Recommender, asked: Holdout, candidates: Candidates) -> pl.DataFrame:

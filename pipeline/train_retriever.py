@@ -117,11 +117,11 @@ def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Tea
         full = settings.encoder.model_copy(update={"precision": "float32"})
         return load_encoder(ws.encoder.path_or_id, full, revision=ws.encoder.revision)
 
-    if fit is FitKind.EVALUATION:
-        train, validation, recipe = ws.split.train, ws.selectors, None
-    else:
-        train, validation = ws.dataset.interactions, nobody(ws.dataset.interactions)
-        recipe = read_recipe(evaluation_folder(ws))
+    train, validation, recipe = ws.split.train, ws.selectors, None
+    if fit is not FitKind.EVALUATION:
+        before_test = ws.split.before_test if fit is FitKind.BEFORE_TEST else None
+        train = ws.dataset.interactions if before_test is None else before_test
+        validation, recipe = nobody(train), read_recipe(evaluation_folder(ws))
     tracking = settings.train.tracking if team.leads else TrackerConfig()
     made_from = ws.retriever_made_from(fit)
     # Settings under the names by which a user sets them: a refusal to go on tells which one was changed.

@@ -26,10 +26,14 @@ NOT_MADE_FROM = {"train": {"checkpoint", "tracking"}}
 
 
 class FitKind(StrEnum):
-    """What a model is fitted on: the training part alone, or everything."""
+    """What a model is fitted on."""
 
     EVALUATION = "evaluation"
+    """the training part alone; validation chooses its settings"""
+    BEFORE_TEST = "before-test"
+    """everything before the one moment at which a temporal split asks its test, by the settings chosen before"""
     FINAL = "final"
+    """every interaction, by the settings chosen before"""
 
 
 @dataclass(frozen=True)

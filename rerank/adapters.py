@@ -136,6 +136,11 @@ def merged(model: Any) -> Any:
     return twin
 
 
+def merges(config: AdapterConfig) -> bool:
+    """Whether what is trained can be added into the weights, or is in them from the start."""
+    return config.kind not in (AdapterKind.PREFIX, AdapterKind.BOTTLENECK)
+
+
 def plain(model: Any) -> Any:
     """The model itself, as transformers made it, with what PEFT has put inside."""
     return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -81,7 +81,8 @@ class DecoderReranker(PackedReranker[DecoderConfig]):
         """By the rows of "yes" and "no"."""
         tokenizer = _tokenizer(Path(backbone.config._name_or_path))
         output = backbone.get_output_embeddings().weight.detach().float()
-        return YesNo(output[_one_token(tokenizer, YES)] - output[_one_token(tokenizer, NO)])
+        yes, no = yes_and_no(tokenizer)
+        return YesNo(output[yes] - output[no])
 
     @classmethod
     def new_prompter(cls, model_dir: Path, config: DecoderConfig) -> Prompter:
@@ -125,6 +126,15 @@ class DecoderReranker(PackedReranker[DecoderConfig]):
                 self.cache.put(part.prefix, autocast, row.prefix_states(place))
         cached = [0 if states is None else len(part.prefix) for part, states in zip(parts, known, strict=True)]
         return split(flat, packed), cached
+
+
+def yes_and_no(tokenizer: Any) -> tuple[int, int]:
+    """Ids of the two answers.
+
+    Raises:
+        BadInput: when one of them is not a single token.
+    """
+    return _one_token(tokenizer, YES), _one_token(tokenizer, NO)
 
 
 def _tokenizer(model_dir: Path) -> Any:

@@ -239,6 +239,26 @@ class PackedReranker(ABC, Generic[ConfigT]):
         found = self.score_prompts([made.prompt for made in plans], autocast=self.scoring_type)
         return replace(found, cuts=[(made.cut, made.cap) for made in plans])
 
+    def predict(self, pairs: Sequence[tuple[str, str]]) -> Scores:
+        """(n,) float32 scores of pairs, for code that was written for CrossEncoder.predict without an activation.
+
+        Args:
+            pairs: a history, one item a line, oldest first, and a candidate. Pairs of one history are read together.
+        """
+        together: dict[str, list[int]] = {}
+        for place, (history, _) in enumerate(pairs):
+            together.setdefault(history, []).append(place)
+        requests = [
+            RerankRequest(
+                tuple(line for line in history.split("\n") if line), tuple(pairs[place][1] for place in places)
+            )
+            for history, places in together.items()
+        ]
+        scores = np.empty(len(pairs), dtype=np.float32)
+        for places, found in zip(together.values(), self.score(requests).scores, strict=True):
+            scores[places] = found
+        return scores
+
     def calibrate(self) -> None:
         """Reads made-up prompts of several lengths, twice each, until the pace is known."""
         item = self.prompter.tokenize(["one two three four five six seven eight"])[0]
@@ -310,7 +330,7 @@ class PackedReranker(ABC, Generic[ConfigT]):
     @classmethod
     def _frozen_backbone(cls, model_dir: Path, prompt: PromptConfig) -> Any:
         try:
-            with _without_progress_bars():
+            with without_progress_bars():
                 backbone = cls.read_backbone(model_dir)
         except (OSError, ValueError, SafetensorError) as error:
             raise CorruptArtifact(f"the model in {model_dir} cannot be read: {error}") from error
@@ -372,7 +392,8 @@ def _filled(parts: Sequence[tuple[int, Prompt]], limit: int) -> Iterator[list[tu
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
+    """Keeps transformers from drawing bars inside the block."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

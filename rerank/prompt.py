@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ class Prompter:
     def __init__(self, tokenizer: Any, config: PromptConfig, wording: Wording, *, cache_texts: int = 200_000) -> None:
         self.config = config
         self.wording = wording
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._cache_texts = cache_texts
         self._ids: dict[str, Ids] = {}
         need = wording.around_history + config.history_block_items * config.max_item_tokens
@@ -141,6 +142,10 @@ class Prompter:
                 f" {config.history_block_items} items may need {need}: raise it, or lower max_item_tokens"
             )
 
+    def save_tokenizer(self, folder: Path) -> None:
+        """Writes the tokenizer as transformers reads it."""
+        self.tokenizer.save_pretrained(str(folder))
+
     def tokenize(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of each text, uncut, without special tokens; unknown texts are tokenised in one batch."""
         known = {text: self._ids[text] for text in texts if text in self._ids}
@@ -148,7 +153,7 @@ class Prompter:
         if new:
             led = [self.wording.lead + text if text else text for text in new]
             # A text that spells a special token is not to become one.
-            encoded = self._tokenizer(led, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            encoded = self.tokenizer(led, add_special_tokens=False, split_special_tokens=True, verbose=False)[
                 "input_ids"
             ]
             fresh = {text: np.array(ids, dtype=np.int64) for text, ids in zip(new, encoded, strict=True)}

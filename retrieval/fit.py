@@ -20,7 +20,6 @@ from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.finetune import EncoderTuner, FinetuneMethod, Tuned, tune_encoder
 from retrieval.likeness import Likeness
 from retrieval.objective import samples_softmax
-from retrieval.refresh import recent_popularity
 from retrieval.retriever import LAST_TEXT, TEXT, TRANSITIONS, Retriever, RetrieverConfig, transforms
 from retrieval.stand_ins import find_stand_ins
 from retrieval.towers import TwoTowers
@@ -33,6 +32,7 @@ from retrieval.validation import next_item_ndcg10
 from retrieval.words import Words
 from store.errors import BadInput
 
+SECONDS_PER_DAY = 86_400
 MOST_COPIES = 100
 """Seeds of neighbouring fits stand this far apart, so that no member of one is a member of the other."""
 
@@ -259,6 +259,19 @@ def fitted_fusion(
     """The weights of all or some of a retriever's sources."""
     # Beside a profile the last item, beside late weeks all time: what is left is a contrast, of either sign.
     return LinearFusion.fit(candidates, targets, columns, signed=(LAST_TEXT, *trend.names))
+
+
+def recent_popularity(train: Histories, n_items: int, days: int) -> Scores:
+    """(N,) float32 interactions of each item in the last `days` days of the log, or in all of it without time.
+
+    Items that tie, most of all at 0, are told apart by their interactions over all time.
+    """
+    overall = np.bincount(train.item_rows, minlength=n_items).astype(np.float32)
+    if train.timestamps is None or not (train.timestamps != Histories.NO_TIME).any():
+        return overall
+    recent = train.timestamps > train.timestamps.max() - days * SECONDS_PER_DAY
+    counts = np.bincount(train.item_rows[recent], minlength=n_items).astype(np.float32)
+    return np.asarray(counts + overall / (overall.sum() + 1), dtype=np.float32)
 
 
 def _fit_transitions(

@@ -31,10 +31,10 @@ def validation() -> Holdout:
     return holdout([[row] for row in range(0, N, 2)], [[row + 1] for row in range(0, N, 2)])
 
 
-def fitted(train, validation, vectors=None, recount=None, **config):
+def fitted(train, validation, vectors=None, again=None, **config):
     lines: list[str] = []
     settings = BaselinesConfig(**{**SMALL, **config})
-    found = fit_all(train, validation, N, text_vectors=vectors, config=settings, recount=recount, log=lines.append)
+    found = fit_all(train, validation, N, text_vectors=vectors, config=settings, again=again, log=lines.append)
     return found, lines
 
 
@@ -126,7 +126,7 @@ def test_settings_are_chosen_on_training_and_counts_taken_from_the_longer_log(
     vectors = np.random.default_rng(3).normal(size=(N, 5)).astype(np.float32)
     longer = Histories.joined([train, Histories.of([[4, 9, 4, 9, 9]] * 40)])
     chosen, lines = fitted(train, validation, vectors)
-    recounted, same_lines = fitted(train, validation, vectors, recount=longer)
+    recounted, same_lines = fitted(train, validation, vectors, again=longer)
     assert [line.split(",")[0] for line in lines] == [line.split(",")[0] for line in same_lines]
     asked = Histories.of([[4]])
     for before, after in zip(chosen, recounted, strict=True):

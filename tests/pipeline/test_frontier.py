@@ -33,7 +33,7 @@ def ws(shop, tmp_path_factory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def recommender(ws) -> Recommender:
-    return evaluation_recommender(ws, Part.TEST, with_reranker=True)
+    return evaluation_recommender(ws, Part.TEST, with_reranker=True, log=quiet(ws))
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,8 @@ from fusion.linear import LinearFusion, Transform
 from index.faiss_index import FlatIndex
 from retrieval import fit as fit_module
 from retrieval.checkpoint import Checkpoints
-from retrieval.fit import FittedRetriever, _fit_transitions, drawn, fit_retriever, with_fitted_fusion
+from retrieval.fit import FittedRetriever, _fit_transitions, drawn, fit_retriever, recent_popularity, with_fitted_fusion
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
-from retrieval.refresh import recent_popularity
 from retrieval.retriever import TEXT, TRANSITIONS, Retriever, RetrieverConfig
 from retrieval.train import TrainRecord
 from retrieval.validation import next_item_ndcg10
