@@ -83,11 +83,12 @@ def prepare(
     config: ConfigOption = None,
 ) -> None:
     """Validate a log and a catalog, split them, and write the run directory."""
+    from config import resolved_config
     from pipeline import prepare as step
     from store.artifacts import Run
 
     log = _log("prepare", run)
-    resolved = _config(config, settings, column=column, template=template)
+    resolved = resolved_config(config, settings, columns=column, template=template)
     ws = step.prepare(Run(run), log_file, catalog_file, users=users_table, config=resolved, log=log)
     print(f"{run}: {len(ws.dataset.users):,} users, {len(ws.dataset.catalog):,} items")
     _next(f"python cli.py train-retriever --run {run}")
@@ -223,6 +224,22 @@ def recommend(
     answer(ws, wish, as_json=as_json)
 
 
+@app.command(epilog=example("python cli.py export-reranker --run runs/shop --shape cross-encoder -o reranker"))
+def export_reranker(
+    output: Annotated[Path, typer.Option("-o", "--output", help="a new folder")],
+    run: RunOption = DEFAULT_RUN,
+    shape: Annotated[str, typer.Option(help="merged: for transformers; cross-encoder: decoders only")] = "merged",
+) -> None:
+    """Write the published reranker as a model folder for other programs, its scores compared."""
+    from pipeline.export_reranker import export_published
+    from rerank.export import Shape
+
+    wanted = _choice(Shape, shape, "--shape")
+    ws, log = _open("export-reranker", run, None, needs="train-reranker")
+    export_published(ws, output, wanted, log=log)
+    print(output)
+
+
 @app.command(epilog=example("python cli.py fit --final --run runs/shop"))
 def fit(
     run: RunOption = DEFAULT_RUN,
@@ -254,13 +271,14 @@ def quickstart(
     ] = 2000,
 ) -> None:
     """Your own data, all steps: guess the columns, train both stages, evaluate, fit on everything, publish."""
+    from config import resolved_config
     from pipeline.evaluate import EvaluationOptions
     from pipeline.steps import guessed_config
     from pipeline.steps import quickstart as all_steps
     from store.artifacts import Run
 
     log = _log("quickstart", run)
-    stated = _config(config, settings, column=column, template=template)
+    stated = resolved_config(config, settings, columns=column, template=template)
     guessed = guessed_config(stated, log_file, catalog_file, users_table, log)
     ws, page = all_steps(
         Run(run),
@@ -365,21 +383,6 @@ def _keep(ws: Any, settings: list[str] | None) -> None:
         with ws.run.lock():
             save_config(ws.run, ws.config)
         _say(f"kept in {ws.run.config_path}: {', '.join(settings)}")
-
-
-def _config(path: Path | None, settings: list[str] | None, *, column: list[str] | None, template: str | None) -> Any:
-    from config import Config, read_config, with_overrides
-    from store.errors import BadInput
-
-    config = read_config(path) if path else Config()
-    config = with_overrides(config, settings or [])
-    malformed = [text for text in column or [] if "=" not in text]
-    if malformed:
-        raise BadInput(f"--map {malformed[0]!r} is not of the form user_id=column")
-    data: dict[str, Any] = {"columns": {**config.data.columns, **dict(text.split("=", 1) for text in column or [])}}
-    if template is not None:
-        data["template"] = template
-    return config.model_copy(update={"data": config.data.model_copy(update=data)})
 
 
 def _choice(kind: Callable[[str], Any], text: str, option: str) -> Any:

@@ -83,6 +83,24 @@ def with_overrides(config: Config, assignments: Sequence[str]) -> Config:
     return _validated(content, "--set")
 
 
+def resolved_config(
+    path: Path | None, assignments: Sequence[str] | None, *, columns: Sequence[str] | None, template: str | None
+) -> Config:
+    """A config file's settings or the defaults, then assignments, then columns (`name=column`) and an item template.
+
+    Raises:
+        BadInput: as the parts do.
+    """
+    config = with_overrides(read_config(path) if path else Config(), assignments or [])
+    malformed = [text for text in columns or [] if "=" not in text]
+    if malformed:
+        raise BadInput(f"--map {malformed[0]!r} is not of the form user_id=column")
+    data: dict[str, Any] = {"columns": {**config.data.columns, **dict(text.split("=", 1) for text in columns or [])}}
+    if template is not None:
+        data["template"] = template
+    return config.model_copy(update={"data": config.data.model_copy(update=data)})
+
+
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]

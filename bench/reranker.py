@@ -51,10 +51,11 @@ from recommend.second_stage import SecondStage
 from rerank.adapters import AdapterConfig
 from rerank.base import RerankRequest
 from rerank.budget import Cap
+from rerank.card import BaseModelName
 from rerank.decoder import NO, YES, DecoderConfig, DecoderReranker
 from rerank.encoder import EncoderConfig, EncoderReranker
 from rerank.fusion import RERANKER, RETRIEVAL
-from rerank.packed import BaseModelName, PackedReranker
+from rerank.packed import PackedReranker
 from rerank.packing import Prompt, pack
 from rerank.prompt import PromptConfig
 from store.assets import local_folder, resolve_model

@@ -12,11 +12,12 @@ from pipeline.run_log import RunLog
 from pipeline.train_retriever import nobody, open_retriever
 from pipeline.workspace import FitKind, Workspace
 from recommend.release import RERANK_FUSION, RERANK_GATE, load_reranker
+from rerank.card import BaseModelName
 from rerank.fit import RerankerRecord, TaskData, fit_reranker, with_reranker_scores
 from rerank.fusion import RERANKER
 from rerank.gate import Gate
 from rerank.kinds import create_reranker
-from rerank.packed import BaseModelName, PackedReranker
+from rerank.packed import PackedReranker
 from store.artifacts import Release, Verify
 from store.assets import local_folder
 from store.errors import BadInput

@@ -16,6 +16,7 @@ from recommend.release import Stages
 from recommend.second_stage import Ranked, SecondStage, unread
 from rerank.budget import Budget, Cap, Cut
 from rerank.fusion import RERANKER
+from rerank.precision import Precision, at_precision
 from retrieval.encode import centred
 from retrieval.explain import contributions
 from retrieval.retriever import Retriever
@@ -41,6 +42,7 @@ class RecommendConfig(BaseModel):
     max_tokens_per_day: int | None = Field(
         None, ge=0, description="tokens through the reranker on one day (UTC), by all commands on this run together"
     )
+    precision: Precision = Field(Precision.FLOAT32, description="of the reranker's products: float32, bfloat16 or int8")
     prices: Prices = Field(Prices(), description="what tokens and the machine cost")
     exclude_known: bool = Field(True, description="never recommend what the user already has")
 
@@ -148,7 +150,8 @@ class Recommender:
         self.second: SecondStage | None = None
         if stages.reranker is not None and stages.fusion is not None:
             allowance = Allowance(config.max_tokens_per_day, spent=spent_today)
-            self.second = SecondStage(stages.reranker, stages.fusion, self.catalog.texts, stages.gate, allowance)
+            reranker = at_precision(stages.reranker, config.precision)
+            self.second = SecondStage(reranker, stages.fusion, self.catalog.texts, stages.gate, allowance)
         self.fit = stages.fit
         self._calibrated = False
         self._titles = self.catalog.titles

@@ -15,8 +15,9 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.modules import LogitScore
 
 from rerank import adapters
+from rerank.card import CARD_FILE, HEAD_FILE
 from rerank.decoder import DecoderReranker, yes_and_no
-from rerank.packed import CARD_FILE, HEAD_FILE, PackedReranker, without_progress_bars
+from rerank.packed import PackedReranker, without_progress_bars
 from rerank.prompt import BULLET, NEWLINE, OPENING, QUESTION
 from store.errors import BadInput, Mismatch
 

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rerank.card import BaseModelName, corrupt, read_card
 from rerank.decoder import DecoderReranker
 from rerank.encoder import EncoderReranker
 from rerank.fit import RerankerConfig
-from rerank.packed import BaseModelName, PackedReranker, corrupt, read_card
+from rerank.packed import PackedReranker
 from store.errors import BadInput, CorruptArtifact
 
 KINDS: dict[str, type[PackedReranker[Any]]] = {kind.kind: kind for kind in (EncoderReranker, DecoderReranker)}

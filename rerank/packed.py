@@ -6,13 +6,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
@@ -22,13 +22,11 @@ from rerank import adapters
 from rerank.adapters import AdapterConfig
 from rerank.base import RerankRequest, RerankResult
 from rerank.budget import Cap, Cut, Pace, Plan, plan
+from rerank.card import ADAPTER_DIR, CARD_FILE, FORMAT, HEAD_FILE, BaseModelName, corrupt, read_card
 from rerank.packing import Packed, Prompt, pack, split_long
 from rerank.prompt import PromptConfig, Prompter
 from rerank.shared_prefix import Row
 from store.errors import BadInput, CorruptArtifact, Mismatch
-
-FORMAT = 2
-ADAPTER_DIR, HEAD_FILE, CARD_FILE = "adapter", "head.safetensors", "reranker.json"
 
 
 class PackedConfig(BaseModel):
@@ -39,14 +37,6 @@ class PackedConfig(BaseModel):
     prompt: PromptConfig = Field(default_factory=PromptConfig, description="how much text is read")
     adapter: AdapterConfig = Field(default_factory=AdapterConfig, description="what is trained in the model")
     max_batch_tokens: int = Field(8192, ge=64, description="tokens of one forward pass in scoring")
-
-
-@dataclass(frozen=True, slots=True)
-class BaseModelName:
-    """Which frozen model a reranker stands on: a name for people and the fingerprint that is checked."""
-
-    name: str
-    fingerprint: str
 
 
 ConfigT = TypeVar("ConfigT", bound=PackedConfig)
@@ -346,30 +336,6 @@ class PackedReranker(ABC, Generic[ConfigT]):
                 " positions: lower one of the two"
             )
         return backbone.requires_grad_(False)
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """What reranker.json says: format, kind, base and config.
-
-    Raises:
-        CorruptArtifact: when it cannot be read, or is of an unknown format.
-    """
-    try:
-        card: dict[str, Any] = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-        if card["format"] != FORMAT:
-            raise ValueError(f"format {card['format']!r}, where this version reads {FORMAT}")
-        BaseModelName(**card["base"])
-        _ = card["config"], card["kind"]
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise corrupt(folder, error) from error
-    return card
-
-
-def corrupt(folder: Path, error: Exception) -> CorruptArtifact:
-    """What to raise where a saved reranker cannot be read."""
-    return CorruptArtifact(
-        f"the reranker in {folder} cannot be read ({error}): make it again with 'python cli.py train-reranker'"
-    )
 
 
 def split(flat: torch.Tensor, packed: Packed) -> list[Scores]:

@@ -19,7 +19,7 @@ from tests.pipeline.shop import Shop, catalog_rows, log_rows, write_rows
 CLI = Path(__file__).parents[1] / "cli.py"
 COMMANDS = (
     *("fetch", "prepare", "train-retriever", "build-index", "train-reranker", "evaluate", "recommend", "fit"),
-    *("quickstart", "demo", "doctor"),
+    *("export-reranker", "quickstart", "demo", "doctor"),
 )
 LOG, CATALOG = ["user_id", "item_id", "timestamp"], ["item_id", "title", "genres"]
 
@@ -138,6 +138,30 @@ def test_the_whole_chain_by_its_commands_each_naming_the_next(shop: Shop, tmp_pa
     entries = [json.loads(line) for line in (root / "log.jsonl").read_text().splitlines()]
     assert {entry["command"] for entry in entries} >= {"prepare", "train-retriever", "build-index", "evaluate", "fit"}
     assert Run(root).release().retriever
+
+
+def test_the_frontier_by_its_command(shop: Shop, tmp_path):
+    root = shop.copy(tmp_path)
+    few = ("--set", "sweep.depths=[4,8]", "--set", "sweep.precisions=['float32']", "--set", "sweep.timed_users=2")
+    done = run("evaluate", "--run", root, "--frontier", "--no-baselines", *few, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "frontier: 6 settings" in done.out
+    saved = json.loads((root / "reports/validation/report.json").read_text())["frontier"]
+    assert [point["setting"]["depth"] for point in saved["points"]] == [4, 4, 4, 8, 8, 8]
+    assert (root / "reports/validation/frontier.png").stat().st_size > 1000
+
+
+def test_an_exported_reranker_stands_where_it_was_asked_for(shop: Shop, tmp_path):
+    root = shop.copy(tmp_path)
+    done = run("export-reranker", "--run", root, "-o", tmp_path / "out", cwd=tmp_path)
+    assert done.code == 0, done.err
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"model.safetensors", "config.json", "tokenizer.json", "head.safetensors", "reranker.json"}
+    refused(run("export-reranker", "--run", root, "-o", tmp_path / "out", cwd=tmp_path), BadInput, "is there already")
+    asked = ("--shape", "cross-encoder", "-o", tmp_path / "other")
+    refused(run("export-reranker", "--run", root, *asked, cwd=tmp_path), BadInput, "no head like that")
+    assert not (tmp_path / "other").exists()
+    refused(run("export-reranker", "--run", root, "--shape", "x", "-o", "y", cwd=tmp_path), BadInput, "may be merged")
 
 
 def test_a_run_that_lacks_a_step_names_the_command(shop: Shop, tmp_path):

@@ -11,8 +11,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from rerank import export
 from rerank.adapters import AdapterConfig, AdapterKind
+from rerank.card import CARD_FILE, HEAD_FILE
 from rerank.export import Shape, export_reranker
-from rerank.packed import CARD_FILE, HEAD_FILE, PackedReranker
+from rerank.packed import PackedReranker
 from rerank.prompt import decoder_wording
 from store.errors import BadInput, Mismatch
 from tests.rerank import tiny_bert as bert

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rerank.base import RerankRequest
+from rerank.card import BaseModelName
 from rerank.encoder import EncoderConfig, EncoderReranker
-from rerank.packed import BaseModelName
 from store.assets import resolve_model
 from store.errors import MissingStep
 

@@ -12,8 +12,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from rerank.adapters import AdapterConfig
+from rerank.card import BaseModelName
 from rerank.encoder import EncoderConfig, EncoderReranker
-from rerank.packed import BaseModelName
 from rerank.prompt import PromptConfig
 
 BASE = BaseModelName("tiny", "fingerprint-of-tiny")

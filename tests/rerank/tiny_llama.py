@@ -8,8 +8,8 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rerank.adapters import AdapterConfig
+from rerank.card import BaseModelName
 from rerank.decoder import DecoderConfig, DecoderReranker
-from rerank.packed import BaseModelName
 from rerank.prompt import BULLET, OPENING, QUESTION, PromptConfig
 from tests.rerank.tiny_bert import WORDS, move
 
