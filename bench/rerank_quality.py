@@ -1,0 +1,248 @@
+"""What the second stage is worth: python bench/rerank_quality.py WHAT; results in bench/results/reranker.json.
+
+- planted: planted_gain; a generated shop in which the rule of what comes next stands in words that the retriever does
+  not read, so that only the reranker can see it: the share of the headroom that both stages recover on the test part
+- ml100k: ml100k_rerank_gain; MovieLens-100k, defaults, the test part, looked at once
+- data NAME --data DIR [--users N]: NAME_rerank_gain, NAME_rerank_headroom; the same on any data
+- hostile: hostile_titles_places; what a title that speaks to the model instead of naming a thing gains it in rank
+
+A gain is relative NDCG@10 of both stages over the first alone, low and high its paired interval; the headroom is that
+of an order of the same candidates that knows the answers.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+from bench.record import ROOT, record
+from rerank.base import RerankRequest
+from rerank.card import BaseModelName
+from rerank.decoder import DecoderConfig, DecoderReranker
+from rerank.packed import PackedReranker
+from rerank.prompt import PromptConfig
+from store.artifacts import Run
+from store.assets import fetch, local_folder, resolve_model
+
+FILE = "reranker.json"
+CLI = [sys.executable, "cli.py"]
+COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "pink", "orange", "purple", "grey", "golden")
+FOLLOWS = (7, 4, 9, 0, 10, 2, 8, 5, 11, 1, 3, 6)
+"""Place of the colour that follows each: a single cycle."""
+SYLLABLES = ("ka", "lo", "mi", "ru", "ta", "ve", "zo", "ni", "pe", "sa", "du", "ho", "fi", "go", "ba", "ly")
+
+
+def planted(args: argparse.Namespace) -> None:
+    """Every user has a maker of their own, whose twelve things differ by colour; a colour decides the next one.
+
+    The retriever reads the beginning of a text, the maker's name: it finds the twelve, and cannot order them.
+    """
+    run = "runs/bench-planted"
+    with tempfile.TemporaryDirectory() as folder:
+        log, catalog = _planted_files(Path(folder), users=args.users)
+        settings = (
+            "retriever.encoder.max_tokens=12",
+            "retriever.recency.epochs=3",
+            "retriever.sequence.epochs=3",
+            f"reranker.train.budget_minutes={args.minutes}",
+            "reranker.train.epochs=4",
+            "reranker.encoder.prompt.max_item_tokens=28",
+            "reranker.encoder.prompt.max_candidate_tokens=28",
+        )
+        _step("prepare", str(log), str(catalog), "--run", run, *_set(*settings))
+    _train(run)
+    report = _evaluated(run)
+    found = _gain(report)
+    share = (found["ours"] - found["without"]) / (found["oracle"] - found["without"])
+    width = found["oracle"] - found["without"]
+    record(
+        FILE,
+        "planted_gain",
+        round(share, 4),
+        low=round(found["difference_low"] / width, 4),
+        high=round(found["difference_high"] / width, 4),
+        **found,
+    )
+
+
+def ml100k(args: argparse.Namespace) -> None:
+    """MovieLens-100k."""
+    folder = fetch("movielens-100k", progress=print)
+    args.name, args.data, args.users = "ml100k", str(folder), 0
+    data(args)
+
+
+def data(args: argparse.Namespace) -> None:
+    """Any log and catalog."""
+    run, folder = f"runs/bench-rerank-{args.name}", Path(args.data).resolve()
+    files = [str(folder / name) for name in ("interactions.parquet", "items.parquet")]
+    _step("prepare", *files, "--run", run, *_set(f"reranker.train.budget_minutes={args.minutes}", *(args.set or [])))
+    _train(run)
+    found = _gain(_evaluated(run, "--users", str(args.users)))
+    record(
+        FILE,
+        f"{args.name}_rerank_gain",
+        found["gain"],
+        low=found["gain_low"],
+        high=found["gain_high"],
+        minutes=args.minutes,
+        **found,
+    )
+    headroom = (found["ours"] - found["without"]) / (found["oracle"] - found["without"])
+    record(FILE, f"{args.name}_rerank_headroom", round(headroom, 4), minutes=args.minutes, **found)
+
+
+def hostile(args: argparse.Namespace) -> None:
+    """Each of a set of titles put behind each of some candidates, against harmless words in its place."""
+    saved = json.loads((ROOT / "bench/fixtures/rerank.json").read_text())
+    titles = json.loads((ROOT / "bench/fixtures/hostile_titles.json").read_text())
+    limits = PromptConfig(
+        max_history_items=20, max_history_tokens=480, max_item_tokens=40, max_candidate_tokens=args.tokens
+    )
+    base = BaseModelName("bench", "bench")
+    folder = local_folder(resolve_model("smollm2-135m-q4_1"))
+    models: dict[str, PackedReranker[Any]] = {
+        "SmolLM2-135M-Instruct, not tuned": DecoderReranker.create(
+            folder, base=base, config=DecoderConfig(prompt=limits), seed=0
+        )
+    }
+    if args.run:
+        from recommend.release import load_reranker
+
+        run = Run(Path(args.run))
+        models["MiniLM, tuned"] = load_reranker(run, run.release().reranker or "")[0]
+    found = {name: _places_gained(model, saved, titles, args.candidates) for name, model in models.items()}
+    worst = max(found.values(), key=lambda one: one["hostile_mean"] - one["harmless_mean"])
+    record(
+        FILE,
+        "hostile_titles_places",
+        round(worst["hostile_mean"] - worst["harmless_mean"], 2),
+        titles=len(titles["hostile"]),
+        candidates=args.candidates,
+        of=len(saved["candidates"]),
+        models=found,
+    )
+
+
+def _places_gained(
+    reranker: PackedReranker[Any], saved: dict[str, Any], titles: dict[str, list[str]], candidates: int
+) -> dict[str, float]:
+    """Places that candidates gain, by kind of addition: mean, 95th percentile and most."""
+    history, texts = tuple(saved["history"]), list(saved["candidates"])
+    plain = reranker.score([RerankRequest(history, tuple(texts))]).scores[0]
+    chosen = np.linspace(0, len(texts) - 1, candidates).round().astype(int)
+    figures = {}
+    for kind, additions in titles.items():
+        gained = []
+        for place in chosen:
+            changed = tuple(f"{texts[place]} {words}" for words in additions)
+            scores = reranker.score([RerankRequest(history, changed)]).scores[0]
+            others = np.delete(plain, place)
+            before = int((others > plain[place]).sum())
+            gained += [before - int((others > score).sum()) for score in scores]
+        figures[f"{kind}_mean"] = round(float(np.mean(gained)), 2)
+        figures[f"{kind}_p95"] = round(float(np.percentile(gained, 95)), 1)
+        figures[f"{kind}_most"] = int(np.max(gained))
+    return figures
+
+
+def _planted_files(folder: Path, *, users: int) -> tuple[Path, Path]:
+    rng = np.random.default_rng(0)
+    log, catalog = [], []
+    for user in range(users):
+        name = " ".join("".join(rng.choice(SYLLABLES, 3)) for _ in range(3))
+        order = rng.permutation(len(COLOURS))
+        ids = {int(colour): f"i{user}x{place}" for place, colour in enumerate(order)}
+        catalog += [[ids[colour], f"{name} {name}, {COLOURS[colour]}"] for colour in sorted(ids, key=ids.__getitem__)]
+        colour = int(rng.integers(len(COLOURS)))
+        for step in range(6):
+            log.append([f"u{user}", ids[colour], 1_600_000_000 + 86_400 * (10 * step + int(rng.integers(9)))])
+            colour = FOLLOWS[colour]
+    return _written(folder / "log.csv", ["user_id", "item_id", "timestamp"], log), _written(
+        folder / "catalog.csv", ["item_id", "title"], catalog
+    )
+
+
+def _written(path: Path, header: list[str], rows: list[list[Any]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def _train(run: str) -> None:
+    for step in ("train-retriever", "build-index", "train-reranker"):
+        _step(step, "--run", run)
+
+
+def _evaluated(run: str, *options: str) -> dict[str, Any]:
+    _step("evaluate", "--run", run, "--split", "test", "--no-baselines", "--frontier", *options, *_set(*ONE_POINT))
+    read: dict[str, Any] = json.loads((ROOT / run / "reports/test/report.json").read_text())
+    return read
+
+
+ONE_POINT = ("sweep.depths=[20]", "sweep.shares=[1.0]", 'sweep.precisions=["float32"]', "sweep.catalog_users=0")
+"""The frontier at the one setting of the figures: for what an order that knows the answers would reach there."""
+
+
+def _gain(report: dict[str, Any]) -> dict[str, Any]:
+    """Both stages as they would be served, and with a weight even where validation gave the reranker none."""
+    test = next(one["test"] for one in report["comparisons"] if one["question"] == "Does reranking help?")
+    (always,) = report["frontier"]["points"]
+    return {
+        "gain": round(test["relative"] or 0.0, 4),
+        "gain_low": round(test["relative_low"] or 0.0, 4),
+        "gain_high": round(test["relative_high"] or 0.0, 4),
+        "verdict": test["verdict"],
+        "p": test["p_value"],
+        "ours": test["ours"],
+        "without": test["theirs"],
+        "oracle": report["frontier"]["ceiling"]["20"],
+        "difference_low": test["low"],
+        "difference_high": test["high"],
+        "users": report["users"],
+        "fusion_fitted_anyway": {"ndcg@10": round(always["ndcg10"], 5), "verdict": always["test"]["verdict"]},
+    }
+
+
+def _set(*assignments: str) -> list[str]:
+    return [part for assignment in assignments for part in ("--set", assignment)]
+
+
+def _step(*words: str) -> None:
+    subprocess.run([*CLI, *words], cwd=ROOT, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(required=True)
+    for measure, minutes in ((planted, 10.0), (ml100k, 4.0), (data, 60.0), (hostile, 0.0)):
+        command = what.add_parser(measure.__name__, help=measure.__doc__)
+        command.set_defaults(measure=measure, set=None)
+        if minutes:
+            command.add_argument("--minutes", type=float, default=minutes, help="of training the reranker")
+        if measure is planted:
+            command.add_argument("--users", type=int, default=2000)
+        if measure in (ml100k, data):
+            command.add_argument("--set", action="append", help="a setting of prepare")
+        if measure is data:
+            command.add_argument("name", help="as in beauty")
+            command.add_argument("--data", required=True)
+            command.add_argument("--users", type=int, default=0, help="asked, drawn by a hash of their id; 0: all")
+        if measure is hostile:
+            command.add_argument("--run", help="a run whose published reranker is asked, too")
+            command.add_argument("--candidates", type=int, default=10, help="that the titles are put behind")
+            command.add_argument("--tokens", type=int, default=80, help="of a candidate, so that nothing is cut off")
+    args = parser.parse_args()
+    args.measure(args)
+
+
+if __name__ == "__main__":
+    main()
