@@ -49,13 +49,12 @@ def planted(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         log, catalog = _planted_files(Path(folder), users=args.users)
         settings = (
-            "retriever.encoder.max_tokens=12",
+            "retriever.encoder.max_tokens=8",
             "retriever.recency.epochs=3",
             "retriever.sequence.epochs=3",
             f"reranker.train.budget_minutes={args.minutes}",
-            "reranker.train.epochs=4",
-            "reranker.encoder.prompt.max_item_tokens=28",
-            "reranker.encoder.prompt.max_candidate_tokens=28",
+            "reranker.train.epochs=6",
+            "reranker.easy_share=0.1",
         )
         _step("prepare", str(log), str(catalog), "--run", run, *_set(*settings))
     _train(run)
@@ -161,7 +160,7 @@ def _planted_files(folder: Path, *, users: int) -> tuple[Path, Path]:
         name = " ".join("".join(rng.choice(SYLLABLES, 3)) for _ in range(3))
         order = rng.permutation(len(COLOURS))
         ids = {int(colour): f"i{user}x{place}" for place, colour in enumerate(order)}
-        catalog += [[ids[colour], f"{name} {name}, {COLOURS[colour]}"] for colour in sorted(ids, key=ids.__getitem__)]
+        catalog += [[ids[colour], f"{name}, {COLOURS[colour]}"] for colour in sorted(ids, key=ids.__getitem__)]
         colour = int(rng.integers(len(COLOURS)))
         for step in range(6):
             log.append([f"u{user}", ids[colour], 1_600_000_000 + 86_400 * (10 * step + int(rng.integers(9)))])
@@ -229,7 +228,7 @@ def main() -> None:
         if minutes:
             command.add_argument("--minutes", type=float, default=minutes, help="of training the reranker")
         if measure is planted:
-            command.add_argument("--users", type=int, default=2000)
+            command.add_argument("--users", type=int, default=1500)
         if measure in (ml100k, data):
             command.add_argument("--set", action="append", help="a setting of prepare")
         if measure is data:
