@@ -1,6 +1,7 @@
 """The second stage, trained behind the evaluation fit's retriever and kept as an artifact."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from data.schema import Candidates, Histories, Holdout, Scores
 from fusion.linear import LinearFusion
 from pipeline.run_log import RunLog
-from pipeline.train_retriever import nobody, open_retriever
+from pipeline.train_retriever import UNFINISHED, nobody, open_retriever
 from pipeline.workspace import FitKind, Workspace
 from recommend.release import RERANK_FUSION, RERANK_GATE, load_reranker
 from rerank.card import BaseModelName
@@ -20,6 +21,7 @@ from rerank.kinds import create_reranker
 from rerank.packed import PackedReranker
 from store.artifacts import Release, Verify
 from store.assets import local_folder
+from store.checkpoint import Checkpoints
 from store.errors import BadInput
 
 RECORD = "record.json"
@@ -50,6 +52,8 @@ def make_reranker(ws: Workspace, *, log: RunLog, fit: FitKind, force: bool = Fal
         if ws.run.has("reranker", key) and not force:
             log.say(f"the reranker of these settings and data is already made ({key}); --force trains it again")
             return key
+        if force:
+            forget_unfinished(ws)
         reranker, fusion, gate, record = _fit(ws, fit=fit, log=log)
 
         def write(folder: Path) -> None:
@@ -58,7 +62,15 @@ def make_reranker(ws: Workspace, *, log: RunLog, fit: FitKind, force: bool = Fal
             gate.save(folder / RERANK_GATE)
             (folder / RECORD).write_text(json.dumps(record.as_json(), indent=1) + "\n", encoding="utf-8")
 
-        return ws.run.write_artifact("reranker", ws.reranker_made_from(fit), write)
+        made = ws.run.write_artifact("reranker", ws.reranker_made_from(fit), write)
+        forget_unfinished(ws)
+    return made
+
+
+def forget_unfinished(ws: Workspace) -> None:
+    """Removes the checkpoints of trainings of rerankers."""
+    for folder in (ws.run.root / UNFINISHED).glob("reranker-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[Any], LinearFusion, Gate, RerankerRecord]:
@@ -83,7 +95,21 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
     )
     base = BaseModelName(settings.model, ws.reranker_base.fingerprint)
     reranker = create_reranker(local_folder(ws.reranker_base), base=base, config=settings, seed=settings.train.seed)
-    fusion, gate, record = fit_reranker(reranker, task, config=settings, log=log.record)
+    made_from = ws.reranker_made_from(fit)
+    belongs_to = {**made_from, "reranker": made_from["config"]}
+    del belongs_to["config"]
+    fusion, gate, record = fit_reranker(
+        reranker,
+        task,
+        config=settings,
+        log=log.record,
+        checkpoints=lambda name: Checkpoints(
+            ws.run.root / UNFINISHED / f"reranker-{fit.value}-{name}",
+            belongs_to,
+            config=settings.checkpoint,
+            restart="start anew with 'train-reranker --force'",
+        ),
+    )
     if fit is FitKind.FINAL:
         chosen = ws.run.artifact("reranker", ws.reranker_key(FitKind.EVALUATION), verify=Verify.FULL)
         fusion, gate = LinearFusion.load(chosen / RERANK_FUSION), Gate.load(chosen / RERANK_GATE)

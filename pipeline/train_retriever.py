@@ -12,7 +12,6 @@ from data.schema import Histories, Holdout, Scores
 from index.faiss_index import FlatIndex
 from pipeline.run_log import RunLog
 from pipeline.workspace import FitKind, Workspace
-from retrieval.checkpoint import Checkpoints
 from retrieval.distributed import ALONE, Team
 from retrieval.encode import encode_texts, load_encoder
 from retrieval.fit import FittedRetriever, fit_retriever
@@ -20,6 +19,7 @@ from retrieval.folder import load_retriever, load_vectors, read_card, read_recip
 from retrieval.retriever import Retriever
 from retrieval.trackers import TrackerConfig, told_to, tracker
 from store.artifacts import Verify, artifact_key
+from store.checkpoint import Checkpoints
 
 UNFINISHED = "unfinished"
 

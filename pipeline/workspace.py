@@ -127,7 +127,7 @@ class Workspace:
         return {
             "retriever": self.retriever_key(FitKind.EVALUATION),
             "base": self.reranker_base.fingerprint,
-            "config": self.config.reranker.model_dump(mode="json"),
+            "config": self.config.reranker.model_dump(mode="json", exclude={"checkpoint"}),
             "fit": fit.value,
         }
 

@@ -3,7 +3,7 @@
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -185,6 +185,25 @@ class RankSchedule:
             now = self.UNTIL  # the step at which the ranks become final must not be missed
         self._model.update_and_allocate(now)
         self._last = now
+
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: how far it is, and what AdaLoRA remembers of the importance of each rank."""
+        remembered = {name: dict(getattr(self._allocator, name)) for name in _IMPORTANCE} if self._model else {}
+        return {"last": self._last, "importance": remembered}
+
+    def restore(self, parts: Mapping[str, Any]) -> None:
+        """Takes on what `parts` gave."""
+        self._last = parts["last"]
+        for name, values in parts["importance"].items():
+            setattr(self._allocator, name, dict(values))
+
+    @property
+    def _allocator(self) -> Any:
+        assert self._model is not None
+        return self._model.rankallocator
+
+
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def _lora(config: AdapterConfig, model: Any) -> LoraConfig:

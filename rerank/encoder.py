@@ -1,7 +1,7 @@
 """A bidirectional encoder with an adapter that scores packed candidates."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -60,6 +60,11 @@ class EncoderReranker(PackedReranker[EncoderConfig]):
         """With `[CLS]` and `[SEP]` around the texts."""
         tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
         return Prompter(tokenizer, config.prompt, bert_wording(tokenizer))
+
+    def damp(self, factor: float) -> bool:
+        """In the head."""
+        cast(PairHead, self.head).damp(factor)
+        return True
 
     def states(self, packed: Packed, row: Row) -> torch.Tensor:
         """(L, D) of the last layer."""

@@ -1,6 +1,6 @@
 """Fits a reranker: easy lists from inside the histories, then the retriever's candidates, then the fusion."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,7 +16,9 @@ from rerank.fusion import RERANKER, RETRIEVAL, FusionRecord, fit_rerank_fusion
 from rerank.gate import Gate
 from rerank.lists import TrainingLists, earlier_positions
 from rerank.packed import PackedReranker
-from rerank.train import Log, RerankTrainConfig, TrainingRecord, train_reranker
+from rerank.train import Log, TrainingRecord, train_reranker
+from rerank.train_config import RerankTrainConfig
+from store.checkpoint import CheckpointConfig, Checkpoints
 
 USERS_AT_ONCE = 64
 """Users whose candidates are scored between two lines of progress."""
@@ -31,6 +33,7 @@ class RerankerConfig(BaseModel):
     encoder: EncoderConfig = Field(EncoderConfig(), description="prompt, adapter and head of a BERT-like model")
     decoder: DecoderConfig = Field(DecoderConfig(), description="prompt and adapter of a Llama-like model")
     train: RerankTrainConfig = Field(RerankTrainConfig(), description="training; its minutes are for both rounds")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="how a killed training is gone on with")
     easy_share: float = Field(0.6, ge=0, le=1, description="share of the minutes for lists with easy negatives")
     residual: bool = Field(
         True, description="hard lists: learn what retrieval's own score leaves open, instead of the whole order anew"
@@ -80,9 +83,18 @@ class TaskData:
 
 
 def fit_reranker(
-    reranker: PackedReranker[Any], task: TaskData, *, config: RerankerConfig, log: Log
+    reranker: PackedReranker[Any],
+    task: TaskData,
+    *,
+    config: RerankerConfig,
+    log: Log,
+    checkpoints: Callable[[str], Checkpoints] | None = None,
 ) -> tuple[LinearFusion, Gate, RerankerRecord]:
-    """Trains in place, then weighs the result against the retrieval order on group B, and finds who gains by it."""
+    """Trains in place, then weighs the result against the retrieval order on group B, and finds who gains by it.
+
+    Args:
+        checkpoints: gives the place where a round of training, by its name, is kept until all is done.
+    """
     popularity = np.bincount(task.train.item_rows, minlength=len(task.texts)).astype(np.float64)
     # With popular items drawn more often as negatives, popularity alone does not tell the item taken.
     easy_weights = np.sqrt(popularity + 1)
@@ -96,11 +108,12 @@ def fit_reranker(
         task.texts, task.train, per_user=config.positions_per_user, min_history=1, easy_weights=easy_weights, rng=rng
     )
     rounds = []
-    for lists, share in ((easy, config.easy_share), (hard, 1 - config.easy_share)):
+    for name, lists, share in (("easy", easy, config.easy_share), ("hard", hard, 1 - config.easy_share)):
         if len(lists) and share > 0:
             settings = _for_round(config.train, share, hard=lists is hard)
             stop = validation_of_hard if lists is hard and hard.scored else validation
-            rounds.append(train_reranker(reranker, lists, validation=stop, config=settings, log=log))
+            kept = checkpoints(name) if checkpoints else None
+            rounds.append(train_reranker(reranker, lists, validation=stop, config=settings, log=log, checkpoints=kept))
     asked = np.arange(min(len(task.selectors), config.fusion_users))
     candidates = task.selector_candidates.take(asked).head(config.depth)
     scored = with_reranker_scores(reranker.merged(), task.texts, candidates, task.selectors.histories.take(asked))

@@ -60,6 +60,13 @@ class PairHead(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
+    @torch.no_grad()
+    def damp(self, factor: float) -> None:
+        """Multiplies all scores by `factor`, and leaves everything that is learnt where it was learnt."""
+        self.log_temperature.add_(math.log(factor))
+        self.out.weight.mul_(factor)
+        self.out.bias.mul_(factor)
+
     def forward(self, states: torch.Tensor, packed: Packed) -> torch.Tensor:
         """(ΣK,) scores of all candidates of a row, from the encoder's last layer (L, D) float32."""
         decay = torch.sigmoid(self.decay_logit)

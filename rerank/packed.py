@@ -94,6 +94,10 @@ class PackedReranker(ABC, Generic[ConfigT]):
     def scores_of(self, states: torch.Tensor, packed: Packed) -> torch.Tensor:
         """(ΣK,) float32 from the states (L, D)."""
 
+    def damp(self, factor: float) -> bool:
+        """Multiplies all scores by `factor`; false, and nothing is done, where no trained weight can do it."""
+        return False
+
     # --- files
 
     @classmethod

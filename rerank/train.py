@@ -2,87 +2,34 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from rerank.adapters import RankSchedule
 from rerank.figures import ListFigures, figures_of, list_figures
 from rerank.lists import DrawnList, TrainingLists, batches, draw_list
-from rerank.objective import Objective, loss_of
+from rerank.objective import loss_of
 from rerank.packed import PackedReranker
 from rerank.packing import Ids, Prompt
 from rerank.progress import ProgressLine
+from rerank.schedule import hard_share, make_optimizer, set_rates
+from rerank.train_config import RerankTrainConfig, autocast_type
+from store.checkpoint import Checkpoints
 
 SCALES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Factors of the scores that are tried beside a prior."""
+LEAST_SCALE = 0.2
+"""Of scores whose model cannot be damped: with less of them it would learn too slowly."""
 SCALING_LISTS = 64
 """Lists that the factor is chosen on."""
 
 Log = Callable[[Mapping[str, Any]], None]
 Weights = dict[str, torch.Tensor]
-
-
-class Precision(StrEnum):
-    """Type of the encoder's matrix products in training."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-def autocast_type(precision: Precision) -> torch.dtype | None:
-    """The type that `precision` means on this processor; None for plain float32."""
-    if precision is Precision.AUTO:
-        # Without such instructions bfloat16 is emulated, and slower than float32. With them, 1.6 × faster.
-        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
-    return torch.bfloat16 if precision is Precision.BFLOAT16 else None
-
-
-class RerankTrainConfig(BaseModel):
-    """How a reranker is trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: int = Field(2, ge=1, description="passes over the examples, unless something stops earlier")
-    budget_minutes: float = Field(4.0, gt=0, description="hard stop; the learning rate has fallen to 0 by then")
-    objective: Objective = Field(
-        Objective.LISTWISE, description="listwise: the item taken against the others of its list; pointwise: each alone"
-    )
-    users_per_batch: int = Field(8, ge=1, description="lists in one step")
-    users_per_pass: int = Field(
-        4, ge=1, description="lists that are in memory together; the gradients of a step's passes are added up"
-    )
-    checkpointing: bool = Field(
-        False,
-        description="compute each layer again on the way back: a fraction of the memory, a third more time",
-    )
-    list_size: int = Field(16, ge=2, description="items in one list, the one taken included")
-    hard_share_start: float = Field(0.0, ge=0, le=1, description="share of the retriever's candidates at first")
-    hard_share_end: float = Field(0.5, ge=0, le=1, description="the same after the curriculum, and in validation")
-    curriculum_share: float = Field(0.5, ge=0, le=1, description="part of the training in which the share moves")
-    learning_rate: float = Field(3e-4, gt=0, description="of the adapter, at its highest")
-    head_learning_rate: float = Field(1e-3, gt=0, description="of the head, at its highest")
-    warmup_share: float = Field(0.05, ge=0, lt=1, description="part of the training in which the rate rises")
-    weight_decay: float = Field(0.01, ge=0, description="on matrices, decoupled")
-    clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    validate_every_steps: int = Field(100, ge=1, description="steps between two validations")
-    validation_lists: int = Field(128, ge=1, description="at most so many validation lists are used, drawn once")
-    patience: int = Field(5, ge=1, description="validations without a lower loss before training stops")
-    teacher_weight: float = Field(
-        1.0, ge=0, le=1, description="with a teacher: how much of the loss is its, against that of the item taken"
-    )
-    teacher_temperature: float = Field(1.0, gt=0, description="with a teacher: softens both sides before they compare")
-    precision: Precision = Field(
-        Precision.AUTO, description="type of the products in training; auto: bfloat16 where the processor has it"
-    )
-    seed: int = Field(0, ge=0, description="of the order, the negatives and the dropout")
 
 
 class StopReason(StrEnum):
@@ -126,6 +73,7 @@ def train_reranker(
     validation: TrainingLists | None,
     config: RerankTrainConfig,
     log: Log,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainingRecord:
     """Train in place; the weights of the lowest validation loss are kept, those before training included.
 
@@ -138,24 +86,28 @@ def train_reranker(
         validation: to choose the weights and to stop; None keeps the last finite ones.
         config: see `RerankTrainConfig`.
         log: gets a JSON-able record for every step, every validation and the end.
+        checkpoints: where the training is kept, and gone on with where it was killed; one that had ended is not
+            done again.
 
     Raises:
         ValueError: when there are no examples.
+        CorruptArtifact, Mismatch: when the checkpoint is damaged, or of another training.
     """
     if not len(examples):
         raise ValueError("there is nothing to learn from: no training list was given")
     with torch.random.fork_rng(devices=[]), ProgressLine() as progress:
         torch.manual_seed(config.seed)
-        return _Training(reranker, examples, validation, config=config, log=log).run(progress)
+        return _Training(reranker, examples, validation, config=config, log=log).run(progress, checkpoints)
 
 
+@dataclass
 class _Best:
     """The weights of the lowest validation loss; without validation, the last ones offered."""
 
-    def __init__(self, weights: Weights, figures: ListFigures | None) -> None:
-        self.weights, self.figures = weights, figures
-        self.step = 0
-        self.offers_since = 0
+    weights: Weights
+    figures: ListFigures | None
+    step: int = 0
+    offers_since: int = 0
 
     def offer(self, weights: Weights, figures: ListFigures | None, step: int) -> None:
         """Keep these instead if they are better."""
@@ -178,6 +130,9 @@ class _Training:
     ) -> None:
         self.reranker, self.examples, self.config, self.log = reranker, examples, config, log
         self.start = time.monotonic()
+        self.stop: StopReason | None = None
+        self._judged = False  # whether the last weights were offered
+        self._order: tuple[int, list[Ids]] = (-1, [])  # an epoch and its batches
         self.reserved_s = 0.0  # for the last validation, which has to fit into the budget too
         self.rng = np.random.default_rng(config.seed)
         self.ids = reranker.prompter.tokenize(examples.texts)
@@ -189,31 +144,95 @@ class _Training:
         self.ranks = RankSchedule(reranker.backbone)
         self.autocast = autocast_type(config.precision)
         self.validation = self._drawn_once(validation, config.validation_lists)
-        self.scale = self._scale_beside_prior()
+        self.scale = 1.0
+        self.before: ListFigures | None = None
+        self.best = _Best(self._weights(), None)
 
-    def run(self, progress: ProgressLine) -> TrainingRecord:
+    def run(self, progress: ProgressLine, checkpoints: Checkpoints | None) -> TrainingRecord:
         """Step through the epochs until something stops them, then put the kept weights back."""
-        before = self._validate()
-        best = _Best(self._weights(), before)
-        stop = StopReason.FINISHED
-        for places in self._all_batches():
-            if self._elapsed_share() >= 1:
-                stop = StopReason.BUDGET
-                break
-            if not self._step(places):
-                stop = StopReason.NOT_FINITE
-                break
-            done = len(self.losses)
-            progress.show(f"step {done}/{self.steps}  loss {np.mean(self.losses[-20:]):.3f}", progress=self._progress())
-            if done % self.config.validate_every_steps == 0:
-                best.offer(self._weights(), self._validate(), done)
-            if best.offers_since >= self.config.patience:
-                stop = StopReason.PATIENCE
-                break
-        if stop in (StopReason.FINISHED, StopReason.BUDGET) and len(self.losses) % self.config.validate_every_steps:
-            best.offer(self._weights(), self._validate(), len(self.losses))
-        self._restore(best.weights)
-        return self._record(stop, before, best)
+        if checkpoints is None or not checkpoints.resume(self):
+            self.scale = self._scale_beside_prior()
+            self.before = self._validate()
+            self.best = _Best(self._weights(), self.before)
+        else:
+            self.log({"event": "resumed", "step": len(self.losses)})
+        while self.stop is None:
+            self.stop = self._next_step()
+            progress.show(f"step {len(self.losses)}/{self.steps}  {self._recent_loss}", progress=self._progress())
+            if checkpoints is not None and self.stop is None:
+                checkpoints.save_if_due(self)
+        ended_between = len(self.losses) % self.config.validate_every_steps
+        if self.stop in (StopReason.FINISHED, StopReason.BUDGET) and ended_between and not self._judged:
+            self.best.offer(self._weights(), self._validate(), len(self.losses))
+        self._restore_weights(self.best.weights)
+        if checkpoints is not None:
+            self._judged = True
+            checkpoints.save(self)
+        return self._record()
+
+    def _next_step(self) -> StopReason | None:
+        """One step and what is due after it; why there is no further one, or None."""
+        if len(self.losses) == self.steps:
+            return StopReason.FINISHED
+        if self._elapsed_share() >= 1:
+            return StopReason.BUDGET
+        if not self._step(self._batch(len(self.losses))):
+            return StopReason.NOT_FINITE
+        done = len(self.losses)
+        if done % self.config.validate_every_steps == 0:
+            self.best.offer(self._weights(), self._validate(), done)
+        return StopReason.PATIENCE if self.best.offers_since >= self.config.patience else None
+
+    @property
+    def _recent_loss(self) -> str:
+        return f"loss {np.mean(self.losses[-20:]):.3f}" if self.losses else ""
+
+    # --- see Resumable
+
+    @property
+    def place(self) -> str:
+        """Where the training stands."""
+        return f"step {len(self.losses)}"
+
+    def faults(self) -> list[str]:
+        """Weights that are not finite."""
+        return [name for name, value in self.parameters.items() if not bool(value.isfinite().all())]
+
+    def parts(self) -> dict[str, Any]:
+        """Everything that a killed training needs to go on."""
+        best = {"weights": self.best.weights, "step": self.best.step, "offers_since": self.best.offers_since}
+        return {
+            "weights": {name: value.detach() for name, value in self.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "ranks": self.ranks.parts(),
+            "best": {**best, "figures": _plain(self.best.figures)},
+            "before": _plain(self.before),
+            "scale": self.scale,
+            "losses": self.losses,
+            "lists": self.lists,
+            "elapsed_s": time.monotonic() - self.start,
+            "reserved_s": self.reserved_s,
+            "stop": self.stop.value if self.stop else None,
+            "judged": self._judged,
+            "random": {"numpy": self.rng.bit_generator.state, "torch": torch.get_rng_state()},
+        }
+
+    def restore(self, parts: Mapping[str, Any]) -> None:
+        """Goes on where `parts` were taken."""
+        if parts["weights"].keys() != self.parameters.keys():
+            raise ValueError("other weights are trained")
+        self._restore_weights(parts["weights"])
+        self.optimizer.load_state_dict(parts["optimizer"])
+        self.ranks.restore(parts["ranks"])
+        best = parts["best"]
+        self.best = _Best(best["weights"], _figures(best["figures"]), best["step"], best["offers_since"])
+        self.before, self.scale = _figures(parts["before"]), parts["scale"]
+        self.losses, self.lists, self.reserved_s = list(parts["losses"]), parts["lists"], parts["reserved_s"]
+        self.start = time.monotonic() - parts["elapsed_s"]
+        self.stop = StopReason(parts["stop"]) if parts["stop"] else None
+        self._judged = parts["judged"]
+        self.rng.bit_generator.state = parts["random"]["numpy"]
+        torch.set_rng_state(parts["random"]["torch"])
 
     def _step(self, places: Ids) -> bool:
         """One batch of lists; false, and nothing changed, where loss or gradient is not finite."""
@@ -289,14 +308,18 @@ class _Training:
         return prompts, drawn
 
     def _scale_beside_prior(self) -> float:
-        """By how much scores are multiplied beside a prior, so that at first they disturb it as little as they can."""
+        """By how much scores are multiplied beside a prior, so that at first they disturb it as little as they can.
+
+        Where the head can, it is damped instead, which does not slow down what it learns afterwards.
+        """
         if self.examples.prior is None or (sample := self._drawn_once(self.examples, SCALING_LISTS)) is None:
             return 1.0
         prompts, drawn = sample
         scores = self.reranker.score_prompts(prompts, autocast=self.autocast).scores
         scale = min(SCALES, key=lambda tried: figures_of(scores, drawn, scale=tried).loss)
-        self.log({"event": "scale", "beside_prior": scale})
-        return scale
+        damped = self.reranker.damp(scale)
+        self.log({"event": "beside a prior", "scale": scale, "in_the_head": damped})
+        return 1.0 if damped else max(scale, LEAST_SCALE)
 
     def _validate(self) -> ListFigures | None:
         if self.validation is None:
@@ -315,13 +338,17 @@ class _Training:
         )
         return figures
 
-    def _all_batches(self) -> Iterator[Ids]:
-        histories = self.examples.histories
-        item_tokens = np.array([len(ids) + 1 for ids in self.ids], dtype=np.int64)
-        recent = histories.last(self.reranker.config.prompt.max_history_items)
-        lengths = np.where(recent >= 0, item_tokens[recent], 0).sum(axis=1)
-        for _ in range(self.config.epochs):
-            yield from batches(lengths, size=self.config.users_per_batch, rng=self.rng)
+    def _batch(self, step: int) -> Ids:
+        """Places of the lists of a step; the order of an epoch follows from the seed and its number."""
+        a_pass = -(-len(self.examples) // self.config.users_per_batch)
+        epoch, place = divmod(step, a_pass)
+        if self._order[0] != epoch:
+            item_tokens = np.array([len(ids) + 1 for ids in self.ids], dtype=np.int64)
+            recent = self.examples.histories.last(self.reranker.config.prompt.max_history_items)
+            lengths = np.where(recent >= 0, item_tokens[recent], 0).sum(axis=1)
+            rng = np.random.default_rng([self.config.seed, epoch])
+            self._order = epoch, batches(lengths, size=self.config.users_per_batch, rng=rng)
+        return self._order[1][place]
 
     def _elapsed_share(self) -> float:
         usable_s = 60 * self.config.budget_minutes - self.reserved_s
@@ -334,51 +361,31 @@ class _Training:
     def _weights(self) -> Weights:
         return {name: value.detach().clone() for name, value in self.parameters.items()}
 
-    def _restore(self, weights: Weights) -> None:
+    def _restore_weights(self, weights: Weights) -> None:
         with torch.no_grad():
             for name, value in self.parameters.items():
                 value.copy_(weights[name])
         self.reranker.forget()
 
-    def _record(self, stop: StopReason, before: ListFigures | None, best: _Best) -> TrainingRecord:
-        minutes = (time.monotonic() - self.start) / 60
+    def _record(self) -> TrainingRecord:
+        assert self.stop is not None
         record = TrainingRecord(
-            stop=stop,
+            stop=self.stop,
             steps=len(self.losses),
             lists=self.lists,
-            minutes=minutes,
-            before=before,
-            best=best.figures,
-            best_step=best.step,
+            minutes=(time.monotonic() - self.start) / 60,
+            before=self.before,
+            best=self.best.figures,
+            best_step=self.best.step,
             losses=self.losses,
         )
-        self.log({"event": "end", "stop": stop.value, "steps": record.steps, "best_step": best.step})
+        self.log({"event": "end", "stop": self.stop.value, "steps": record.steps, "best_step": self.best.step})
         return record
 
 
-def hard_share(progress: float, config: RerankTrainConfig) -> float:
-    """The share of hard negatives when `progress` in [0, 1] of the training is behind."""
-    reached = min(1.0, progress / config.curriculum_share) if config.curriculum_share else 1.0
-    return config.hard_share_start + reached * (config.hard_share_end - config.hard_share_start)
+def _plain(figures: ListFigures | None) -> dict[str, float] | None:
+    return None if figures is None else asdict(figures)
 
 
-def make_optimizer(parameters: Mapping[str, torch.nn.Parameter], config: RerankTrainConfig) -> torch.optim.Optimizer:
-    """AdamW with the adapter's and the head's own rates; vectors and scalars do not decay."""
-    groups: list[dict[str, Any]] = []
-    for name, value in parameters.items():
-        rate = config.head_learning_rate if name.startswith("head.") else config.learning_rate
-        decay = config.weight_decay if value.ndim >= 2 else 0.0
-        groups.append({"params": [value], "lr": rate, "highest": rate, "weight_decay": decay})
-    return torch.optim.AdamW(groups)
-
-
-def set_rates(optimizer: torch.optim.Optimizer, progress: float, *, config: RerankTrainConfig) -> float:
-    """Linear rise over the warm-up, then half a cosine to 0; returns the adapter's rate."""
-    warmup = config.warmup_share
-    if progress < warmup:
-        factor = max(progress / warmup, 0.02)  # a rate of exactly 0 would waste the first step
-    else:
-        factor = 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-    for group in optimizer.param_groups:
-        group["lr"] = group["highest"] * factor
-    return config.learning_rate * factor
+def _figures(plain: Mapping[str, float] | None) -> ListFigures | None:
+    return None if plain is None else ListFigures(**plain)

@@ -13,7 +13,6 @@ import torch
 from data.schema import Candidates, Catalog, Histories, Holdout, Scores
 from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
-from retrieval.checkpoint import Checkpoints
 from retrieval.distributed import ALONE, Team
 from retrieval.encode import centred
 from retrieval.ensemble import Member, TowerEnsemble
@@ -30,6 +29,7 @@ from retrieval.trend import Trend
 from retrieval.user_tower import UserTowerKind
 from retrieval.validation import next_item_ndcg10
 from retrieval.words import Words
+from store.checkpoint import Checkpoints
 from store.errors import BadInput
 
 SECONDS_PER_DAY = 86_400

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from retrieval.checkpoint import leaves
 from store.atomic import disk_trouble_told
+from store.checkpoint import leaves
 from store.errors import BadInput, MissingPackage
 from store.fingerprint import canonical
 

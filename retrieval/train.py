@@ -12,14 +12,15 @@ from torch.optim import AdamW, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import OneCycleLR
 
 from data.schema import Histories, Holdout, Rows
-from retrieval.checkpoint import CheckpointConfig, Checkpoints, TrainingState
 from retrieval.distributed import ALONE, Team
 from retrieval.examples import Examples
 from retrieval.hardware import Precision, computes_bfloat16, device
 from retrieval.objective import Objective
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log, RemainingTime, TrackerConfig
+from retrieval.training_state import TrainingState
 from retrieval.validation import next_item_ndcg10
+from store.checkpoint import CheckpointConfig, Checkpoints
 from store.errors import TandemError
 
 

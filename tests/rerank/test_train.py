@@ -14,7 +14,9 @@ from rerank.adapters import AdapterConfig
 from rerank.encoder import EncoderReranker
 from rerank.lists import TrainingLists
 from rerank.objective import Objective
-from rerank.train import Precision, RerankTrainConfig, StopReason, hard_share, set_rates, train_reranker
+from rerank.schedule import hard_share, make_optimizer, set_rates
+from rerank.train import StopReason, train_reranker
+from rerank.train_config import Precision, RerankTrainConfig, autocast_type
 from tests.rerank.tiny_bert import CONFIG, WORDS, untrained
 
 PARTNERS = 8
@@ -213,11 +215,11 @@ def test_bfloat16_training_follows_float32(tiny_bert: Path) -> None:
 
 def test_automatic_precision_asks_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert train.autocast_type(Precision.AUTO) is torch.bfloat16
+    assert autocast_type(Precision.AUTO) is torch.bfloat16
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    assert train.autocast_type(Precision.AUTO) is None
-    assert train.autocast_type(Precision.BFLOAT16) is torch.bfloat16
-    assert train.autocast_type(Precision.FLOAT32) is None
+    assert autocast_type(Precision.AUTO) is None
+    assert autocast_type(Precision.BFLOAT16) is torch.bfloat16
+    assert autocast_type(Precision.FLOAT32) is None
 
 
 def test_hard_share_rises_over_the_curriculum_and_stays() -> None:
@@ -229,7 +231,7 @@ def test_hard_share_rises_over_the_curriculum_and_stays() -> None:
 def test_rates_rise_over_the_warm_up_and_fall_along_half_a_cosine() -> None:
     config = RerankTrainConfig(learning_rate=0.1, head_learning_rate=0.4, warmup_share=0.2)
     parameters = {"encoder.a": torch.nn.Parameter(torch.zeros(2, 2)), "head.b": torch.nn.Parameter(torch.zeros(2))}
-    optimizer = train.make_optimizer(parameters, config)
+    optimizer = make_optimizer(parameters, config)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [config.weight_decay, 0.0]
     for progress, factor in ((0.1, 0.5), (0.2, 1.0), (0.6, 0.5), (1.0, 0.0)):
         assert set_rates(optimizer, progress, config=config) == pytest.approx(0.1 * factor)
@@ -303,6 +305,16 @@ def test_what_the_prior_knows_already_is_not_learnt_again(tiny_bert: Path) -> No
         for lists in (with_scores(partner_rule(80, seed=0), "prior"), partner_rule(80, seed=0))
     )
     assert max(known) < 0.1 * min(unknown)
+
+
+def test_scores_that_would_disturb_the_prior_are_damped_in_the_head(tiny_bert: Path) -> None:
+    config = FAST.model_copy(update={"learning_rate": 1e-9, "head_learning_rate": 1e-9, "weight_decay": 0})
+    reranker, _, log = trained(tiny_bert, config, examples=with_scores(partner_rule(40, seed=0), "prior"))
+    (scaled,) = [entry for entry in log if entry["event"] == "beside a prior"]
+    assert scaled["in_the_head"]
+    prompts = [reranker.prompter.prompt([], reranker.prompter.tokenize(list(WORDS[:8])))]
+    before, after = (one.score_prompts(prompts).scores[0] for one in (untrained(tiny_bert), reranker))
+    assert after == pytest.approx(scaled["scale"] * before, rel=1e-3)
 
 
 def test_a_teachers_order_is_learnt_without_the_item_taken(tiny_bert: Path) -> None:

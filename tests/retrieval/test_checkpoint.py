@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from retrieval.checkpoint import CheckpointConfig, Checkpoints, TrainingState, differences
+from retrieval.training_state import TrainingState
+from store.checkpoint import CheckpointConfig, Checkpoints, differences
 from store.errors import CorruptArtifact, Mismatch, NoSpace
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from retrieval.checkpoint import CheckpointConfig, Checkpoints, TrainingState
 from retrieval.distributed import ALONE, BUCKET_BYTES, Team, _buckets, device_of, joined_team
+from retrieval.training_state import TrainingState
+from store.checkpoint import CheckpointConfig, Checkpoints
 from store.errors import BadInput, Mismatch
 
 ROOT = Path(__file__).parents[2]

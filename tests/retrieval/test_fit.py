@@ -12,12 +12,12 @@ from data.schema import Histories, Holdout
 from fusion.linear import LinearFusion, Transform
 from index.faiss_index import FlatIndex
 from retrieval import fit as fit_module
-from retrieval.checkpoint import Checkpoints
 from retrieval.fit import FittedRetriever, _fit_transitions, drawn, fit_retriever, recent_popularity, with_fitted_fusion
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
 from retrieval.retriever import TEXT, TRANSITIONS, Retriever, RetrieverConfig
 from retrieval.train import TrainRecord
 from retrieval.validation import next_item_ndcg10
+from store.checkpoint import Checkpoints
 from store.errors import CorruptArtifact
 from tests.retrieval.toy import catalog, circle, config, nobody, text_vectors
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from retrieval import train as training
-from retrieval.checkpoint import CheckpointConfig, Checkpoints
 from retrieval.train import NotFinite
+from store.checkpoint import CheckpointConfig, Checkpoints
 from store.errors import Mismatch
 from tests.retrieval.lesson import CONFIG, fresh, same, sample, trained, weights
 

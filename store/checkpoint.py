@@ -3,20 +3,15 @@
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR
+from torch import Tensor
 
 from store.artifacts import MANIFEST, Verify, check_files, listing_of, read_manifest
 from store.atomic import atomic_folder, present
@@ -38,93 +33,29 @@ class CheckpointConfig(BaseModel):
     )
 
 
-@dataclass
-class TrainingState:
-    """What a training consists of besides its settings and data; changed in place as it goes on.
-
-    Attributes:
-        rng: draws negatives; dropout draws from torch's global generator, which is kept, too. The order of an
-            epoch is not: draw it from a generator of its own, seeded by the epoch, and a resumed epoch has it again.
-        epoch: whole epochs done.
-        step: steps done of the epoch under way.
-        losses: one a step of the epoch under way.
-        epochs: one record a finished epoch, of plain values.
-        best_weights: the model's state of the best epoch; at first, that of the start.
-    """
-
-    model: nn.Module
-    optimizers: Sequence[Optimizer]
-    schedules: Sequence[OneCycleLR]
-    rng: np.random.Generator
-    epoch: int = 0
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int = 0
-    best_ndcg10: float = -1.0
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    _minutes_before: float = field(default=0.0, init=False)
-    _started: float = field(default_factory=time.monotonic, init=False)
-
-    def __post_init__(self) -> None:
-        self.best_weights = self.best_weights or deepcopy(dict(self.model.state_dict()))
+class Resumable(Protocol):
+    """A training under way, as a checkpoint sees it."""
 
     @property
-    def minutes(self) -> float:
-        """Minutes of training, those before a kill among them, as far as they were saved."""
-        return self._minutes_before + (time.monotonic() - self._started) / 60
+    def place(self) -> str:
+        """Where it stands, in words."""
+        ...
 
     def faults(self) -> list[str]:
-        """The weights, and the optimizers' values, that are NaN or infinite; by name."""
-        values: dict[str, Any] = dict(self.model.named_parameters())
-        for place, optimizer in enumerate(self.optimizers):
-            for number, kept in optimizer.state_dict()["state"].items():
-                values |= {f"optimizers.{place}.{number}.{name}": value for name, value in kept.items()}
-        tensors = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
-        return [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+        """What of it is NaN or infinite, by name."""
+        ...
 
     def parts(self) -> dict[str, Any]:
-        """Everything, as nested dicts and lists of tensors and plain values that share memory with the training."""
-        device = next(self.model.parameters()).device
-        on_gpu = device.type == "cuda"
-        return {
-            **{name: getattr(self, name) for name in _PLAIN},
-            "minutes": self.minutes,
-            "model": dict(self.model.state_dict()),
-            "best_weights": self.best_weights,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedules": [schedule.state_dict() for schedule in self.schedules],
-            "random": {
-                "numpy": self.rng.bit_generator.state,
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state(device) if on_gpu else None,
-            },
-        }
+        """Everything that it needs to go on, as nested dicts and lists of tensors and plain values."""
+        ...
 
     def restore(self, parts: Mapping[str, Any]) -> None:
-        """Takes on what `parts` gave, in the objects that are there; each is as if it had never stopped.
+        """Takes on what `parts` gave.
 
         Raises:
             KeyError, ValueError, RuntimeError, TypeError: when the parts are not of such a training.
         """
-        self.model.load_state_dict(parts["model"])
-        for optimizer, kept in zip(self.optimizers, parts["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        for schedule, kept in zip(self.schedules, parts["schedules"], strict=True):
-            schedule.load_state_dict(kept)
-        for name in _PLAIN:
-            setattr(self, name, parts[name])
-        device = next(self.model.parameters()).device
-        self.best_weights = {name: weight.to(device) for name, weight in parts["best_weights"].items()}
-        self._minutes_before, self._started = parts["minutes"], time.monotonic()
-        random = parts["random"]
-        self.rng.bit_generator.state = random["numpy"]
-        torch.set_rng_state(random["torch"])
-        if device.type == "cuda" and random["cuda"] is not None:
-            torch.cuda.set_rng_state(random["cuda"], device)
-
-
-_PLAIN = ("epoch", "step", "losses", "epochs", "best_epoch", "best_ndcg10")
+        ...
 
 
 class Checkpoints:
@@ -152,14 +83,14 @@ class Checkpoints:
         self._every_s = (config or CheckpointConfig()).every_minutes * 60
         self._last_save = time.monotonic()
 
-    def save_if_due(self, state: TrainingState) -> bool:
+    def save_if_due(self, state: Resumable) -> bool:
         """Saves when the last time is `every_minutes` ago; says whether it did. Raises as `save`."""
         if time.monotonic() - self._last_save < self._every_s:
             return False
         self.save(state)
         return True
 
-    def save(self, state: TrainingState) -> None:
+    def save(self, state: Resumable) -> None:
         """Replaces the checkpoint by `state`; until that is whole and on disk, the former one stays.
 
         Raises:
@@ -168,8 +99,7 @@ class Checkpoints:
             NoSpace: when the disk is full or refuses the write; the former checkpoint is kept.
         """
         if faults := state.faults():
-            where = f"step {state.step} of epoch {state.epoch + 1}" if state.step else f"epoch {state.epoch}"
-            raise FloatingPointError(f"{', '.join(faults)} is NaN or infinite after {where}")
+            raise FloatingPointError(f"{', '.join(faults)} is NaN or infinite after {state.place}")
         tensors: dict[str, Tensor] = {}
         content = _packed({"belongs_to": self.belongs_to, "state": state.parts()}, "", tensors)
         with atomic_folder(self.folder) as folder:
@@ -179,7 +109,7 @@ class Checkpoints:
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         self._last_save = time.monotonic()
 
-    def resume(self, state: TrainingState) -> bool:
+    def resume(self, state: Resumable) -> bool:
         """Puts `state` where the checkpoint left off; False, and nothing changed, when there is none.
 
         Raises:
