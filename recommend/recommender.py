@@ -16,6 +16,7 @@ from recommend.release import Stages
 from recommend.second_stage import Ranked, SecondStage, unread
 from rerank.budget import Budget, Cap, Cut
 from rerank.fusion import RERANKER
+from rerank.packed import PackedReranker
 from rerank.precision import Precision, at_precision
 from retrieval.encode import centred
 from retrieval.explain import contributions
@@ -150,7 +151,9 @@ class Recommender:
         self.second: SecondStage | None = None
         if stages.reranker is not None and stages.fusion is not None:
             allowance = Allowance(config.max_tokens_per_day, spent=spent_today)
-            reranker = at_precision(stages.reranker, config.precision)
+            reranker = stages.reranker
+            if isinstance(reranker, PackedReranker):  # one in a child has chosen for itself
+                reranker = at_precision(reranker, config.precision)
             self.second = SecondStage(reranker, stages.fusion, self.catalog.texts, stages.gate, allowance)
         self.fit = stages.fit
         self._calibrated = False

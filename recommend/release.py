@@ -11,6 +11,7 @@ from data.prepared import load_prepared
 from data.schema import Dataset, Scores
 from fusion.linear import LinearFusion
 from index.faiss_index import load_index
+from rerank.base import Reranker
 from rerank.gate import Gate
 from rerank.kinds import load_reranker as load_trained
 from rerank.packed import PackedReranker
@@ -34,7 +35,7 @@ class Stages:
 
     dataset: Dataset
     retriever: Retriever
-    reranker: PackedReranker[Any] | None
+    reranker: Reranker | None
     fusion: LinearFusion | None
     gate: Gate | None
     release: Release

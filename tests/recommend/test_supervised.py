@@ -1,0 +1,158 @@
+"""A reranker that hangs, dies or raises takes nobody along, and is back soon after."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.workspace import open_workspace
+from recommend.recommender import Recommender
+from recommend.release import load_stages
+from recommend.supervised import RerankerFailure, SupervisedReranker, supervised
+from rerank.base import Reranker, RerankRequest, RerankResult
+from rerank.precision import Precision
+from tests.pipeline.shop import weigh_reranker
+from tests.rerank import tiny_bert
+from tests.rerank.tiny_bert import WORDS
+
+REQUEST = RerankRequest(tuple(WORDS[:3]), tuple(WORDS[4:12]))
+
+
+class Faulty:
+    """A real reranker that does what the first item of a history says."""
+
+    name = "faulty"
+
+    def __init__(self, folder: Path) -> None:
+        self.inside = tiny_bert.shaken(folder)
+
+    def score(self, requests: list[RerankRequest]) -> RerankResult:
+        for request in requests:
+            match request.history[:1]:
+                case ("hang",):
+                    time.sleep(600)
+                case ("die",):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case ("raise",):
+                    raise MemoryError("no more")
+        return self.inside.score(requests)
+
+    def calibrate(self) -> None:
+        self.inside.calibrate()
+
+
+def faulty(folder: Path) -> Reranker:
+    return Faulty(folder)
+
+
+def asked(what: str) -> RerankRequest:
+    return replace(REQUEST, history=(what, *REQUEST.history))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bert.write_tiny_bert(tmp_path_factory.mktemp("child") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def child(model: Path) -> Iterator[SupervisedReranker]:
+    with SupervisedReranker(partial(faulty, model), timeout_s=5.0) as found:
+        found.wait_until_ready()
+        yield found
+
+
+def back(found: SupervisedReranker, before: int) -> None:
+    """A new child answers."""
+    assert found.starts == before + 1
+    found.wait_until_ready()
+    assert np.isfinite(found.score([REQUEST]).scores[0]).all()
+
+
+def test_a_child_scores_as_the_caller_would(child: SupervisedReranker, model: Path) -> None:
+    there, here = child.score([REQUEST, asked("x")]), tiny_bert.shaken(model).score([REQUEST, asked("x")])
+    for one, other in zip(there.scores, here.scores, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+    assert there.prompt_tokens == here.prompt_tokens
+    child.calibrate()
+
+
+def test_a_hang_is_killed_and_a_new_child_answers(model: Path) -> None:
+    with SupervisedReranker(partial(faulty, model), timeout_s=0.5) as found:
+        found.wait_until_ready()
+        started = time.monotonic()
+        with pytest.raises(RerankerFailure, match=r"no answer within 0\.5 s"):
+            found.score([asked("hang")])
+        assert time.monotonic() - started < 3
+        with pytest.raises(RerankerFailure, match="being started"):
+            found.score([REQUEST])
+        found.timeout_s = 5.0
+        back(found, 1)
+        assert found.failures == {"timeout": 1, "starting": 1}
+
+
+def test_a_child_that_dies_is_replaced(child: SupervisedReranker) -> None:
+    before = child.starts
+    with pytest.raises(RerankerFailure, match="its process ended"):
+        child.score([asked("die")])
+    back(child, before)
+
+
+def test_what_the_reranker_raises_reaches_the_caller_and_the_child_lives_on(child: SupervisedReranker) -> None:
+    before = child.starts
+    with pytest.raises(RuntimeError, match="MemoryError: no more"):
+        child.score([asked("raise")])
+    assert child.starts == before
+    assert len(child.score([REQUEST]).scores[0]) == 8
+
+
+def broken() -> Reranker:
+    raise OSError("no such model")
+
+
+def test_a_model_that_cannot_be_loaded_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with SupervisedReranker(broken, timeout_s=1.0, start_s=1.0) as found:
+        with pytest.raises(RerankerFailure, match="not loaded within 1 s"):
+            found.wait_until_ready()
+        with pytest.raises(RerankerFailure, match="being started"):
+            found.score([REQUEST])
+    assert "no such model" in capfd.readouterr().err
+
+
+def test_closing_ends_the_child(model: Path) -> None:
+    found = SupervisedReranker(partial(faulty, model), timeout_s=5.0)
+    found.wait_until_ready()
+    process = found._child
+    assert process is not None
+    found.close()
+    assert not process.is_alive()
+
+
+def test_a_recommender_goes_on_in_retrieval_order_while_the_child_is_away(shop, tmp_path: Path) -> None:
+    root = shop.copy(tmp_path)
+    weigh_reranker(root, retrieval=0.1, reranker=1.0)
+    ws = open_workspace(root)
+    release = ws.run.release()
+    assert release.reranker is not None
+    stages = load_stages(ws.run, release)
+    history = ws.dataset.interactions[5]
+    alone = Recommender(stages, ws.config.recommending).recommend(history)
+    with supervised(ws.run, release.reranker, Precision.FLOAT32, timeout_s=20.0) as child:
+        recommender = Recommender(replace(stages, reranker=child), ws.config.recommending)
+        child.wait_until_ready()
+        served = recommender.recommend(history)
+        assert not served.degraded
+        assert [item.item_id for item in served.items] == [item.item_id for item in alone.items]
+        assert child._child is not None
+        child._child.kill()
+        child._child.join()
+        degraded = recommender.recommend(history)
+        assert "its process ended" in degraded.degraded
+        assert [item.retrieval_rank for item in degraded.items] == list(range(1, len(degraded.items) + 1))
+        child.wait_until_ready()
+        assert not recommender.recommend(history).degraded
