@@ -107,6 +107,11 @@ class Histories:
         last = self.timestamps[np.maximum(self.offsets[1:] - 1, 0)]
         return replace(self, asked_at=np.where(self.lengths > 0, last, self.NO_TIME))
 
+    def without_last(self, count: int) -> "Histories":
+        """The same lists without their last `count` entries; shorter ones are empty."""
+        left = self.offsets[1:][self.list_of_row] - 1 - np.arange(len(self.item_rows))
+        return self.keep(left >= count)
+
     def last(self, count: int) -> Rows:
         """(B, count) int64: the last items of each list, most recent first, then NO_ITEM."""
         steps = np.arange(1, count + 1)

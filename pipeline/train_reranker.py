@@ -10,7 +10,7 @@ import numpy as np
 from data.schema import Candidates, Histories, Holdout, Scores
 from fusion.linear import LinearFusion
 from pipeline.run_log import RunLog
-from pipeline.train_retriever import UNFINISHED, nobody, open_retriever
+from pipeline.train_retriever import UNFINISHED, nobody, open_retriever, train_retriever
 from pipeline.workspace import FitKind, Workspace
 from recommend.release import RERANK_FUSION, RERANK_GATE, load_reranker
 from rerank.card import BaseModelName
@@ -19,6 +19,7 @@ from rerank.fusion import RERANKER
 from rerank.gate import Gate
 from rerank.kinds import create_reranker
 from rerank.packed import PackedReranker
+from retrieval.retriever import concatenated
 from store.artifacts import Release, Verify
 from store.assets import local_folder
 from store.checkpoint import Checkpoints
@@ -84,6 +85,10 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
     wanted = max(TRAINING_CANDIDATES, settings.depth)
     log.say(f"candidates for {len(learners):,} learning and {len(selectors):,} selecting users")
     learner_candidates = retriever.candidates(learners.histories, wanted)
+    if settings.earlier_targets:
+        earlier, its_candidates = _earlier(ws, wanted, log=log)
+        learners = Holdout.joined([learners, earlier], part=learners.part)
+        learner_candidates = concatenated([learner_candidates, its_candidates], wanted)
     task = TaskData(
         texts=ws.dataset.catalog.texts,
         train=train,
@@ -114,6 +119,26 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
         chosen = ws.run.artifact("reranker", ws.reranker_key(FitKind.EVALUATION), verify=Verify.FULL)
         fusion, gate = LinearFusion.load(chosen / RERANK_FUSION), Gate.load(chosen / RERANK_GATE)
     return reranker, fusion, gate, record
+
+
+def _earlier(ws: Workspace, wanted: int, *, log: RunLog) -> tuple[Holdout, Candidates]:
+    """Further learners: the last items of each history in training, asked of a retriever that never saw them."""
+    count = ws.config.reranker.earlier_targets
+    train_retriever(ws, log=log, fit=FitKind.EARLIER)
+    retriever = open_retriever(ws, FitKind.EARLIER)
+    asked = Holdout.joined([earlier_holdout(ws.split.train, steps) for steps in range(count, 0, -1)], part="validation")
+    log.say(f"candidates for {len(asked):,} earlier items of their histories")
+    return asked, retriever.candidates(asked.histories, wanted)
+
+
+def earlier_holdout(train: Histories, steps: int) -> Holdout:
+    """Every user who has `steps` items and one before them, asked for the first of these last `steps`."""
+    users = np.flatnonzero(train.lengths > steps).astype(np.int64)
+    known = train.without_last(steps).take(users)
+    upto = train.without_last(steps - 1).take(users)
+    is_last = np.zeros(len(upto.item_rows), dtype=np.bool_)
+    is_last[upto.offsets[1:] - 1] = True
+    return Holdout("validation", users, known.asked_after_last(), upto.keep(is_last))
 
 
 def teacher_scores(ws: Workspace, candidates: Candidates, histories: Histories, *, log: RunLog) -> Scores | None:

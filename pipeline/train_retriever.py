@@ -119,8 +119,7 @@ def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Tea
 
     train, validation, recipe = ws.split.train, ws.selectors, None
     if fit is not FitKind.EVALUATION:
-        before_test = ws.split.before_test if fit is FitKind.BEFORE_TEST else None
-        train = ws.dataset.interactions if before_test is None else before_test
+        train = fitted_on(ws, fit)
         validation, recipe = nobody(train), read_recipe(evaluation_folder(ws))
     tracking = settings.train.tracking if team.leads else TrackerConfig()
     made_from = ws.retriever_made_from(fit)
@@ -147,6 +146,15 @@ def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Tea
             team=team,
             say=log.say if team.leads else lambda line: None,
         )
+
+
+def fitted_on(ws: Workspace, fit: FitKind) -> Histories:
+    """What a retriever of this fit learns from, a list for every user."""
+    if fit is FitKind.EARLIER:
+        return ws.split.train.without_last(ws.config.reranker.earlier_targets)
+    if fit is FitKind.BEFORE_TEST and ws.split.before_test is not None:
+        return ws.split.before_test
+    return ws.dataset.interactions if fit is FitKind.FINAL else ws.split.train
 
 
 def evaluation_folder(ws: Workspace) -> Path:

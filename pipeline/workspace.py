@@ -30,6 +30,8 @@ class FitKind(StrEnum):
 
     EVALUATION = "evaluation"
     """the training part alone; validation chooses its settings"""
+    EARLIER = "earlier"
+    """the training part without each user's last `reranker.earlier_targets` items, which teach the reranker"""
     BEFORE_TEST = "before-test"
     """everything before the one moment at which a temporal split asks its test, by the settings chosen before"""
     FINAL = "final"
@@ -98,7 +100,9 @@ class Workspace:
 
     def retriever_made_from(self, fit: FitKind) -> dict[str, Any]:
         """Of the retriever."""
+        earlier = {"left_out": self.config.reranker.earlier_targets} if fit is FitKind.EARLIER else {}
         return {
+            **earlier,
             "dataset": self.fingerprint,
             "split": self.config.split.model_dump(mode="json"),
             "encoder": self.encoder.fingerprint,

@@ -38,6 +38,12 @@ class RerankerConfig(BaseModel):
     residual: bool = Field(
         True, description="hard lists: learn what retrieval's own score leaves open, instead of the whole order anew"
     )
+    earlier_targets: int = Field(
+        0,
+        ge=0,
+        description="so many further items of each history teach hard lists, with the candidates of a retriever that "
+        "is trained once more without them; 0: none",
+    )
     teacher: str | None = Field(
         None, description="key of a reranker of this run whose fused scores hard lists are learnt from; unset: none"
     )
