@@ -259,15 +259,21 @@ def _models(ws: Workspace) -> dict[str, str]:
         made_from = ws.run.manifest("reranker", key)["made_from"]
         if made_from["retriever"] != retriever or made_from["fit"] != FitKind.EVALUATION.value:
             continue
-        name = str(made_from["config"]["model"]).rstrip("/").rsplit("/", 1)[-1]
-        if made_from["config"].get("teacher"):
-            name += " (distilled)"
+        name = _name(made_from["config"])
         found[name if name not in found else f"{name} {key[:4]}"] = key
     if not found:
         raise MissingStep(
             f"{ws.run.root} has no reranker behind its retriever: make one with {ws.command('train-reranker')}"
         )
     return found
+
+
+def _name(config: dict[str, Any]) -> str:
+    """The model, and what was done to it."""
+    model = str(config["model"]).rstrip("/").rsplit("/", 1)[-1]
+    kept = sorted({part["layers"] for part in (config["encoder"], config["decoder"]) if part.get("layers")})
+    done = [*(f"{count} layers" for count in kept), *(["distilled"] if config.get("teacher") else [])]
+    return f"{model} ({', '.join(done)})" if done else model
 
 
 def _training_minutes(ws: Workspace, key: str) -> float:

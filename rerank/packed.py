@@ -23,6 +23,7 @@ from rerank.adapters import AdapterConfig
 from rerank.base import RerankRequest, RerankResult
 from rerank.budget import Cap, Cut, Pace, Plan, plan
 from rerank.card import ADAPTER_DIR, CARD_FILE, FORMAT, HEAD_FILE, BaseModelName, corrupt, read_card
+from rerank.layers import keep_layers
 from rerank.packing import Packed, Prompt, pack, split_long
 from rerank.prompt import PromptConfig, Prompter
 from rerank.shared_prefix import Row
@@ -36,6 +37,9 @@ class PackedConfig(BaseModel):
 
     prompt: PromptConfig = Field(default_factory=PromptConfig, description="how much text is read")
     adapter: AdapterConfig = Field(default_factory=AdapterConfig, description="what is trained in the model")
+    layers: int | None = Field(
+        None, ge=1, description="layers of the model that are kept, evenly spread; less time, less quality; unset: all"
+    )
     max_batch_tokens: int = Field(8192, ge=64, description="tokens of one forward pass in scoring")
 
 
@@ -114,7 +118,7 @@ class PackedReranker(ABC, Generic[ConfigT]):
             BadInput: when the model cannot be packed, or its positions are too few for the prompts.
             CorruptArtifact: when it cannot be read.
         """
-        backbone = cls._frozen_backbone(model_dir, config.prompt)
+        backbone = cls._frozen_backbone(model_dir, config)
         prompter = cls.new_prompter(model_dir, config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -139,7 +143,7 @@ class PackedReranker(ABC, Generic[ConfigT]):
                 f" the model in {model_dir.name} has {model_fingerprint}: name the first model, or train again"
                 " with 'python cli.py train-reranker'"
             )
-        backbone = cls._frozen_backbone(model_dir, config.prompt)
+        backbone = cls._frozen_backbone(model_dir, config)
         head = cls.new_head(backbone, config)
         try:
             head.load_state_dict(load_file(folder / HEAD_FILE))
@@ -322,7 +326,8 @@ class PackedReranker(ABC, Generic[ConfigT]):
         return split_long(prompt, max_tokens=self.config.max_batch_tokens) if prompt.candidates else []
 
     @classmethod
-    def _frozen_backbone(cls, model_dir: Path, prompt: PromptConfig) -> Any:
+    def _frozen_backbone(cls, model_dir: Path, config: ConfigT) -> Any:
+        prompt = config.prompt
         try:
             with without_progress_bars():
                 backbone = cls.read_backbone(model_dir)
@@ -339,6 +344,8 @@ class PackedReranker(ABC, Generic[ConfigT]):
                 f"max_history_tokens + max_candidate_tokens is {need}, but the model in {model_dir.name} has {there}"
                 " positions: lower one of the two"
             )
+        if config.layers is not None:
+            keep_layers(backbone, config.layers)
         return backbone.requires_grad_(False)
 
 
