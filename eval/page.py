@@ -51,6 +51,7 @@ def _view(report: Report, intervals: dict[str, Interval]) -> dict[str, Any]:
         "main_metric": metric_words(MAIN_METRIC),
         "draws": DRAWS,
         "number": number,
+        "gate": _gate_table(report),
         "frontier": report.frontier,
         "frontier_picture": None if report.frontier is None else frontier_picture(report.frontier),
         "frontier_rows": [] if report.frontier is None else _frontier_table(report.frontier),
@@ -116,6 +117,17 @@ def _contributions_table(report: Report) -> list[dict[str, str]]:
             "verdict": found.test.verdict.value,
         }
         for found in report.contributions
+    ]
+
+
+def _gate_table(report: Report) -> list[dict[str, str]]:
+    return [
+        {
+            "share": f"{point.share:.0%}",
+            "gain": f"{point.gain:+.4f}".replace("-", "−"),
+            "random": f"{point.random:+.4f}".replace("-", "−"),
+        }
+        for point in report.gate
     ]
 
 

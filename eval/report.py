@@ -56,6 +56,7 @@ def as_json(report: Report, intervals: dict[str, Interval]) -> dict[str, Any]:
         "ceiling": {f"recall@{depth}": value for depth, value in sorted(report.ceiling.items())},
         "cost": dict(report.cost),
         "left_out": dict(report.left_out),
+        "gate": [asdict(point) for point in report.gate],
         "frontier": None if report.frontier is None else report.frontier.as_json(),
         "notes": list(report.notes),
         "provenance": dict(report.provenance),

@@ -72,6 +72,21 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True)
+class GatePoint:
+    """What a share of reranked users keeps of the gain of reranking everybody, on validation.
+
+    Attributes:
+        share: of users reranked, those whom the gate expects to gain most.
+        gain: in NDCG@10, mean over all users.
+        random: the same where chance chooses the share.
+    """
+
+    share: float
+    gain: float
+    random: float
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything that a reader is told.
 
@@ -87,6 +102,7 @@ class Report:
         ceiling: depth → recall of the candidates, which no reranker of so many can exceed.
         cost: what it took, in words with the unit → figure.
         left_out: system → why it was not run.
+        gate: by rising share, where there is a reranker with a gate.
         frontier: what every setting of the second stage gains and takes; None where none were tried.
         notes: whatever else a sceptic should know.
         provenance: command, commit, machine, date, release.
@@ -103,6 +119,7 @@ class Report:
     ceiling: Mapping[int, float] = field(default_factory=dict)
     cost: Mapping[str, float | int | str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    gate: Sequence[GatePoint] = ()
     frontier: Frontier | None = None
     notes: Sequence[str] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from data.split import SplitKind
 from data.vocabulary import Vocabulary
 from eval.protocol import CatalogStats, candidate_recall, evaluate
 from eval.report import write_report
-from eval.results import Comparison, Fit, Report, Role, System
+from eval.results import Comparison, Fit, GatePoint, Report, Role, System
 from pipeline.contributions import TOWERS, JudgedSources, judge_sources
 from pipeline.frontier import measure_frontier
 from pipeline.run_log import RunLog
@@ -119,6 +119,7 @@ def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
         ceiling=candidate_recall(ranked.retrieved.head(DEPTH), asked.targets),
         cost=_cost(ranked, retrieval_ms, rerank_ms),
         left_out=left_out,
+        gate=_gate(recommender),
         frontier=measure_frontier(ws, recommender, asked, log=log) if options.frontier else None,
         notes=_notes(ws, recommender, options),
         provenance=_provenance(ws),
@@ -241,6 +242,12 @@ def _comparisons(systems: list[System]) -> list[Comparison]:
     if ours.name == TANDEM:
         found.append(Comparison.of(ours, by_name[RETRIEVAL], question="Does reranking help?"))
     return found
+
+
+def _gate(recommender: Recommender) -> list[GatePoint]:
+    if recommender.second is None or recommender.second.gate is None:
+        return []
+    return [GatePoint(point.share, point.gain, point.random) for point in recommender.second.gate.curve]
 
 
 def _split_in_words(ws: Workspace, options: EvaluationOptions, asked: Holdout) -> str:

@@ -12,6 +12,7 @@ from eval.page import _warning
 from eval.plots import _apart
 from eval.protocol import CatalogStats, Evaluation, candidate_recall, evaluate
 from eval.report import Comparison, Contribution, Fit, Report, Role, System, write_report
+from eval.results import GatePoint
 from eval.significance import PairedTest, Verdict, paired_bootstrap
 from eval.words import conclusion, evidence, metric_words, number, slice_words
 from store.errors import NoSpace
@@ -84,6 +85,10 @@ def written(tmp_path_factory):
     return directory, made, page.read_text()
 
 
+def test_without_a_reranker_there_is_no_gate(written):
+    assert "Whom to rerank" not in written[2]
+
+
 def test_the_json_holds_every_figure(written):
     directory, made, _ = written
     read = json.loads((directory / "report.json").read_text(), parse_constant=pytest.fail)
@@ -97,6 +102,17 @@ def test_the_json_holds_every_figure(written):
     assert PairedTest(**read["comparisons"][0]["test"]) == made.comparisons[0].test
     assert read["ceiling"]["recall@100"] == made.ceiling[100]
     assert (read["part"], read["fit"], read["users"]) == ("test", "evaluation fit", USERS)
+
+
+def test_the_curve_of_the_gate_stands_beside_chance(tmp_path):
+    curve = [GatePoint(0.0, 0.0, 0.0), GatePoint(0.5, 0.0123, 0.008), GatePoint(1.0, -0.016, -0.016)]
+    page = write_report(tmp_path, a_report(gate=curve)).read_text()
+    section = page[page.index("<h2>Whom to rerank</h2>") :]
+    section = section[: section.index("</section>")]
+    for said in ("50%", "+0.0123", "+0.0080", "−0.0160"):
+        assert said in section
+    saved = json.loads((tmp_path / "report.json").read_text())["gate"]
+    assert saved[1] == {"share": 0.5, "gain": 0.0123, "random": 0.008}
 
 
 def test_what_each_source_adds_is_in_the_json_and_on_the_page(written, tmp_path):
