@@ -244,6 +244,7 @@ def export_reranker(
 def fit(
     run: RunOption = DEFAULT_RUN,
     final: Annotated[bool, typer.Option("--final", help="on every interaction; must be typed")] = False,
+    force: ForceOption = False,
 ) -> None:
     """Refit both stages on every interaction, for serving; reports stay with the evaluation fit."""
     from pipeline.fit_final import fit_final
@@ -252,7 +253,7 @@ def fit(
     if not final:
         raise BadInput("say --final: this fits on held-out items, too, and nothing can be evaluated on it afterwards")
     ws, log = _open("fit", run, None, needs="train-reranker")
-    release = fit_final(ws, log=log)
+    release = fit_final(ws, log=log, force=force)
     print(f"retriever {release.retriever}, index {release.index}, reranker {release.reranker}")
 
 

@@ -1,7 +1,9 @@
 """From a score for every item to ranked candidates: exact, deterministic, bounded in memory."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +100,34 @@ def batched_candidates(
         found = top_candidates(score(batch), batch, depth, name=name, exclude_known=exclude_known, tie_order=tie_order)
         rows[places], best[places] = found.item_rows, found.score
     return Candidates(rows, best, {name: best})
+
+
+class ScoresAll(ABC):
+    """A baseline that scores every item for every user.
+
+    Attributes:
+        name: in reports.
+        order: (N,) item rows; of equal scores the one that stands earlier here goes first.
+    """
+
+    name: ClassVar[str]
+    order: Rows
+
+    def candidates(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
+        """See CandidateSource.candidates."""
+        return batched_candidates(
+            self._score,
+            histories,
+            depth,
+            n_items=len(self.order),
+            name=self.name,
+            exclude_known=exclude_known,
+            tie_order=self.order,
+        )
+
+    @abstractmethod
+    def _score(self, histories: Histories) -> Scores:
+        """(B, N) float32, a new array at each call."""
 
 
 def item_counts(histories: Histories, n_items: int) -> Rows:

@@ -8,13 +8,13 @@ import scipy.linalg
 from pydantic import BaseModel, ConfigDict, Field
 
 from baselines.base import (
+    ScoresAll,
     Skipped,
-    batched_candidates,
     item_counts,
     popularity_order,
     user_item_matrix,
 )
-from data.schema import Candidates, Histories, Rows, Scores
+from data.schema import Histories, Rows, Scores
 
 
 class EaseConfig(BaseModel):
@@ -27,7 +27,7 @@ class EaseConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Ease:
+class Ease(ScoresAll):
     """Embarrassingly shallow autoencoder (Steck 2019, eq. 8).
 
     Attributes:
@@ -70,18 +70,6 @@ class Ease:
             cls.name,
             f"{n_items:,} items: EASE inverts an items × items matrix, {gigabytes:,.0f} GB here; it is fitted "
             f"up to {config.max_items:,} items",
-        )
-
-    def candidates(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
-        """See CandidateSource.candidates."""
-        return batched_candidates(
-            self._score,
-            histories,
-            depth,
-            n_items=len(self.order),
-            name=self.name,
-            exclude_known=exclude_known,
-            tie_order=self.order,
         )
 
     def _score(self, histories: Histories) -> Scores:

@@ -8,8 +8,8 @@ from implicit.cpu.als import AlternatingLeastSquares
 from pydantic import BaseModel, ConfigDict, Field
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from baselines.base import batched_candidates, item_counts, popularity_order, user_item_matrix
-from data.schema import Candidates, Histories, Rows, Scores
+from baselines.base import ScoresAll, item_counts, popularity_order, user_item_matrix
+from data.schema import Histories, Rows, Scores
 
 
 class IalsConfig(BaseModel):
@@ -24,7 +24,7 @@ class IalsConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class ImplicitAls:
+class ImplicitAls(ScoresAll):
     """Matrix factorisation with weights (Hu, Koren, Volinsky 2008).
 
     A history is folded in: its user factor is solved exactly against the fixed item factors, so that what
@@ -66,18 +66,6 @@ class ImplicitAls:
         taken = user_item_matrix(histories, len(self.order))
         with threadpool_limits(limits=1, user_api="blas"):
             return np.asarray(self.model.recalculate_user(np.arange(len(histories)), taken))
-
-    def candidates(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
-        """See CandidateSource.candidates."""
-        return batched_candidates(
-            self._score,
-            histories,
-            depth,
-            n_items=len(self.order),
-            name=self.name,
-            exclude_known=exclude_known,
-            tie_order=self.order,
-        )
 
     def _score(self, histories: Histories) -> Scores:
         return self.user_factors(histories) @ self.item_factors.T  # (B, N)

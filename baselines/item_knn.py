@@ -7,8 +7,8 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import BaseModel, ConfigDict, Field
 
-from baselines.base import batched_candidates, decayed_matrix, item_counts, popularity_order, user_item_matrix
-from data.schema import Candidates, Histories, Rows, Scores
+from baselines.base import ScoresAll, decayed_matrix, item_counts, popularity_order, user_item_matrix
+from data.schema import Histories, Rows, Scores
 
 BLOCK_ENTRIES = 2**24
 """Entries of one block of the similarity matrix before it is cut to the nearest neighbours."""
@@ -26,7 +26,7 @@ class ItemKnnConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class ItemKnn:
+class ItemKnn(ScoresAll):
     """Cosine of the columns of the binary user-item matrix (Sarwar et al. 2001), with a decayed history.
 
     Attributes:
@@ -52,18 +52,6 @@ class ItemKnn:
             for start in range(0, n_items, step)
         ]
         return cls(sp.vstack(blocks, format="csr"), popularity_order(item_counts(train, n_items)), config)
-
-    def candidates(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
-        """See CandidateSource.candidates; items without a neighbour in the history follow by popularity."""
-        return batched_candidates(
-            self._score,
-            histories,
-            depth,
-            n_items=len(self.order),
-            name=self.name,
-            exclude_known=exclude_known,
-            tie_order=self.order,
-        )
 
     def _score(self, histories: Histories) -> Scores:
         weights = decayed_matrix(

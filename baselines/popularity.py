@@ -5,14 +5,14 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from baselines.base import batched_candidates, item_counts, popularity_order
-from data.schema import Candidates, Histories, Rows, Scores
+from baselines.base import ScoresAll, item_counts, popularity_order
+from data.schema import Histories, Rows, Scores
 
 SECONDS_PER_DAY = 86_400
 
 
 @dataclass(frozen=True)
-class Popularity:
+class Popularity(ScoresAll):
     """Items by the number of their interactions.
 
     Attributes:
@@ -30,13 +30,12 @@ class Popularity:
         counts = item_counts(train, n_items)
         return cls(counts, popularity_order(counts))
 
-    def candidates(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
-        """See CandidateSource.candidates; the score is the count."""
-        return _same_for_all(self.name, self.counts, self.order, histories, depth, exclude_known)
+    def _score(self, histories: Histories) -> Scores:
+        return np.tile(self.counts.astype(np.float32), (len(histories), 1))
 
 
 @dataclass(frozen=True)
-class RecentPopularity:
+class RecentPopularity(ScoresAll):
     """Items by the number of their latest interactions; equal ones by those of all time.
 
     Attributes:
@@ -73,23 +72,5 @@ class RecentPopularity:
         order = np.lexsort((-item_counts(train, n_items), -counts)).astype(np.int64)
         return cls(counts, order, window)
 
-    def candidates(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
-        """See CandidateSource.candidates; the score is the count within the window."""
-        return _same_for_all(self.name, self.counts, self.order, histories, depth, exclude_known)
-
-
-def _same_for_all(
-    name: str, counts: Rows, order: Rows, histories: Histories, depth: int, exclude_known: bool
-) -> Candidates:
-    def score(batch: Histories) -> Scores:
-        return np.tile(counts.astype(np.float32), (len(batch), 1))
-
-    return batched_candidates(
-        score,
-        histories,
-        depth,
-        n_items=len(counts),
-        name=name,
-        exclude_known=exclude_known,
-        tie_order=order,
-    )
+    def _score(self, histories: Histories) -> Scores:
+        return np.tile(self.counts.astype(np.float32), (len(histories), 1))

@@ -7,15 +7,15 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
-from baselines.base import batched_candidates, item_counts, popularity_order
-from data.schema import Candidates, Histories, Holdout, Rows, Scores
+from baselines.base import ScoresAll, item_counts, popularity_order
+from data.schema import Histories, Holdout, Rows, Scores
 from retrieval.objective import samples_softmax
 from retrieval.towers import SequenceConfig, TwoTowers
 from retrieval.train import TrainConfig, train_towers
 
 
 @dataclass(frozen=True)
-class SasRec:
+class SasRec(ScoresAll):
     """Kang & McAuley 2018, with cross-entropy over all items as in Klenitskiy & Vasilev 2023.
 
     Attributes:
@@ -65,18 +65,6 @@ class SasRec:
             stop_after=stop_after,
         )
         return cls(towers, towers.item_vectors(), popularity_order(counts), record.best_epoch)
-
-    def candidates(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
-        """See CandidateSource.candidates."""
-        return batched_candidates(
-            self._score,
-            histories,
-            depth,
-            n_items=len(self.order),
-            name=self.name,
-            exclude_known=exclude_known,
-            tie_order=self.order,
-        )
 
     def _score(self, histories: Histories) -> Scores:
         scores = np.asarray(self.towers.user_vectors(histories) @ self.item_vectors.T)

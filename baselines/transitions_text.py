@@ -6,8 +6,8 @@ from typing import ClassVar, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from baselines.base import batched_candidates, item_counts, popularity_order
-from data.schema import Candidates, Histories, Rows, Scores
+from baselines.base import ScoresAll, item_counts, popularity_order
+from data.schema import Histories, Rows, Scores
 from retrieval.transitions import Transitions, TransitionsConfig
 
 
@@ -21,7 +21,7 @@ class TransitionsTextConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class TransitionsText:
+class TransitionsText(ScoresAll):
     """score = Σ_j decay^j · (transition(j → i) + text_weight · cosine(j, i)) over the end of a history.
 
     Cosines are taken of mean-centred vectors: what all texts of a catalog have in common says nothing.
@@ -56,18 +56,6 @@ class TransitionsText:
             _centred(text_vectors),
             popularity_order(item_counts(train, n_items)),
             config,
-        )
-
-    def candidates(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
-        """See CandidateSource.candidates."""
-        return batched_candidates(
-            self._score,
-            histories,
-            depth,
-            n_items=len(self.order),
-            name=self.name,
-            exclude_known=exclude_known,
-            tie_order=self.order,
         )
 
     def _score(self, histories: Histories) -> Scores:

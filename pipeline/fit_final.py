@@ -11,7 +11,7 @@ from rerank.fusion import RERANKER
 from store.artifacts import Release
 
 
-def fit_final(ws: Workspace, *, log: RunLog) -> Release:
+def fit_final(ws: Workspace, *, log: RunLog, force: bool = False) -> Release:
     """Refits both stages on all interactions and publishes them together.
 
     The reranker is refitted only where the evaluation fit has one that helped: one of weight 0 would be
@@ -22,9 +22,9 @@ def fit_final(ws: Workspace, *, log: RunLog) -> Release:
     """
     with ws.run.lock():
         evaluation_folder(ws)  # asked for before the catalog is read, which takes minutes
-        train_retriever(ws, log=log, fit=FitKind.FINAL)
+        train_retriever(ws, log=log, fit=FitKind.FINAL, force=force)
         if _reranker_helped(ws):
-            make_reranker(ws, log=log, fit=FitKind.FINAL)
+            make_reranker(ws, log=log, fit=FitKind.FINAL, force=force)
         else:
             log.say("no reranker in the final release: the evaluation fit has none, or gave it no weight")
         # Last, since it publishes: a kill before it leaves the old release, never one without its reranker.

@@ -114,7 +114,9 @@ def train_towers(
         checkpoints=checkpoints,
         team=team,
     )
-    if checkpoints is not None and checkpoints.resume(run.state):
+    resumed = checkpoints is not None and checkpoints.resume(run.state)
+    team.check_same({"epoch": run.state.epoch, "step": run.state.step}, "unfinished training")
+    if resumed:
         log({"stage": name, "event": "resumed", "epoch": run.state.epoch + 1, "step": run.state.step})
     planned = model.config.epochs if stop_after is None else stop_after
     pace = _Pace(name, planned, say)

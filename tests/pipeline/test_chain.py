@@ -217,6 +217,17 @@ def test_the_final_fit_repeats_the_epochs_that_validation_chose(shop, tmp_path):
     assert cards[0]["transitions"] == cards[1]["transitions"]
 
 
+def test_a_final_fit_is_made_again_only_where_asked(shop, tmp_path):
+    ws = open_workspace(shop.copy(tmp_path))
+    fit_final(ws, log=quiet(ws))
+    folder = ws.run.artifact("retriever", ws.retriever_key(FitKind.FINAL))
+    made = (folder / "towers.safetensors").stat().st_mtime_ns
+    fit_final(ws, log=quiet(ws))
+    assert (folder / "towers.safetensors").stat().st_mtime_ns == made
+    fit_final(ws, log=quiet(ws), force=True)
+    assert (folder / "towers.safetensors").stat().st_mtime_ns > made
+
+
 def test_building_the_evaluation_index_again_takes_the_final_fit_back(shop, tmp_path):
     ws = open_workspace(shop.copy(tmp_path))
     before = ws.run.release()

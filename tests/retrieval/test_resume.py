@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from retrieval import train as training
+from retrieval.distributed import Team
 from retrieval.train import NotFinite
 from store.checkpoint import CheckpointConfig, Checkpoints
 from store.errors import Mismatch
@@ -111,3 +112,14 @@ def test_a_divergence_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     trained(resumed, checkpoints=checkpoints(tmp_path), log=log.append)
     assert (log[0]["event"], log[0]["epoch"]) == ("resumed", 3)
     assert same(weights(resumed), weights(whole))
+
+
+def test_processes_that_go_on_from_different_places_are_told(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Team, "check_same", lambda team, value, what: asked.append((value, what)))
+    with pytest.raises(Killed):
+        trained(fresh(), checkpoints=checkpoints(tmp_path), log=killed_at(lambda entry: entry["epoch"] == 2))
+    trained(fresh(), checkpoints=checkpoints(tmp_path))
+    places = [value for value, what in asked if what == "unfinished training"]
+    assert places[0] == {"epoch": 0, "step": 0}
+    assert places[1]["epoch"] > 0
