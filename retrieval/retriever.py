@@ -197,6 +197,9 @@ def transforms(kinds: Iterable[str], trend: Trend) -> dict[str, Transform]:
 
 
 def _batches(histories: Histories) -> Iterator[Histories]:
+    if 0 < len(histories) <= USERS_AT_ONCE:
+        yield histories
+        return
     for start in range(0, len(histories), USERS_AT_ONCE):
         yield histories.take(np.arange(start, min(start + USERS_AT_ONCE, len(histories))))
 

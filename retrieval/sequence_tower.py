@@ -10,6 +10,7 @@ from retrieval.examples import Examples, Windows
 from retrieval.item_tower import ItemVectors
 
 ROTARY_BASE = 10_000.0
+FEW_ITEMS = 64
 
 
 class SequenceTower(nn.Module):
@@ -64,7 +65,11 @@ class SequenceTower(nn.Module):
         return torch.cat([vectors * (length > 0)[:, None], vectors.new_ones(len(inputs), 1)], dim=1)
 
     def _read(self, items: ItemVectors, text: Tensor, inputs: Tensor) -> Tensor:
-        """(B, T, D - 1) vectors of the items at the rows (B, T), each computed once."""
+        """(B, T, D - 1) vectors of the items at the rows (B, T), each computed once where there are many."""
+        if not self.training and inputs.numel() <= FEW_ITEMS:
+            # Finding equal ones would take longer.
+            found: Tensor = items(text, inputs.clamp(min=0).flatten())[:, :-1] * self.width**0.5
+            return found.view(*inputs.shape, self.width)
         rows, places = torch.unique(inputs.clamp(min=0), return_inverse=True)
         table = items(text, rows)[:, :-1]  # (distinct, D - 1)
         hidden: Tensor = self.dropout(nn.functional.embedding(places, table) * self.width**0.5)

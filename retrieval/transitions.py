@@ -74,8 +74,16 @@ class Transitions:
         """
         if self.stand_ins is None or not self.stand_ins.nnz:
             return (recent @ self.weights).tocsr()
-        counted = (recent + recent @ self.stand_ins) @ self.weights
+        if self._has_stand_ins[recent.indices].any():
+            recent = recent + recent @ self.stand_ins
+        counted = recent @ self.weights
         return (counted + counted @ self._spoken_for).tocsr()
+
+    @cached_property
+    def _has_stand_ins(self) -> np.ndarray:
+        """(N,) true for items that others speak for."""
+        assert self.stand_ins is not None
+        return np.asarray(np.diff(self.stand_ins.indptr) > 0)
 
     @cached_property
     def _spoken_for(self) -> sp.csr_matrix:
