@@ -11,11 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from eval.frontier import Frontier
 from eval.metrics import KS
 from eval.results import MAIN_METRIC, Report, Role, System
-from eval.significance import Interval
+from eval.significance import Interval, Verdict
 from eval.words import SMALL_SLICE, metric_words, slice_words
 
 _WIDTH_INCHES = 8.6
@@ -171,18 +172,26 @@ def _frontier_drawer(frontier: Frontier) -> Callable[[Axes, Theme], None]:
     def draw(axes: Axes, theme: Theme) -> None:
         colours = [theme.role[Role.OURS], theme.role[Role.BASELINE], theme.role[Role.STAGE]]
         for place, model in enumerate(models):
+            marker, colour = "osD^v"[place % 5], colours[place % 3]
             points = [point for point in frontier.points if point.setting.model == model]
-            axes.plot(
-                [p.mean_ms for p in points], [p.ndcg10 for p in points], "osD^v"[place % 5], ms=5.5, alpha=0.75,
-                color=colours[place % 3], mec=theme.paper, mew=0.8, label=_plain(model),
-            )  # fmt: skip
+            for proved in (False, True):
+                chosen = [point for point in points if (point.test.verdict is Verdict.HELPS) == proved]
+                axes.plot(
+                    [p.mean_ms for p in chosen], [p.ndcg10 for p in chosen], marker, ms=5.5, color=colour, mec=colour,
+                    mfc=colour if proved else "none", mew=1.1, ls="", label=_plain(model) if proved else None,
+                )  # fmt: skip
         start = (frontier.retrieval_ms, frontier.retrieval_ndcg10)
         line = [start, *((point.mean_ms, point.ndcg10) for point in frontier.front)]
         axes.step(*zip(*line, strict=True), where="post", color=theme.ink, lw=1.2, zorder=0)
         axes.plot(*start, "*", ms=12, color=theme.ink, mec=theme.paper, label="retrieval alone")
         axes.set_xscale("log")
+        for axis_of in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis_of(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "1235" else ""))
+        axes.tick_params(axis="x", which="minor", length=0, labelsize=9, colors=theme.muted)
         axes.grid(color=theme.grid, lw=0.8)
-        axes.set_xlabel("milliseconds a user, both stages, mean over all users (logarithmic)")
+        axes.set_xlabel(
+            "milliseconds a user, both stages, mean over all users (logarithmic); filled: it helps by the test"
+        )
         axes.set_ylabel(metric_words(MAIN_METRIC))
         axes.legend(frameon=False, labelcolor=theme.ink, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 

@@ -24,9 +24,12 @@ def summary(report: Report, page: Path) -> str:
             f"{test.difference:+.4f} ({test.low:+.4f} to {test.high:+.4f})"
         )
     if report.frontier is not None:
-        best = report.frontier.front
-        lines.append(f"frontier: {len(report.frontier.points)} settings, {len(best)} of them worth their time")
-        lines += [f"  {point.ndcg10:.4f} for {point.mean_ms:.1f} ms: {point.setting.words}" for point in best]
+        front = report.frontier.front
+        lines.append(f"frontier: {len(report.frontier.points)} settings; {len(front) or 'none'} that no other beats")
+        lines += [
+            f"  {point.ndcg10:.4f} for {point.mean_ms:.1f} ms: {point.setting.words} ({point.test.verdict})"
+            for point in front
+        ]
     lines += [f"{name}: left out, {reason}" for name, reason in report.left_out.items()]
     lines += list(report.notes)
     lines.append(f"{report.fit}; {report.split}; report: {page}")
