@@ -15,6 +15,7 @@ from rerank.encoder import EncoderConfig
 from rerank.fusion import RERANKER, RETRIEVAL, FusionRecord, fit_rerank_fusion
 from rerank.gate import Gate
 from rerank.lists import TrainingLists, earlier_positions
+from rerank.objective import Objective
 from rerank.packed import PackedReranker
 from rerank.train import Log, TrainingRecord, train_reranker
 from rerank.train_config import RerankTrainConfig
@@ -50,6 +51,11 @@ class RerankerConfig(BaseModel):
     positions_per_user: int = Field(4, ge=0, description="easy lists drawn from inside each history, at most")
     depth: int = Field(20, ge=1, description="candidates of a user that are reranked, from the top")
     fusion_users: int = Field(1000, ge=1, description="users of group B that the fusion is fitted on, at most")
+
+    @property
+    def learns_beside_retrieval(self) -> bool:
+        """Whether hard lists carry retrieval's score, which can be added to a score only in a softmax over a list."""
+        return self.residual and self.train.objective is Objective.LISTWISE
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,11 @@ def fit_reranker(
     hard = hard_lists(task, easy_weights, config=config)
     validation = next_item_lists(task.texts, task.selectors, task.selector_candidates, easy_weights)
     validation_of_hard = next_item_lists(
-        task.texts, task.selectors, task.selector_candidates.head(config.depth), None, with_prior=config.residual
+        task.texts,
+        task.selectors,
+        task.selector_candidates.head(config.depth),
+        None,
+        with_prior=config.learns_beside_retrieval,
     )
     easy = earlier_positions(
         task.texts, task.train, per_user=config.positions_per_user, min_history=1, easy_weights=easy_weights, rng=rng
@@ -137,10 +147,14 @@ def hard_lists(task: TaskData, easy_weights: np.ndarray, *, config: RerankerConf
     unless a teacher does.
     """
     candidates = task.learner_candidates
-    if not config.residual and task.teacher_scores is None:
+    if not config.learns_beside_retrieval and task.teacher_scores is None:
         return next_item_lists(task.texts, task.learners, candidates, easy_weights)
     lists = next_item_lists(
-        task.texts, task.learners, candidates.head(config.depth), easy_weights, with_prior=config.residual
+        task.texts,
+        task.learners,
+        candidates.head(config.depth),
+        easy_weights,
+        with_prior=config.learns_beside_retrieval,
     )
     if task.teacher_scores is None:
         return lists.take(lists.found)

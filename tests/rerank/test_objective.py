@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from rerank.fit import RerankerConfig
 from rerank.lists import DrawnList
 from rerank.objective import Objective, loss_of
+from rerank.train_config import RerankTrainConfig
 
 DRAWN = [DrawnList(np.arange(3), 1), DrawnList(np.arange(2), 0)]
 SCORES = torch.tensor([[1.0, 2.0, 0.0], [0.5, -0.5, -math.inf]])
@@ -65,3 +67,10 @@ def test_the_best_scores_are_those_of_the_teacher() -> None:
     loss_of(Objective.LISTWISE, scores, drawn, teacher_weight=1.0).backward()  # type: ignore[no-untyped-call]
     assert scores.grad is not None
     assert scores.grad.abs().max().item() < 1e-6
+
+
+def test_only_a_softmax_over_lists_learns_beside_retrievals_score() -> None:
+    pointwise = RerankTrainConfig(objective=Objective.POINTWISE)
+    assert RerankerConfig().learns_beside_retrieval
+    assert not RerankerConfig(residual=False).learns_beside_retrieval
+    assert not RerankerConfig(train=pointwise).learns_beside_retrieval
