@@ -66,8 +66,8 @@ def ml1m(args: argparse.Namespace) -> None:
 def temporal(args: argparse.Namespace) -> None:
     """Everything after one moment is asked; the best baseline of the same run is what it is compared with."""
     run = f"runs/bench-temporal-{args.name}"
-    split = ["--set", "split.kind=temporal"]
-    _step("prepare", *_files(Path(args.data)), "--run", run, *split)
+    settings = [part for setting in ("split.kind=temporal", *args.settings) for part in ("--set", setting)]
+    _step("prepare", *_files(Path(args.data)), "--run", run, *settings)
     _step("train-retriever", "--run", run)
     _step("build-index", "--run", run)
     found = _report(run, "--set", f"baselines.kinds={json.dumps(SEQUENCE_BASELINES)}")
@@ -146,6 +146,7 @@ def main() -> None:
             command.add_argument("--judge", required=True)
         if measure is temporal:
             command.add_argument("name", help="as in beauty, ml1m")
+            command.add_argument("--set", action="append", default=[], dest="settings", help="as of cli.py prepare")
         if measure is catalog:
             command.add_argument("--users", type=int, default=5000, help="asked, drawn by a hash of their id")
     args = parser.parse_args()
