@@ -3,9 +3,8 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 try:
     import typer
@@ -13,6 +12,21 @@ except ModuleNotFoundError as missing:
     print(f"tandem: the package {missing.name!r} is not installed here: run 'make setup', then", file=sys.stderr)
     print("  . .venv/bin/activate", file=sys.stderr)
     raise SystemExit(9) from None
+
+from commands.options import (
+    DEFAULT_RUN,
+    ConfigOption,
+    ForceOption,
+    JsonOption,
+    MapOption,
+    RunOption,
+    SetOption,
+    TableOption,
+    TemplateOption,
+    UsersOption,
+    example,
+)
+from commands.session import choice, keep, opened, run_log, say, say_next
 
 # Bars of libraries, drawn into logs, tell nobody anything; our own lines do.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -29,34 +43,7 @@ app = typer.Typer(
     "Begin with: python cli.py quickstart LOG CATALOG, or python cli.py demo.",
 )
 
-DEFAULT_RUN = Path("runs/demo")
 INTERRUPTED = 130
-
-RunOption = Annotated[Path, typer.Option("--run", help="run directory")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="a setting, as in --set retriever.recency.epochs=4; kept in the run by the steps that make "
-        "something; can be repeated",
-    ),
-]
-MapOption = Annotated[
-    list[str] | None, typer.Option("--map", help="a column, as in --map user_id=visitor; can be repeated")
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="make it again even if it is already there")]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
-UsersOption = Annotated[int, typer.Option("--users", min=0, help="users drawn by a hash of their id; 0: all")]
-TableOption = Annotated[Path | None, typer.Option("--users-table", help="optional table of users")]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of settings")]
-TemplateOption = Annotated[
-    str | None, typer.Option(help="item text, as in '{title} | {genres}'; the default takes descriptive columns")
-]
-
-
-def example(text: str) -> str:
-    """The epilog that shows a worked example."""
-    return f"Example: {text}"
 
 
 @app.command(epilog=example("python cli.py fetch movielens-100k minilm-l6"))
@@ -68,7 +55,7 @@ def fetch(
     from store import assets
 
     for name in names:
-        print(assets.fetch(name, progress=_say, verify=verify))
+        print(assets.fetch(name, progress=say, verify=verify))
 
 
 @app.command(epilog=example("python cli.py prepare --run runs/shop events.csv products.parquet --map user_id=visitor"))
@@ -87,11 +74,11 @@ def prepare(
     from pipeline import prepare as step
     from store.artifacts import Run
 
-    log = _log("prepare", run)
+    log = run_log("prepare", run)
     resolved = resolved_config(config, settings, columns=column, template=template)
     ws = step.prepare(Run(run), log_file, catalog_file, users=users_table, config=resolved, log=log)
     print(f"{run}: {len(ws.dataset.users):,} users, {len(ws.dataset.catalog):,} items")
-    _next(f"python cli.py train-retriever --run {run}")
+    say_next(f"python cli.py train-retriever --run {run}")
 
 
 @app.command(epilog=example("python cli.py train-retriever --run runs/shop --set retriever.recency.epochs=4"))
@@ -110,14 +97,14 @@ def train_retriever(
 
     if budget_minutes is not None:
         settings = [*(settings or []), f"retriever.train.budget_minutes={budget_minutes:g}"]
-    ws, log = _open("train-retriever", run, settings, needs="prepare")
+    ws, log = opened("train-retriever", run, settings, needs="prepare")
     with joined_team() as team:
         keys = step.train_seeds(ws, seeds=seeds, team=team, log=log, force=force)
         if not team.leads:
             return
     print(keys[0])
-    _keep(ws, settings)
-    _next(f"python cli.py build-index --run {run}")
+    keep(ws, settings)
+    say_next(f"python cli.py build-index --run {run}")
 
 
 @app.command(epilog=example("python cli.py build-index --run runs/shop"))
@@ -125,10 +112,10 @@ def build_index(run: RunOption = DEFAULT_RUN, settings: SetOption = None) -> Non
     """Put the item vectors into a FAISS index and publish it with its retriever."""
     from pipeline import build_index as step
 
-    ws, log = _open("build-index", run, settings, needs="train-retriever")
+    ws, log = opened("build-index", run, settings, needs="train-retriever")
     print(step.build_index(ws, log=log).index)
-    _keep(ws, settings)
-    _next(f"python cli.py train-reranker --run {run}")
+    keep(ws, settings)
+    say_next(f"python cli.py train-reranker --run {run}")
 
 
 @app.command(epilog=example("python cli.py train-reranker --run runs/shop --set reranker.train.budget_minutes=20"))
@@ -136,10 +123,10 @@ def train_reranker(run: RunOption = DEFAULT_RUN, settings: SetOption = None, for
     """Train the LoRA reranker on the retriever's candidates and weigh it on validation."""
     from pipeline import train_reranker as step
 
-    ws, log = _open("train-reranker", run, settings, needs="build-index")
+    ws, log = opened("train-reranker", run, settings, needs="build-index")
     print(step.train_reranker(ws, log=log, force=force).reranker)
-    _keep(ws, settings)
-    _next(f"python cli.py evaluate --run {run}")
+    keep(ws, settings)
+    say_next(f"python cli.py evaluate --run {run}")
 
 
 @app.command(epilog=example("python cli.py evaluate --run runs/shop --split test --users 2000"))
@@ -157,12 +144,12 @@ def evaluate(
     from pipeline.evaluate import EvaluationOptions, Part, evaluate_run
     from pipeline.summary import summary
 
-    options = EvaluationOptions(_choice(Part, split, "--split"), users, rerank, baselines, frontier)
-    ws, log = _open("evaluate", run, settings, needs="train-reranker")
+    options = EvaluationOptions(choice(Part, split, "--split"), users, rerank, baselines, frontier)
+    ws, log = opened("evaluate", run, settings, needs="train-reranker")
     report, page = evaluate_run(ws, options, log=log)
     print(page.with_name("report.json").read_text(encoding="utf-8") if as_json else summary(report, page))
     if not as_json:
-        _next(f"python cli.py recommend --run {run} --user {shlex.quote(ws.dataset.users.ids[0])}")
+        say_next(f"python cli.py recommend --run {run} --user {shlex.quote(ws.dataset.users.ids[0])}")
 
 
 @app.command(
@@ -198,12 +185,12 @@ def recommend(
     from rerank.budget import Budget
     from store.errors import BadInput
 
-    when = _choice(Rerank, rerank, "--rerank")
+    when = choice(Rerank, rerank, "--rerank")
     if all_users == (output is None):
         raise BadInput("--all writes a file and needs -o FILE; -o needs --all")
     budget = Budget(max_tokens=max_tokens, max_ms=max_ms)
     wish = Wish(user=user, history=history, query=query, k=k, depth=depth, rerank=when, budget=budget)
-    part = _choice(Asked, split, "--split")
+    part = choice(Asked, split, "--split")
     if all_users and (wish.given or as_json or budget != Budget()):
         alone = "--user, --history, --query, --json, --max-tokens and --max-ms"
         raise BadInput(f"--all recommends for every user, into a file: leave out {alone}")
@@ -213,7 +200,7 @@ def recommend(
         wish.check()
     if output is not None:
         check_output(output)
-    ws, log = _open("recommend", run, None, needs="train-reranker")
+    ws, log = opened("recommend", run, None, needs="train-reranker")
     if all_users and output is not None:
         wanted = 100 if k is None else k
         rows = export(
@@ -234,8 +221,8 @@ def export_reranker(
     from pipeline.export_reranker import export_published
     from rerank.export import Shape
 
-    wanted = _choice(Shape, shape, "--shape")
-    ws, log = _open("export-reranker", run, None, needs="train-reranker")
+    wanted = choice(Shape, shape, "--shape")
+    ws, log = opened("export-reranker", run, None, needs="train-reranker")
     export_published(ws, output, wanted, log=log)
     print(output)
 
@@ -252,7 +239,7 @@ def fit(
 
     if not final:
         raise BadInput("say --final: this fits on held-out items, too, and nothing can be evaluated on it afterwards")
-    ws, log = _open("fit", run, None, needs="train-reranker")
+    ws, log = opened("fit", run, None, needs="train-reranker")
     release = fit_final(ws, log=log, force=force)
     print(f"retriever {release.retriever}, index {release.index}, reranker {release.reranker}")
 
@@ -278,7 +265,7 @@ def quickstart(
     from pipeline.steps import quickstart as all_steps
     from store.artifacts import Run
 
-    log = _log("quickstart", run)
+    log = run_log("quickstart", run)
     stated = resolved_config(config, settings, columns=column, template=template)
     guessed = guessed_config(stated, log_file, catalog_file, users_table, log)
     ws, page = all_steps(
@@ -291,7 +278,7 @@ def quickstart(
         options=EvaluationOptions(users=users),
     )
     print(f"report: {page}" if page else "no report: the data are too few to hold anything out")
-    _next(f"python cli.py recommend --run {run} --user {shlex.quote(ws.dataset.users.ids[0])}")
+    say_next(f"python cli.py recommend --run {run} --user {shlex.quote(ws.dataset.users.ids[0])}")
 
 
 @app.command(epilog=example("python cli.py demo"))
@@ -302,7 +289,7 @@ def demo(
     """The main job on MovieLens-100k, command by command, ending with recommendations for one user."""
     from pipeline.demo import run_demo
 
-    run_demo(_log("demo", DEFAULT_RUN), user=user, force=force)
+    run_demo(run_log("demo", DEFAULT_RUN), user=user, force=force)
 
 
 @app.command(epilog=example("python cli.py doctor"))
@@ -339,61 +326,6 @@ def main() -> None:
 def _end(message: str, code: int) -> None:
     print(f"tandem: {message}", file=sys.stderr)
     raise SystemExit(code)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _next(command: str) -> None:
-    _say(f"next: {command}")
-
-
-def _log(command: str, run: Path) -> Any:
-    from pipeline.run_log import RunLog
-    from store.artifacts import Run
-
-    return RunLog(Run(run), command)
-
-
-def _open(command: str, run: Path, settings: list[str] | None, *, needs: str) -> tuple[Any, Any]:
-    """The run's workspace and log; the default run first makes whatever comes before this command."""
-    from dataclasses import replace
-
-    from config import with_overrides
-    from pipeline.steps import DEFAULT_RUN as AUTOMATIC
-    from pipeline.steps import ensure_default_run
-    from pipeline.workspace import open_workspace
-
-    log = _log(command, run)
-    if run == AUTOMATIC:
-        _say(f"run: {run} (the default)")
-        ensure_default_run(needs, log)
-    ws = open_workspace(run)
-    if settings:
-        ws = replace(ws, config=with_overrides(ws.config, settings))
-        ws.check_models()
-    return ws, log
-
-
-def _keep(ws: Any, settings: list[str] | None) -> None:
-    """Writes changed settings into the run once the step that they were meant for has succeeded."""
-    if settings:
-        from pipeline.workspace import save_config
-
-        with ws.run.lock():
-            save_config(ws.run, ws.config)
-        _say(f"kept in {ws.run.config_path}: {', '.join(settings)}")
-
-
-def _choice(kind: Callable[[str], Any], text: str, option: str) -> Any:
-    from store.errors import BadInput
-
-    try:
-        return kind(text)
-    except ValueError as error:
-        known = ", ".join(str(choice) for choice in kind)  # type: ignore[attr-defined]
-        raise BadInput(f"{option} is {text!r}; it may be {known}") from error
 
 
 if __name__ == "__main__":

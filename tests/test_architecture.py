@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "rerank": "store data eval fusion",
     "recommend": "store data index retrieval rerank fusion",
     "pipeline": "store data index eval fusion retrieval baselines rerank recommend config",
+    "commands": "store data index eval fusion retrieval baselines rerank recommend config pipeline",
 }
 # What stands above the pipeline and is imported by nobody but its own kind.
 TOP = {"bench", "tests", "scripts"}

@@ -1,0 +1,34 @@
+"""Options that several commands take, in the same words."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_RUN = Path("runs/demo")
+
+RunOption = Annotated[Path, typer.Option("--run", help="run directory")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="a setting, as in --set retriever.recency.epochs=4; kept in the run by the steps that make "
+        "something; can be repeated",
+    ),
+]
+MapOption = Annotated[
+    list[str] | None, typer.Option("--map", help="a column, as in --map user_id=visitor; can be repeated")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="make it again even if it is already there")]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
+UsersOption = Annotated[int, typer.Option("--users", min=0, help="users drawn by a hash of their id; 0: all")]
+TableOption = Annotated[Path | None, typer.Option("--users-table", help="optional table of users")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of settings")]
+TemplateOption = Annotated[
+    str | None, typer.Option(help="item text, as in '{title} | {genres}'; the default takes descriptive columns")
+]
+
+
+def example(text: str) -> str:
+    """The epilog that shows a worked example."""
+    return f"Example: {text}"

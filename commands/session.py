@@ -1,0 +1,69 @@
+"""A command under way: what it says, the run that it opens, the settings that it keeps."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def say(line: str) -> None:
+    """A line for people."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def say_next(command: str) -> None:
+    """The command that comes next."""
+    say(f"next: {command}")
+
+
+def run_log(command: str, run: Path) -> Any:
+    """Where a command writes down what it did."""
+    from pipeline.run_log import RunLog
+    from store.artifacts import Run
+
+    return RunLog(Run(run), command)
+
+
+def opened(command: str, run: Path, settings: list[str] | None, *, needs: str) -> tuple[Any, Any]:
+    """The run's workspace and log; the default run first makes whatever comes before this command."""
+    from dataclasses import replace
+
+    from config import with_overrides
+    from pipeline.steps import DEFAULT_RUN as AUTOMATIC
+    from pipeline.steps import ensure_default_run
+    from pipeline.workspace import open_workspace
+
+    log = run_log(command, run)
+    if run == AUTOMATIC:
+        say(f"run: {run} (the default)")
+        ensure_default_run(needs, log)
+    ws = open_workspace(run)
+    if settings:
+        ws = replace(ws, config=with_overrides(ws.config, settings))
+        ws.check_models()
+    return ws, log
+
+
+def keep(ws: Any, settings: list[str] | None) -> None:
+    """Writes changed settings into the run once the step that they were meant for has succeeded."""
+    if settings:
+        from pipeline.workspace import save_config
+
+        with ws.run.lock():
+            save_config(ws.run, ws.config)
+        say(f"kept in {ws.run.config_path}: {', '.join(settings)}")
+
+
+def choice(kind: Callable[[str], Any], text: str, option: str) -> Any:
+    """One of the values of an enumeration, by its name.
+
+    Raises:
+        BadInput: naming those that there are.
+    """
+    from store.errors import BadInput
+
+    try:
+        return kind(text)
+    except ValueError as error:
+        known = ", ".join(str(choice) for choice in kind)  # type: ignore[attr-defined]
+        raise BadInput(f"{option} is {text!r}; it may be {known}") from error
