@@ -1,9 +1,11 @@
 """Columns of a file as values that can be trusted; what cannot be is noted as a fault with its rows."""
 
+from collections import Counter
+
 import polars as pl
 
 from data.faults import Faults, rows_told
-from data.schema import POSITION, TIMESTAMP
+from data.schema import POSITION, TIMESTAMP, VECTOR
 from data.table import Table
 from data.times import TimestampUnit, in_range, to_seconds, told, unit_that_fits
 
@@ -117,6 +119,31 @@ def ratings(table: Table, column: str, faults: Faults, *, may_be_null: bool) -> 
         faults.add(table.path, f"{column!r} is null in {rows}, where min_rating needs a number")
         return None
     return values
+
+
+def vectors(table: Table, column: str, faults: Faults) -> pl.Series | None:
+    """The column as arrays of float32 of one length; None when it cannot be used.
+
+    Lists of numbers are vectors, and so are texts such as `.1|.2`, `.1 .2` or `[.1, .2]`.
+    """
+    # A table's lists have become text, parted by bars.
+    text = table.frame[column].cast(pl.String).str.strip_chars("[] ")
+    numbers = text.str.replace_all(r"\s*[,|\s]\s*", "|").str.split("|").cast(pl.List(pl.Float32), strict=False)
+    lengths = numbers.list.len()
+    usual = max(Counter(lengths.drop_nulls().to_list()).items(), key=lambda one: one[1], default=(0, 0))[0]
+    finite = numbers.list.eval(pl.element().is_finite().fill_null(value=False)).list.all()
+    problems = {
+        "is null in": numbers.is_null(),
+        "holds no number, NaN or infinity in": ~finite.fill_null(value=True),
+        f"has not {usual} numbers, as most rows have, in": (lengths != usual).fill_null(value=False),
+        "is a vector of length 0 in": ((numbers.list.eval(pl.element() ** 2).list.sum() == 0) & finite).fill_null(
+            value=False
+        ),
+    }
+    met = {problem: mask for problem, mask in problems.items() if mask.any()}
+    for problem, mask in met.items():
+        faults.add(table.path, f"{column!r} {problem} {rows_told(table.rows(mask))}")
+    return None if met else numbers.cast(pl.Array(pl.Float32, usual)).alias(VECTOR)
 
 
 def _numbers(values: pl.Series) -> pl.Series:

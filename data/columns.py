@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from data.faults import Faults, nearest
-from data.schema import ITEM_ID, POSITION, RATING, TIMESTAMP, TITLE, USER_ID
+from data.schema import ITEM_ID, POSITION, RATING, TIMESTAMP, TITLE, USER_ID, VECTOR
 from data.table import ROW, Table
 
 
@@ -41,7 +41,8 @@ _GUESSES: Mapping[TableKind, Mapping[str, Sequence[str]]] = {
         RATING: _RATING,
         POSITION: [POSITION],
     },
-    TableKind.CATALOG: {ITEM_ID: [*_ITEM, "id"], TITLE: _TITLE},
+    # Vectors are never guessed: what is called so may be anything.
+    TableKind.CATALOG: {ITEM_ID: [*_ITEM, "id"], TITLE: _TITLE, VECTOR: []},
     TableKind.USERS: {USER_ID: [*_USER, "id"]},
 }
 """Kind of table → canonical name → what people call it, most telling first."""
@@ -103,7 +104,7 @@ def find_columns(table: Table, kind: TableKind, mapping: Mapping[str, str], faul
         elif own or (general and (kind, canonical) not in _BORROWED):
             fault = f"no column {wanted!r}, which is to be {canonical}{nearest(str(wanted), table.columns)}"
             faults.add(table.path, f"{fault}; the columns are {_listed(table)}")
-        elif canonical in table.columns:
+        elif canonical in table.columns and canonical != VECTOR:
             found[canonical] = canonical
         elif canonical in REQUIRED[kind]:
             faults.add(table.path, _missing(table, kind, canonical))

@@ -13,7 +13,7 @@ from data import checks
 from data.assemble import Duplicates, Order, assemble
 from data.columns import TableKind, check_mapping, find_columns, unused_time
 from data.faults import Faults, rows_told
-from data.schema import ITEM_ID, POSITION, RATING, TEXT, TIMESTAMP, TITLE, USER_ID, Dataset, Histories
+from data.schema import ITEM_ID, POSITION, RATING, TEXT, TIMESTAMP, TITLE, USER_ID, VECTOR, Dataset, Histories
 from data.table import ROW, Table, read_table
 from data.text import MAX_CHARS_PER_PART, default_template, item_texts, item_titles
 from data.times import TimestampUnit, told
@@ -34,7 +34,7 @@ class LoadConfig(BaseModel):
 
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="user_id, item_id, timestamp, rating, position or title (or, for one file only, as in "
+        description="user_id, item_id, timestamp, rating, position, title or vector (or, for one file only, as in "
         "catalog.item_id) → the column's name in the file",
     )
     timestamp_unit: TimestampUnit = Field(
@@ -251,9 +251,10 @@ def _read_items(path: Path, config: LoadConfig, faults: Faults) -> _Items | None
         return None
     found = find_columns(table, TableKind.CATALOG, config.columns, faults)
     ids = checks.unique_ids(table, found[ITEM_ID], faults) if ITEM_ID in found else None
+    vectors = checks.vectors(table, found[VECTOR], faults) if VECTOR in found else None
     # The file's own names stay usable in the template beside ours.
     own = table.frame.drop(ROW)
-    named = own.with_columns(own[column].alias(name) for name, column in found.items())
+    named = own.with_columns(own[column].alias(name) for name, column in found.items() if name != VECTOR)
     try:
         template = config.template or default_template(named)
         texts = item_texts(named, template, max_chars_per_part=config.max_chars_per_part)
@@ -269,7 +270,8 @@ def _read_items(path: Path, config: LoadConfig, faults: Faults) -> _Items | None
         return None
     named = named.with_columns(ids.alias(ITEM_ID))
     rest = own.drop([column for column in (*found.values(), ITEM_ID, TITLE, TEXT) if column in own.columns])
-    return _Items(pl.DataFrame([ids.alias(ITEM_ID), item_titles(named, texts), texts, *rest]), template)
+    given = [] if vectors is None else [vectors]
+    return _Items(pl.DataFrame([ids.alias(ITEM_ID), item_titles(named, texts), texts, *given, *rest]), template)
 
 
 def _read_users(path: Path, config: LoadConfig, faults: Faults) -> pl.DataFrame | None:

@@ -95,7 +95,7 @@ def load_prepared(folder: Path, *, verify: Verify = Verify.SIZES) -> tuple[Datas
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:
-    """16 hexadecimal digits that change with any interaction, time, order, id, title or text."""
+    """16 hexadecimal digits that change with any interaction, time, order, id, title, text or given vector."""
     log, items = dataset.interactions, dataset.catalog.items
     digest = hashlib.sha256()
     arrays = (log.item_rows, log.offsets, log.timestamps if log.timestamps is not None else np.zeros(0, np.int64))
@@ -103,6 +103,8 @@ def dataset_fingerprint(dataset: Dataset) -> str:
         digest.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     for texts in (dataset.users.ids, items[ITEM_ID], items[TITLE], items[TEXT]):
         digest.update(json.dumps(list(texts)).encode())
+    if (vectors := dataset.catalog.vectors) is not None:
+        digest.update(np.ascontiguousarray(vectors).tobytes())
     return digest.hexdigest()[:16]
 
 

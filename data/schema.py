@@ -16,6 +16,7 @@ POSITION = "position"
 RATING = "rating"
 TITLE = "title"
 TEXT = "text"
+VECTOR = "vector"
 RANK = "rank"
 SCORE = "score"
 
@@ -146,6 +147,15 @@ class Catalog:
     def titles(self) -> list[str]:
         """The title of each item, by row."""
         return self.items[TITLE].to_list()
+
+    @property
+    def vectors(self) -> Scores | None:
+        """(N, E) float32 of length 1, where the catalog came with a vector for each item; else None."""
+        # A column of the user's own that is merely called so holds no arrays: lists are read as text.
+        if not isinstance(self.items.schema.get(VECTOR), pl.Array):
+            return None
+        given = self.items[VECTOR].to_numpy()
+        return np.asarray(given / np.linalg.norm(given, axis=1, keepdims=True), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)

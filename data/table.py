@@ -85,7 +85,7 @@ def _lists_joined(frame: pl.DataFrame) -> pl.DataFrame:
     joined = [
         pl.col(name).cast(pl.List(pl.String)).list.join("|", ignore_nulls=True)
         for name, kind in schema.items()
-        if isinstance(kind, pl.List) and not kind.inner.is_nested()
+        if isinstance(kind, pl.List | pl.Array) and not kind.inner.is_nested()
     ]
     texts = [pl.col(name).cast(pl.String) for name, kind in schema.items() if isinstance(kind, pl.Categorical)]
     return frame.with_columns(joined + texts)

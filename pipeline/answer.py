@@ -94,6 +94,11 @@ def _history(recommender: Recommender, wish: Wish) -> Rows:
 def _query_vector(ws: Workspace, recommender: Recommender, query: str) -> Scores:
     if not query.strip():
         raise BadInput("--query is empty: write what is wished for")
+    if recommender.catalog.vectors is not None:
+        raise BadInput(
+            "--query needs item vectors made from texts, but those of this run were given in the catalog: "
+            "prepare it without --map vector, or ask with --history"
+        )
     encoder, settings = _encoder_of_release(ws)
     return np.asarray(recommender.text_vector(encode_texts(encoder, [query], settings))[0])
 

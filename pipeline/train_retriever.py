@@ -14,12 +14,14 @@ from pipeline.run_log import RunLog
 from pipeline.workspace import FitKind, Workspace
 from retrieval.distributed import ALONE, Team
 from retrieval.encode import encode_texts, load_encoder
+from retrieval.finetune import FinetuneMethod
 from retrieval.fit import FittedRetriever, fit_retriever
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
 from retrieval.retriever import Retriever
 from retrieval.trackers import TrackerConfig, told_to, tracker
 from store.artifacts import Verify, artifact_key
 from store.checkpoint import Checkpoints
+from store.errors import BadInput
 
 UNFINISHED = "unfinished"
 
@@ -89,8 +91,14 @@ def _is_whole(ws: Workspace, key: str) -> bool:
 
 
 def base_text_vectors(ws: Workspace, *, log: RunLog) -> Scores:
-    """(N, E) float32 of the catalog's texts by the untuned encoder, made once for each catalog and encoder."""
+    """(N, E) float32 of the catalog's texts by the untuned encoder, made once for each catalog and encoder.
+
+    Vectors that the catalog came with take their place.
+    """
     key = _text_vectors_key(ws)
+    given = ws.dataset.catalog.vectors
+    if given is not None and not ws.run.has("text_vectors", key):
+        ws.run.write_artifact("text_vectors", ws.text_vectors_made_from(), lambda folder: save_vectors(folder, given))
     if not ws.run.has("text_vectors", key):
         texts, settings = ws.dataset.catalog.texts, ws.config.retriever.encoder
         log.say(f"reading {len(texts):,} item texts with {settings.model}")
@@ -111,6 +119,11 @@ def open_retriever(ws: Workspace, fit: FitKind) -> Retriever:
 
 def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Team) -> FittedRetriever:
     settings = ws.config.retriever
+    if ws.dataset.catalog.vectors is not None and settings.finetune.method is not FinetuneMethod.FROZEN:
+        raise BadInput(
+            f"retriever.finetune.method is {settings.finetune.method}, but the item vectors were given in the catalog: "
+            "there is no encoder to tune; set it to frozen, or prepare without --map vector"
+        )
 
     def encoder() -> Any:
         # Tuning needs float32 weights; bfloat16 would lose small updates.
