@@ -9,6 +9,7 @@ import numpy as np
 
 from data.schema import Candidates, Histories, Holdout, Scores
 from fusion.linear import LinearFusion
+from pipeline.memory import less_for_reranker, memory_for
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import UNFINISHED, nobody, open_retriever, train_retriever
 from pipeline.workspace import FitKind, Workspace
@@ -103,18 +104,19 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
     made_from = ws.reranker_made_from(fit)
     belongs_to = {**made_from, "reranker": made_from["config"]}
     del belongs_to["config"]
-    fusion, gate, record = fit_reranker(
-        reranker,
-        task,
-        config=settings,
-        log=log.record,
-        checkpoints=lambda name: Checkpoints(
-            ws.run.root / UNFINISHED / f"reranker-{fit.value}-{name}",
-            belongs_to,
-            config=settings.checkpoint,
-            restart="start anew with 'train-reranker --force'",
-        ),
-    )
+    with memory_for("training the reranker", less_for_reranker(ws.config)):
+        fusion, gate, record = fit_reranker(
+            reranker,
+            task,
+            config=settings,
+            log=log.record,
+            checkpoints=lambda name: Checkpoints(
+                ws.run.root / UNFINISHED / f"reranker-{fit.value}-{name}",
+                belongs_to,
+                config=settings.checkpoint,
+                restart="start anew with 'train-reranker --force'",
+            ),
+        )
     if fit is FitKind.FINAL:
         chosen = ws.run.artifact("reranker", ws.reranker_key(FitKind.EVALUATION), verify=Verify.FULL)
         fusion, gate = LinearFusion.load(chosen / RERANK_FUSION), Gate.load(chosen / RERANK_GATE)

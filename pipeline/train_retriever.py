@@ -10,6 +10,7 @@ import numpy as np
 
 from data.schema import Histories, Holdout, Scores
 from index.faiss_index import FlatIndex
+from pipeline.memory import less_for_towers, memory_for
 from pipeline.run_log import RunLog
 from pipeline.workspace import FitKind, Workspace
 from retrieval.distributed import ALONE, Team
@@ -103,9 +104,12 @@ def base_text_vectors(ws: Workspace, *, log: RunLog) -> Scores:
         texts, settings = ws.dataset.catalog.texts, ws.config.retriever.encoder
         log.say(f"reading {len(texts):,} item texts with {settings.model}")
         encoder = load_encoder(ws.encoder.path_or_id, settings, revision=ws.encoder.revision)
-        vectors = encode_texts(
-            encoder, texts, settings, progress=lambda done, of: log.say(f"  {done:,} of {of:,} texts")
-        )
+        with memory_for(
+            "reading the catalog", f"--set retriever.encoder.batch_size={max(1, settings.batch_size // 4)}"
+        ):
+            vectors = encode_texts(
+                encoder, texts, settings, progress=lambda done, of: log.say(f"  {done:,} of {of:,} texts")
+            )
         ws.run.write_artifact("text_vectors", ws.text_vectors_made_from(), lambda folder: save_vectors(folder, vectors))
     return load_vectors(ws.run.artifact("text_vectors", key, verify=Verify.FULL))
 
@@ -139,7 +143,10 @@ def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Tea
     # Settings under the names by which a user sets them: a refusal to go on tells which one was changed.
     belongs_to = {**made_from, "retriever": made_from["config"]}
     del belongs_to["config"]
-    with tracker(tracking, ws.run.root, name=ws.retriever_key(fit), settings=made_from) as curves:
+    with (
+        tracker(tracking, ws.run.root, name=ws.retriever_key(fit), settings=made_from) as curves,
+        memory_for("training the towers", less_for_towers(ws.config)),
+    ):
         return fit_retriever(
             train,
             ws.dataset.catalog,

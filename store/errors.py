@@ -71,3 +71,9 @@ class FetchFailed(TandemError):
     """An asset that could not be downloaded, or whose bytes are not the pinned ones."""
 
     exit_code = 11
+
+
+class OutOfMemory(TandemError):
+    """Memory ran out; the message names settings that need less."""
+
+    exit_code = 13
