@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from data.schema import ITEM_ID, TIMESTAMP, USER_ID, Catalog, Dataset, Histories
+from data.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Catalog, Dataset, Histories
 from data.vocabulary import Vocabulary
 
 _USER_ROW = "user_row"
@@ -36,8 +36,8 @@ def assemble(log: pl.DataFrame, items: pl.DataFrame, duplicates: Duplicates) -> 
     """User rows by first appearance in `log`, item rows as in `items`, interactions in order.
 
     Args:
-        log: user_id, item_id and, where known, position and timestamp (s), in the order of the file; every item_id
-            is one of `items`.
+        log: user_id, item_id and, where known, position, timestamp (s) and rating, in the order of the file; every
+            item_id is one of `items`.
         items: item_id, title, text, and any other columns.
         duplicates: what to keep of a user's interactions with one item.
 
@@ -62,7 +62,8 @@ def _histories(frame: pl.DataFrame, n_users: int) -> Histories:
     counts = np.bincount(frame[_USER_ROW].to_numpy(), minlength=n_users)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     times = frame[TIMESTAMP].fill_null(Histories.NO_TIME).to_numpy() if TIMESTAMP in frame.columns else None
-    return Histories(frame[_ITEM_ROW].to_numpy(), offsets, times)
+    ratings = frame[RATING].cast(pl.Float32).fill_null(np.nan).to_numpy() if RATING in frame.columns else None
+    return Histories(frame[_ITEM_ROW].to_numpy(), offsets, times, ratings=ratings)
 
 
 def _row_of(ids: pl.Series, vocabulary: pl.Series) -> pl.Series:

@@ -20,6 +20,9 @@ VECTOR = "vector"
 RANK = "rank"
 SCORE = "score"
 
+TRANSITIONS = "transitions"
+"""Name of the source of candidates that counts what followed what."""
+
 NO_ITEM = -1
 """Stands in an array of item rows where a list ends early."""
 
@@ -37,12 +40,14 @@ class Histories:
         timestamps: (R,) int64 Unix seconds beside item_rows, `NO_TIME` where unknown; None without any time.
         asked_at: (B,) int64 Unix seconds of the moment at which each list is asked what comes next, `NO_TIME`
             where unknown; None for the end of the log.
+        ratings: (R,) float32 beside item_rows, NaN where unknown; None in a log without them.
     """
 
     item_rows: Rows
     offsets: Rows
     timestamps: Rows | None = None
     asked_at: Rows | None = None
+    ratings: Scores | None = None
 
     NO_TIME = np.iinfo(np.int64).min
 
@@ -55,17 +60,19 @@ class Histories:
 
     @classmethod
     def joined(cls, parts: Sequence["Histories"]) -> "Histories":
-        """The lists of all parts, one part after another; with times only where every part has them."""
+        """The lists of all parts, one part after another; with times and ratings only where every part has them."""
         lengths = np.concatenate([np.zeros(0, dtype=np.int64), *(part.lengths for part in parts)])
         rows = np.concatenate([np.zeros(0, dtype=np.int64), *(part.item_rows for part in parts)])
         times = [part.timestamps for part in parts if part.timestamps is not None]
         asked = [part.asked_at for part in parts if part.asked_at is not None]
+        ratings = [part.ratings for part in parts if part.ratings is not None]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         return cls(
             rows,
             offsets,
             np.concatenate(times) if times and len(times) == len(parts) else None,
             np.concatenate(asked) if asked and len(asked) == len(parts) else None,
+            np.concatenate(ratings) if ratings and len(ratings) == len(parts) else None,
         )
 
     def __len__(self) -> int:
@@ -89,7 +96,8 @@ class Histories:
         kept = np.bincount(self.list_of_row[mask], minlength=len(self))
         offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
         times = None if self.timestamps is None else self.timestamps[mask]
-        return Histories(self.item_rows[mask], offsets, times, self.asked_at)
+        ratings = None if self.ratings is None else self.ratings[mask]
+        return Histories(self.item_rows[mask], offsets, times, self.asked_at, ratings)
 
     def take(self, places: Rows) -> "Histories":
         """The lists at `places`, in that order."""
@@ -97,9 +105,9 @@ class Histories:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         entries = np.repeat(self.offsets[places] - offsets[:-1], lengths) + np.arange(offsets[-1])
         times = None if self.timestamps is None else self.timestamps[entries]
-        return Histories(
-            self.item_rows[entries], offsets, times, None if self.asked_at is None else self.asked_at[places]
-        )
+        asked_at = None if self.asked_at is None else self.asked_at[places]
+        ratings = None if self.ratings is None else self.ratings[entries]
+        return Histories(self.item_rows[entries], offsets, times, asked_at, ratings)
 
     def asked_after_last(self) -> "Histories":
         """The same lists, each asked at the moment of its last item: when a log is replayed user by user."""

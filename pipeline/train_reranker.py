@@ -18,7 +18,9 @@ from rerank.card import BaseModelName
 from rerank.fit import RerankerRecord, TaskData, fit_reranker, with_reranker_scores
 from rerank.fusion import RERANKER
 from rerank.gate import Gate
+from rerank.grades import rating_scale
 from rerank.kinds import create_reranker
+from rerank.objective import Objective
 from rerank.packed import PackedReranker
 from retrieval.retriever import concatenated
 from store.artifacts import Release, Verify
@@ -77,6 +79,8 @@ def forget_unfinished(ws: Workspace) -> None:
 
 def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[Any], LinearFusion, Gate, RerankerRecord]:
     settings = ws.config.reranker
+    if settings.train.objective is Objective.GRADED:
+        settings = settings.graded_by(lambda stated: rating_scale(ws.dataset.interactions, stated))
     retriever = open_retriever(ws, FitKind.EVALUATION)
     train, learners, selectors = ws.split.train, ws.learners, ws.selectors
     if fit is FitKind.FINAL:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.schema import Scores
 from rerank.adapters import AdapterConfig, is_prefix, plain
+from rerank.head import expected
 from rerank.packed import PackedConfig, PackedReranker, split
 from rerank.packing import Packed, Prompt, pack
 from rerank.prefix_cache import PrefixCache
@@ -57,6 +58,31 @@ class YesNo(torch.nn.Module):
         return scores
 
 
+class GradeTokens(torch.nn.Module):
+    """score = Σ softmax(logits of "1", "2", …) · grade, by the language model's own output map; nothing is trained.
+
+    Args:
+        rows: (G, D) float32 of the output map.
+        grades: (G,) the rating scale, lowest first.
+    """
+
+    rows: torch.Tensor
+    grades: torch.Tensor
+
+    def __init__(self, rows: torch.Tensor, grades: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows)
+        self.register_buffer("grades", torch.tensor(grades, dtype=torch.float32))
+
+    def logits(self, states: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """(ΣK, G) float32 from the states (L, D) at the end of each candidate."""
+        return states[packed.candidate_ends].float() @ self.rows.T
+
+    def forward(self, states: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """(ΣK,) expected ratings."""
+        return expected(self.logits(states, packed), self.grades)
+
+
 class DecoderReranker(PackedReranker[DecoderConfig]):
     """Reranker of the Llama family: the history's keys and values are computed once and kept for its next request."""
 
@@ -77,10 +103,13 @@ class DecoderReranker(PackedReranker[DecoderConfig]):
         )
 
     @classmethod
-    def new_head(cls, backbone: Any, config: DecoderConfig) -> YesNo:
-        """By the rows of "yes" and "no"."""
+    def new_head(cls, backbone: Any, config: DecoderConfig) -> YesNo | GradeTokens:
+        """By the rows of "yes" and "no", or of the numbers that stand for the grades."""
         tokenizer = _tokenizer(Path(backbone.config._name_or_path))
         output = backbone.get_output_embeddings().weight.detach().float()
+        if config.grades:
+            numbers = [_one_token(tokenizer, str(number + 1)) for number in range(len(config.grades))]
+            return GradeTokens(output[numbers], config.grades)
         yes, no = yes_and_no(tokenizer)
         return YesNo(output[yes] - output[no])
 
@@ -88,7 +117,7 @@ class DecoderReranker(PackedReranker[DecoderConfig]):
     def new_prompter(cls, model_dir: Path, config: DecoderConfig) -> Prompter:
         """In plain words."""
         tokenizer = _tokenizer(model_dir)
-        return Prompter(tokenizer, config.prompt, decoder_wording(tokenizer))
+        return Prompter(tokenizer, config.prompt, decoder_wording(tokenizer, grades=len(config.grades)))
 
     def states(self, packed: Packed, row: Row) -> torch.Tensor:
         """(L, D) of the last layer, after its norm."""

@@ -15,9 +15,10 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.modules import LogitScore
 
 from rerank import adapters
+from rerank.backbone import without_progress_bars
 from rerank.card import CARD_FILE, HEAD_FILE
 from rerank.decoder import DecoderReranker, yes_and_no
-from rerank.packed import PackedReranker, without_progress_bars
+from rerank.packed import PackedReranker
 from rerank.prompt import BULLET, NEWLINE, OPENING, QUESTION
 from store.errors import BadInput, Mismatch
 
@@ -52,6 +53,11 @@ def export_reranker(reranker: PackedReranker[Any], folder: Path, shape: Shape) -
         raise BadInput(
             "sentence-transformers' CrossEncoder has no head like that of an encoder reranker: export it as merged, or"
             " train a decoder"
+        )
+    if shape is Shape.CROSS_ENCODER and reranker.config.grades:
+        raise BadInput(
+            "sentence-transformers' CrossEncoder answers yes or no, and this reranker expects ratings: export it as"
+            " merged, or train another with the objective listwise"
         )
     merged = reranker if reranker.is_merged else reranker.merged()
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rerank.hints import Hint
 from rerank.packing import NO_AGE, Ids, Prompt
 from store.errors import BadInput
 
@@ -24,6 +25,11 @@ class PromptConfig(BaseModel):
     )
     max_item_tokens: int = Field(20, ge=2, description="tokens of one history item, its end mark included")
     max_candidate_tokens: int = Field(20, ge=2, description="tokens of one candidate, its end mark included")
+    hint: Hint = Field(
+        Hint.NONE,
+        description="word before a candidate's text for what retrieval knows of it: its rank, how it followed the "
+        "history (transitions), or none",
+    )
 
     @model_validator(mode="after")
     def _a_block_fits(self) -> "PromptConfig":
@@ -76,10 +82,15 @@ def bert_wording(tokenizer: Any) -> Wording:
 OPENING = "Items that one person chose, oldest first:\n"
 QUESTION = "Would this person choose the next one, too? Answer yes or no.\n"
 BULLET, NEWLINE, ANSWER = "-", "\n", "\nAnswer:"
+GRADED_QUESTION = "How would this person rate the next one, from 1 to {grades}?\n"
+RATING = "\nRating:\n"
 
 
-def decoder_wording(tokenizer: Any) -> Wording:
+def decoder_wording(tokenizer: Any, *, grades: int = 0) -> Wording:
     """A list of lines, a question, and for each candidate its line and `Answer:`, after which yes or no would follow.
+
+    With `grades`, the question is for a rating, and a number from 1 to that would follow on a line of its own, where
+    tokenizers give it without a blank.
 
     Every piece begins or ends with a line break, where byte-pair tokenizers cut anyway: the pieces' tokens are
     those of the whole text.
@@ -93,9 +104,9 @@ def decoder_wording(tokenizer: Any) -> Wording:
         start=np.concatenate([np.array(begin, dtype=np.int64), ids(OPENING)]),
         before_item=ids(BULLET),
         after_item=ids(NEWLINE),
-        ask=ids(QUESTION),
+        ask=ids(GRADED_QUESTION.format(grades=grades) if grades else QUESTION),
         before_candidate=ids(BULLET),
-        after_candidate=ids(ANSWER),
+        after_candidate=ids(RATING if grades else ANSWER),
         lead=" ",
     )
 

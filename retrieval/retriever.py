@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data import schema
 from data.schema import NO_ITEM, Candidates, Histories, Rows, Scores
 from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
@@ -22,7 +23,7 @@ from retrieval.trend import Trend
 from retrieval.user_tower import UserTowerKind
 from retrieval.words import Words
 
-TRANSITIONS = "transitions"
+TRANSITIONS = schema.TRANSITIONS
 TEXT = "text profile"
 LAST_TEXT = "text of the last item"
 LIKENESS = "likeness to the history"
