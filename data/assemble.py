@@ -1,5 +1,7 @@
 """Validated rows of a log and a catalog, as a Dataset of rows."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import Literal
 
@@ -32,7 +34,9 @@ class Order(StrEnum):
     FILE = "file"
 
 
-def assemble(log: pl.DataFrame, items: pl.DataFrame, duplicates: Duplicates) -> tuple[Dataset, Order, int]:
+def assemble(
+    log: pl.DataFrame, items: pl.DataFrame, duplicates: Duplicates, *, about: Mapping[str, str] | None = None
+) -> tuple[Dataset, Order, int]:
     """User rows by first appearance in `log`, item rows as in `items`, interactions in order.
 
     Args:
@@ -40,6 +44,7 @@ def assemble(log: pl.DataFrame, items: pl.DataFrame, duplicates: Duplicates) -> 
             item_id is one of `items`.
         items: item_id, title, text, and any other columns.
         duplicates: what to keep of a user's interactions with one item.
+        about: user_id → words on that user.
 
     Returns:
         The data set, what ordered it, and how many repeated interactions were dropped.
@@ -54,7 +59,11 @@ def assemble(log: pl.DataFrame, items: pl.DataFrame, duplicates: Duplicates) -> 
         keep: Literal["first", "last"] = "first" if duplicates == Duplicates.KEEP_FIRST else "last"
         frame = frame.unique(subset=[_USER_ROW, _ITEM_ROW], keep=keep, maintain_order=True)
     catalog = Catalog(items, Vocabulary(items[ITEM_ID].to_list()))
-    dataset = Dataset(_histories(frame, len(users)), Vocabulary(users.to_list(), noun="user"), catalog)
+    histories = _histories(frame, len(users))
+    if about is not None:
+        words = np.array([about.get(user_id, "") for user_id in users.to_list()], dtype=np.object_)
+        histories = replace(histories, about=words)
+    dataset = Dataset(histories, Vocabulary(users.to_list(), noun="user"), catalog)
     return dataset, order, len(log) - len(frame)
 
 

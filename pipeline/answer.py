@@ -59,11 +59,18 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
         load_stages(ws.run, ws.run.release()), ws.config.recommending, spent_today=Ledger.read(ledger).today.fed_tokens
     )
     history = _history(recommender, wish)
+    about = recommender.about_of(wish.user) if wish.user is not None else ""
     vector = _query_vector(ws, recommender, wish.query) if wish.query is not None else None
     # The first pass through a model pays for its threads and caches; the cost line is of a warm one.
     for _ in range(2):
         found = recommender.recommend(
-            history, k=wish.k, depth=wish.depth, rerank=wish.rerank, budget=wish.budget, query_vector=vector
+            history,
+            k=wish.k,
+            depth=wish.depth,
+            rerank=wish.rerank,
+            budget=wish.budget,
+            query_vector=vector,
+            about=about,
         )
         add_to_ledger(ledger, found.cost.spent)
     if as_json:

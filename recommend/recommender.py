@@ -167,6 +167,14 @@ class Recommender:
         """
         return self.interactions[self.users.row(user_id)]
 
+    def about_of(self, user_id: str) -> str:
+        """What the users table told of a known user, in words; empty without one.
+
+        Raises:
+            UnknownId: when the log has no such user.
+        """
+        return self.interactions.about_of(self.users.row(user_id))
+
     def recommend(
         self,
         history: Rows,
@@ -176,6 +184,7 @@ class Recommender:
         rerank: Rerank = Rerank.AUTO,
         budget: Budget | None = None,
         query_vector: Scores | None = None,
+        about: str = "",
     ) -> Answer:
         """The best k items for one history, each with its reasons, and what they cost.
 
@@ -186,13 +195,14 @@ class Recommender:
             rerank: `ALWAYS` shows the reranker's places and scores even where they do not count.
             budget: what the answer may cost; what was left out for it stands in the answer.
             query_vector: (E,) text vector of a free-text wish, which then takes the history's place.
+            about: what is known of the user, in words, as `about_of` tells it of those in the log.
 
         Raises:
             BadInput: when k is not positive or larger than the catalog.
         """
         k = self.config.k if k is None else k
         self.check_k(k)
-        histories = Histories.of([history.tolist()])
+        histories = Histories.of([history.tolist()], about=[about])
         started = time.perf_counter()
         basis, retrieved = self._retrieve(histories, max(k, self.config.candidates), query_vector)
         after_retrieval = time.perf_counter()

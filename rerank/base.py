@@ -21,6 +21,7 @@ class RerankRequest:
         limits: cap → tokens that may go through the model; what does not fit is left out as `budget.plan` says.
         max_ms: milliseconds that reading may take, a cap like the others.
         hints: kind → (k,) what retrieval knows of each candidate, for rerankers whose prompts tell it.
+        about: what is known of the user, in words; it is read before the history and never left out.
     """
 
     history: tuple[str, ...]
@@ -28,6 +29,7 @@ class RerankRequest:
     limits: Mapping[Cap, int] = field(default_factory=dict)
     max_ms: float | None = None
     hints: Mapping[Hint, Sequence[int]] = field(default_factory=dict)
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)

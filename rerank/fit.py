@@ -282,7 +282,12 @@ def request_of(texts: Sequence[str], candidates: Candidates, histories: Historie
     there = candidates.present[place]
     rows = candidates.item_rows[place][there]
     hints = {kind: codes[0][there].tolist() for kind, codes in hint_codes(candidates.take(np.array([place]))).items()}
-    return RerankRequest(tuple(texts[row] for row in histories[place]), tuple(texts[row] for row in rows), hints=hints)
+    return RerankRequest(
+        tuple(texts[row] for row in histories[place]),
+        tuple(texts[row] for row in rows),
+        hints=hints,
+        about=histories.about_of(place),
+    )
 
 
 def _for_round(config: RerankTrainConfig, share: float, *, hard: bool = False) -> RerankTrainConfig:

@@ -68,6 +68,7 @@ def rated_lists(
     scale = np.array(grades, dtype=np.float32)
     place_of = np.where(np.isnan(histories.ratings), NO_ITEM, np.searchsorted(scale, histories.ratings))
     prefixes: list[list[int]] = []
+    owners: list[int] = []
     items: list[Rows] = []
     given: list[Rows] = []
     for user in range(len(histories)):
@@ -76,12 +77,13 @@ def rated_lists(
             rated = start + np.flatnonzero(own[start : start + size] != NO_ITEM)
             if len(rated):
                 prefixes.append(rows[:start].tolist())
+                owners.append(user)
                 items.append(_padded(rows[rated], size))
                 given.append(_padded(own[rated], size))
     shape = (len(items), size)
     return TrainingLists(
         texts,
-        Histories.of(prefixes),
+        Histories.of(prefixes, about=None if histories.about is None else histories.about[owners].tolist()),
         np.full(len(items), NO_ITEM, dtype=np.int64),
         np.array(items, dtype=np.int64).reshape(shape),
         grades=np.array(given, dtype=np.int64).reshape(shape),

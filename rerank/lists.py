@@ -70,7 +70,7 @@ class TrainingLists:
         """The same examples, of whose histories only the last item is known; all negatives are easy ones."""
         rows = self.histories.last(1)[:, 0]
         offsets = np.concatenate([[0], np.cumsum(rows != NO_ITEM)]).astype(np.int64)
-        last = Histories(rows[rows != NO_ITEM], offsets)
+        last = Histories(rows[rows != NO_ITEM], offsets, about=self.histories.about)
         none = np.empty((len(self), 0), dtype=np.int64)
         return TrainingLists(self.texts, last, self.targets, none, self.easy_weights)
 
@@ -203,18 +203,21 @@ def earlier_positions(
     """
     prefixes: list[Rows] = []
     targets: list[int] = []
+    owners: list[int] = []
     for place in range(len(histories)):
         rows = histories[place]
         possible = np.arange(min_history, len(rows))
         for position in rng.permutation(possible)[:per_user].tolist():
             prefixes.append(rows[:position])
             targets.append(int(rows[position]))
+            owners.append(place)
+    about = None if histories.about is None else histories.about[owners]
     lengths = [len(prefix) for prefix in prefixes]
     flat = np.concatenate([np.empty(0, dtype=np.int64), *prefixes])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     no_candidates = np.empty((len(targets), 0), dtype=np.int64)
     return TrainingLists(
-        texts, Histories(flat, offsets), np.array(targets, dtype=np.int64), no_candidates, easy_weights
+        texts, Histories(flat, offsets, about=about), np.array(targets, dtype=np.int64), no_candidates, easy_weights
     )
 
 

@@ -339,9 +339,10 @@ class PackedReranker(ABC, Generic[ConfigT]):
     def prompt_of(self, request: RerankRequest) -> Prompt:
         """What a request makes the model read if nothing caps it."""
         hint = self.config.prompt.hint
-        ids = self.prompter.tokenize([*request.history, *led(request.candidates, hint, request.hints.get(hint))])
+        candidates = led(request.candidates, hint, request.hints.get(hint))
+        about, *ids = self.prompter.tokenize([request.about, *request.history, *candidates])
         known = len(request.history)
-        return self.prompter.prompt(ids[:known], ids[known:])
+        return self.prompter.prompt(ids[:known], ids[known:], about=about)
 
     @classmethod
     def _backbone(cls, model_dir: Path, config: ConfigT) -> Any:

@@ -174,12 +174,13 @@ class Prompter:
                 del self._ids[oldest]
         return [known[text] for text in texts]
 
-    def prompt(self, history: Sequence[Ids], candidates: Sequence[Ids]) -> Prompt:
+    def prompt(self, history: Sequence[Ids], candidates: Sequence[Ids], *, about: Ids | None = None) -> Prompt:
         """One prompt from the ids that `tokenize` gave.
 
         Args:
             history: ids of each item, oldest first.
             candidates: ids of each candidate.
+            about: ids of what is known of the user, which stands before the history like one more item.
         """
         wording = self.wording
         item_limit = self.config.max_item_tokens - len(wording.before_item) - len(wording.after_item)
@@ -191,12 +192,15 @@ class Prompter:
         block = self.config.history_block_items
         recent = history[max(0, -(-surplus // block) * block) :]
         items = [np.concatenate([wording.before_item, ids[:item_limit], wording.after_item]) for ids in recent]
-        around = wording.around_history
+        start = wording.start
+        if about is not None and len(about):
+            start = np.concatenate([start, wording.before_item, about[:item_limit], wording.after_item])
+        around = len(start) + len(wording.ask)
         items = items[first_kept([len(ids) for ids in items], self.config, around=around) :]
         ages = np.repeat(np.arange(len(items))[::-1], [len(ids) for ids in items])
-        outside = [np.full(len(part), NO_AGE) for part in (wording.start, wording.ask)]
+        outside = [np.full(len(part), NO_AGE) for part in (start, wording.ask)]
         return Prompt(
-            prefix=np.concatenate([wording.start, *items, wording.ask]),
+            prefix=np.concatenate([start, *items, wording.ask]),
             ages=np.concatenate([outside[0], ages, outside[1]]).astype(np.int64),
             candidates=tuple(
                 np.concatenate([wording.before_candidate, ids[:candidate_limit], wording.after_candidate])

@@ -282,11 +282,12 @@ class _Training:
     def _prompt(self, ids: Sequence[Ids], lists: TrainingLists, place: int, drawn: DrawnList) -> Prompt:
         prompter = self.reranker.prompter
         history = [ids[row] for row in lists.histories[place].tolist()]
+        (about,) = prompter.tokenize([lists.histories.about_of(place)])
         rows = drawn.item_rows.tolist()
         if drawn.hints is None:
-            return prompter.prompt(history, [ids[row] for row in rows])
+            return prompter.prompt(history, [ids[row] for row in rows], about=about)
         texts = led([lists.texts[row] for row in rows], prompter.config.hint, drawn.hints.tolist())
-        return prompter.prompt(history, prompter.tokenize(texts))
+        return prompter.prompt(history, prompter.tokenize(texts), about=about)
 
     def _drawn_once(self, lists: TrainingLists | None, most: int) -> tuple[list[Prompt], list[DrawnList]] | None:
         """At most so many lists that hold their target, always the same; None where there are none."""

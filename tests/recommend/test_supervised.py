@@ -116,12 +116,19 @@ def broken() -> Reranker:
 
 
 def test_a_model_that_cannot_be_loaded_is_told(capfd: pytest.CaptureFixture[str]) -> None:
-    with SupervisedReranker(broken, timeout_s=1.0, start_s=1.0) as found:
-        with pytest.raises(RerankerFailure, match="not loaded within 1 s"):
-            found.wait_until_ready()
+    with SupervisedReranker(broken, timeout_s=1.0, start_s=60.0) as found:
+        deadline = time.monotonic() + 60.0
+        while not found.failures["start"] and time.monotonic() < deadline:
+            time.sleep(0.05)
         with pytest.raises(RerankerFailure, match="being started"):
             found.score([REQUEST])
     assert "no such model" in capfd.readouterr().err
+
+
+def test_a_model_that_takes_too_long_to_load_is_told(model: Path) -> None:
+    with SupervisedReranker(partial(faulty, model), timeout_s=1.0, start_s=0.01) as found:
+        with pytest.raises(RerankerFailure, match=r"not loaded within 0\.01 s"):
+            found.wait_until_ready()
 
 
 def test_closing_ends_the_child(model: Path) -> None:
