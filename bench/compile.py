@@ -21,13 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
+from transformers import AttentionInterface
 
 from bench.record import ROOT, record
-from rerank import shared_prefix
 from rerank.base import RerankRequest
 from rerank.card import BaseModelName
 from rerank.encoder import EncoderConfig, EncoderReranker
 from rerank.prompt import PromptConfig
+from rerank.shared_prefix import NAME, attention
 from store.assets import local_folder, resolve_model
 
 FILE = "reranker.json"
@@ -76,8 +77,8 @@ def _reranker() -> EncoderReranker:
 
 
 def _compiled(backbone: Any) -> Any:
-    plain = torch.compiler.disable(shared_prefix.attention)
-    shared_prefix.AttentionInterface.register(shared_prefix.NAME, plain)
+    plain = torch.compiler.disable(attention)  # type: ignore[no-untyped-call]
+    AttentionInterface.register(NAME, plain)
     return torch.compile(backbone, dynamic=True)
 
 

@@ -25,7 +25,7 @@ from rerank.fusion import FOLDS, TRANSFORMS, crossed_gains
 from rerank.gate import Gate
 from rerank.packed import PackedReranker
 from rerank.precision import Precision, at_precision
-from store.errors import CorruptArtifact, Mismatch, MissingStep
+from store.errors import BadInput, CorruptArtifact, Mismatch, MissingStep
 
 MILLION = 1_000_000
 UNUSABLE = (CorruptArtifact, Mismatch, MissingStep)
@@ -84,7 +84,12 @@ def measure_frontier(ws: Workspace, recommender: Recommender, holdout: Holdout, 
             continue
         for precision in sweep.precisions:
             log.say(f"frontier: {name}, {precision}, {len(asked):,} users, {deepest} deep")
-            bench = _Bench(ws, name, at_precision(reranker, precision), precision, asked, fitting, retrieval_ms)
+            try:
+                precise = at_precision(reranker, precision)
+            except BadInput as error:
+                log.say(f"frontier: {name} in {precision} is left out: {error}")
+                continue
+            bench = _Bench(ws, name, precise, precision, asked, fitting, retrieval_ms)
             points += bench.points(without)
             if precision is Precision.FLOAT32:
                 whole.append(bench.whole_catalog(recommender))

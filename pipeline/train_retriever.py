@@ -10,6 +10,7 @@ import numpy as np
 
 from data.schema import Histories, Holdout, Scores
 from index.faiss_index import FlatIndex
+from pipeline.distil import distil_retriever, untaught
 from pipeline.memory import less_for_towers, memory_for
 from pipeline.run_log import RunLog
 from pipeline.workspace import FitKind, Workspace
@@ -62,6 +63,8 @@ def train_retriever(
             if force:
                 shutil.rmtree(ws.run.root / UNFINISHED, ignore_errors=True)
         team.wait()
+        if ws.config.retriever.distil.teacher is not None:
+            return _taught(ws, fit=fit, log=log, team=team)
         fitted = _fit(ws, base_text_vectors(ws, log=log), fit=fit, log=log, team=team)
         if not team.leads:
             team.wait()
@@ -82,6 +85,17 @@ def train_retriever(
         team.wait()
     log.record({"event": "retriever", "key": made, "fit": fit.value})
     return made
+
+
+def _taught(ws: Workspace, *, fit: FitKind, log: RunLog, team: Team) -> str:
+    """The retriever without a teacher, made where it is missing, and its user towers taught; returns the key."""
+    base = untaught(ws)
+    train_retriever(base, log=log, fit=fit, team=team)
+    if team.leads:
+        made = distil_retriever(ws, open_retriever(base, fit), fitted_on(ws, fit), fit=fit, log=log)
+        log.record({"event": "retriever", "key": made, "fit": fit.value})
+    team.wait()
+    return ws.retriever_key(fit)
 
 
 def _is_whole(ws: Workspace, key: str) -> bool:

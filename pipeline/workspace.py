@@ -101,12 +101,16 @@ class Workspace:
     def retriever_made_from(self, fit: FitKind) -> dict[str, Any]:
         """Of the retriever."""
         earlier = {"left_out": self.config.reranker.earlier_targets} if fit is FitKind.EARLIER else {}
+        config = self.config.retriever.model_dump(mode="json", exclude=NOT_MADE_FROM)
+        if self.config.retriever.distil.teacher is None:
+            # How it would teach makes nothing: a retriever without a teacher is the one that a taught one begins from.
+            del config["distil"]
         return {
             **earlier,
             "dataset": self.fingerprint,
             "split": self.config.split.model_dump(mode="json"),
             "encoder": self.encoder.fingerprint,
-            "config": self.config.retriever.model_dump(mode="json", exclude=NOT_MADE_FROM),
+            "config": config,
             "fit": fit.value,
         }
 

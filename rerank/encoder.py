@@ -33,7 +33,7 @@ class EncoderReranker(PackedReranker[EncoderConfig]):
     model_types = frozenset({"bert"})
 
     @classmethod
-    def read_backbone(cls, model_dir: Path) -> Any:
+    def read_backbone(cls, model_dir: Path, config: EncoderConfig) -> Any:
         """The model without a head of its own; dropout of its own would fight the adapter's."""
         return AutoModel.from_pretrained(
             str(model_dir),

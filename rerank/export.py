@@ -20,6 +20,7 @@ from rerank.card import CARD_FILE, HEAD_FILE
 from rerank.decoder import DecoderReranker, yes_and_no
 from rerank.packed import PackedReranker
 from rerank.prompt import BULLET, NEWLINE, OPENING, QUESTION
+from rerank.quantization import is_quantized
 from store.errors import BadInput, Mismatch
 
 TOLERANCE = 2e-3
@@ -48,6 +49,10 @@ def export_reranker(reranker: PackedReranker[Any], folder: Path, shape: Shape) -
         raise BadInput(
             f"an adapter of kind {reranker.config.adapter.kind.value!r} cannot be added into the weights: its folder in"
             " the run is its export"
+        )
+    if is_quantized(adapters.plain(reranker.backbone)):
+        raise BadInput(
+            "an adapter over weights of four bits cannot be added into them: its folder in the run is its export"
         )
     if shape is Shape.CROSS_ENCODER and not isinstance(reranker, DecoderReranker):
         raise BadInput(
@@ -79,7 +84,7 @@ def _as_model(merged: PackedReranker[Any], folder: Path) -> np.ndarray:
     card = {"kind": merged.kind, "base": merged.base.name, "config": merged.config.model_dump(mode="json")}
     (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     again = type(merged)(
-        backbone=type(merged).read_backbone(folder),
+        backbone=type(merged).read_backbone(folder, merged.config),
         head=merged.head,
         prompter=type(merged).new_prompter(folder, merged.config),
         base=merged.base,

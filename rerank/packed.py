@@ -88,7 +88,7 @@ class PackedReranker(ABC, Generic[ConfigT]):
 
     @classmethod
     @abstractmethod
-    def read_backbone(cls, model_dir: Path) -> Any:
+    def read_backbone(cls, model_dir: Path, config: ConfigT) -> Any:
         """The model, as transformers reads it; OSError, ValueError or SafetensorError where it cannot be read."""
 
     @classmethod
@@ -332,9 +332,10 @@ class PackedReranker(ABC, Generic[ConfigT]):
         return self.scores_of(self._states(packed, row, autocast), packed)
 
     def _states(self, packed: Packed, row: Row, autocast: torch.dtype | None) -> torch.Tensor:
-        """(L, D) float32 of the last layer."""
-        with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
-            return self.states(packed, row).float()
+        """(L, D) float32 of the last layer, on the CPU, where the head is; the model may be on a GPU."""
+        device = adapters.plain(self.backbone).device.type
+        with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+            return self.states(packed, row).float().cpu()
 
     def prompt_of(self, request: RerankRequest) -> Prompt:
         """What a request makes the model read if nothing caps it."""
@@ -347,7 +348,7 @@ class PackedReranker(ABC, Generic[ConfigT]):
     @classmethod
     def _backbone(cls, model_dir: Path, config: ConfigT) -> Any:
         return frozen_backbone(
-            lambda: cls.read_backbone(model_dir),
+            lambda: cls.read_backbone(model_dir, config),
             model_dir,
             model_types=cls.model_types,
             prompt=config.prompt,

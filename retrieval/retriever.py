@@ -12,6 +12,7 @@ from data import schema
 from data.schema import NO_ITEM, Candidates, Histories, Rows, Scores
 from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
+from retrieval.distil import DistilConfig
 from retrieval.encode import EncoderConfig
 from retrieval.ensemble import TowerEnsemble
 from retrieval.finetune import FinetuneConfig
@@ -42,6 +43,7 @@ class RetrieverConfig(BaseModel):
     recency: TowerConfig = Field(TowerConfig(), description="towers that sum up the last items")
     sequence: SequenceConfig = Field(SequenceConfig(), description="towers that read the last items in order")
     train: TrainConfig = Field(TrainConfig(), description="training of the towers")
+    distil: DistilConfig = Field(DistilConfig(), description="what a reranker teaches the user towers afterwards")
     transitions: TransitionsConfig = Field(TransitionsConfig(), description="counted item → item transitions")
     tune_transitions: bool = Field(True, description="choose history length, decay and column power on validation")
     per_source: int = Field(200, ge=1, description="items that each source brings to the union, at least")
