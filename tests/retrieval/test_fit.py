@@ -12,8 +12,9 @@ from data.schema import Histories, Holdout
 from fusion.linear import LinearFusion, Transform
 from index.faiss_index import FlatIndex
 from retrieval import fit as fit_module
-from retrieval.fit import FittedRetriever, _fit_transitions, drawn, fit_retriever, recent_popularity, with_fitted_fusion
+from retrieval.fit import FittedRetriever, drawn, fit_retriever, with_fitted_fusion
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
+from retrieval.groundwork import fit_transitions, recent_popularity
 from retrieval.retriever import TEXT, TRANSITIONS, Retriever, RetrieverConfig
 from retrieval.train import TrainRecord
 from retrieval.validation import next_item_ndcg10
@@ -190,7 +191,7 @@ def test_only_a_log_without_time_may_count_pairs_the_same_both_ways(timed):
     backwards = Histories.of([[row] for row in range(N)]), Histories.of([[(row - 1) % N] for row in range(N)])
     asked = Holdout("validation", np.arange(N), *backwards)
     nobody_speaks = sp.csr_matrix((N, N), dtype=np.float32)
-    found = _fit_transitions(train, nobody_speaks, validation=asked, config=config(), log=log.append, recipe=None)
+    found = fit_transitions(train, nobody_speaks, validation=asked, config=config(), log=log.append, chosen=None)
     assert (found.config.backward, found.config.gap_decay) == ((0.5, 0.8) if timed else (1.0, 1.0))
 
 
