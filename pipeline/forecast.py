@@ -86,7 +86,7 @@ def _tower_minutes(ws: Workspace) -> float:
     train = ws.split.train
     counts = np.bincount(train.item_rows, minlength=len(ws.dataset.catalog))
     settings = ws.config.retriever
-    items = settings.train.sampled_items if samples_softmax(counts) else int((counts > 0).sum())
+    items = settings.train.sampled_items if samples_softmax(counts, settings.train.softmax) else int((counts > 0).sum())
     positions = max(len(train.item_rows) - int((train.lengths > 0).sum()), 0)
     return sum(
         tower_operations(config, positions=positions, items=items)

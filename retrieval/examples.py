@@ -14,8 +14,8 @@ class Examples(Protocol):
     """What a user tower learns from; a position is one place of a history with the item that followed."""
 
     @property
-    def positions(self) -> int:
-        """How many items are asked for in one pass over all examples."""
+    def targets(self) -> Rows:
+        """(P,) the items that one pass over all examples asks for."""
         ...
 
     def batches(self, positions: int, rng: np.random.Generator) -> list[Rows]:
@@ -49,9 +49,9 @@ class Positions:
         return len(self.target)
 
     @property
-    def positions(self) -> int:
+    def targets(self) -> Rows:
         """See Examples."""
-        return len(self)
+        return self.target
 
     def batches(self, positions: int, rng: np.random.Generator) -> list[Rows]:
         """See Examples."""
@@ -90,9 +90,11 @@ class Windows:
         return len(self.start)
 
     @property
-    def positions(self) -> int:
+    def targets(self) -> Rows:
         """See Examples."""
-        return int((self.end - self.start - 1).sum())
+        length = self.end - self.start - 1
+        first = np.repeat(self.start + 1 - (np.cumsum(length) - length), length)
+        return self.item_rows[first + np.arange(len(first))]
 
     def batches(self, positions: int, rng: np.random.Generator) -> list[Rows]:
         """Windows of like length together, so that little is padded; lengths within a factor of 1.2 mix."""

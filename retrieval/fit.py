@@ -177,7 +177,8 @@ class _Training:
     def _untrained(self, kind: UserTowerKind, copy: int, text: Scores) -> Member:
         """A member with the initial weights of its seed."""
         torch.manual_seed(self._seed(copy))
-        sparse = samples_softmax(np.bincount(self.train.item_rows, minlength=len(text)))
+        taken = np.bincount(self.train.item_rows, minlength=len(text))
+        sparse = samples_softmax(taken, self.config.train.softmax)
         return Member(kind, copy, TwoTowers(torch.from_numpy(text), self.config.towers[kind], sparse=sparse))
 
     def _trained(
