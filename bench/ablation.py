@@ -39,6 +39,7 @@ from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.finetune import EncoderTuner, FinetuneConfig
 from retrieval.fit import drawn, fitted_fusion, with_fitted_fusion
 from retrieval.groundwork import Groundwork
+from retrieval.history_reader import HistoryReader
 from retrieval.objective import Softmax, samples_softmax
 from retrieval.retriever import TRANSITIONS, Retriever
 from retrieval.towers import TwoTowers
@@ -48,7 +49,7 @@ from store.artifacts import Run
 
 TOP = 100
 METRICS = ("ndcg@10", "recall@10", "recall@100")
-RECENCY, SEQUENCE = UserTowerKind.RECENCY, UserTowerKind.SEQUENCE
+RECENCY, SEQUENCE, WORDED = UserTowerKind.RECENCY, UserTowerKind.SEQUENCE, UserTowerKind.TEXT
 TEXT_ONLY: dict[str, Any] = {"residual_dim": 0}
 IDS_ONLY: dict[str, Any] = {"text_dim": 0}
 
@@ -92,6 +93,18 @@ class Bench:
         return np.bincount(self.ws.split.train.item_rows, minlength=len(self.ws.dataset.catalog))
 
     @cached_property
+    def reader(self) -> HistoryReader:
+        """Reads histories by the frozen encoder."""
+        source = self.ws.encoder
+        return HistoryReader(
+            self.ws.dataset.catalog.texts,
+            self.text_vectors,
+            load_encoder=lambda settings: load_encoder(source.path_or_id, settings, revision=source.revision),
+            config=self.ws.config.retriever.reading,
+            say=self.log.say,
+        )
+
+    @cached_property
     def groundwork(self) -> Groundwork:
         """What is counted and not trained."""
         return Groundwork.lay(
@@ -120,11 +133,12 @@ class Bench:
         settings, ws = self.ws.config.retriever.suited(self.ws.split.train), self.ws
         key = json.dumps([kind, changes, training, name])
         if key not in self.trained:
-            config = settings.towers[kind].model_copy(update={"copies": 1, **(changes or {})})
+            config = getattr(settings, kind).model_copy(update={"copies": 1, **(changes or {})})
             train = settings.train.model_copy(update={"budget_minutes": self.minutes, **(training or {})})
             torch.manual_seed(1)
             text = torch.from_numpy(centred(self.text_vectors if vectors is None else vectors))
-            model = TwoTowers(text, config, sparse=samples_softmax(self.counts, train.softmax))
+            reader = self.reader if kind is WORDED else None
+            model = TwoTowers(text, config, sparse=samples_softmax(self.counts, train.softmax), reader=reader)
             record = train_towers(
                 model,
                 ws.split.train,
@@ -208,6 +222,12 @@ def fused(bench: Bench) -> tuple[Candidates, float]:
     return bench.retriever_of_both.candidates(bench.asked.histories, TOP), bench.minutes_of_both
 
 
+def fused_with_text(bench: Bench) -> tuple[Candidates, float]:
+    """All sources, over three kinds of towers."""
+    retriever = bench.retriever((RECENCY, SEQUENCE, WORDED))
+    return retriever.candidates(bench.asked.histories, TOP), bench.minutes_of_both + bench.towers(WORDED).minutes
+
+
 def fused_without_transitions(bench: Bench) -> tuple[Candidates, float]:
     """The towers' candidates alone, ordered by all sources but transitions, weighed anew."""
     retriever = bench.retriever_of_both
@@ -262,12 +282,14 @@ ROWS: dict[str, Row] = {
     "sequence": _tower_row("sequence", "text and ids", "recency", kind=SEQUENCE),
     "sequence-text": _tower_row("sequence", "text alone", "sequence", kind=SEQUENCE, changes=TEXT_ONLY),
     "sequence-ids": _tower_row("sequence", "ids alone: SASRec", "sequence", kind=SEQUENCE, changes=IDS_ONLY),
+    "text": _tower_row("text", "history in words; reading not counted", "recency", kind=WORDED),
     "towers": Row("recency + sequence", "one search", "sequence", both_in_one_search),
     "transitions": Row("transitions", "counted, nothing trained", "recency", counted_alone),
     "fused": Row("all sources", "fused", "towers", fused),
     "fused-without-transitions": Row(
         "all sources", "without transitions, as candidates and as a column", "fused", fused_without_transitions
     ),
+    "fused-with-text": Row("all sources", "and text towers", "fused", fused_with_text),
     "sampled": _tower_row("recency, loss", "softmax over 4,096 drawn items", "recency", kind=RECENCY, training=SAMPLED),
     "in-batch": _tower_row(
         "recency, negatives",

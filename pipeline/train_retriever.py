@@ -13,7 +13,7 @@ from index.faiss_index import FlatIndex
 from pipeline.run_log import RunLog
 from pipeline.workspace import FitKind, Workspace
 from retrieval.distributed import ALONE, Team
-from retrieval.encode import encode_texts, load_encoder
+from retrieval.encode import EncoderConfig, encode_texts, load_encoder
 from retrieval.fit import FittedRetriever, fit_retriever
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
 from retrieval.retriever import Retriever
@@ -106,16 +106,14 @@ def open_retriever(ws: Workspace, fit: FitKind) -> Retriever:
     """The retriever of this workspace with a flat index made on the spot, for use before one is published."""
     folder = ws.run.artifact("retriever", ws.retriever_key(fit), verify=Verify.FULL)
     vectors = load_vectors(ws.run.artifact("text_vectors", read_card(folder).text_vectors, verify=Verify.FULL))
-    return load_retriever(folder, text_vectors=vectors, index=FlatIndex)
+    return load_retriever(folder, texts=ws.dataset.catalog.texts, text_vectors=vectors, index=FlatIndex)
 
 
 def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Team) -> FittedRetriever:
     settings = ws.config.retriever
 
-    def encoder() -> Any:
-        # Tuning needs float32 weights; bfloat16 would lose small updates.
-        full = settings.encoder.model_copy(update={"precision": "float32"})
-        return load_encoder(ws.encoder.path_or_id, full, revision=ws.encoder.revision)
+    def encoder(reading: EncoderConfig) -> Any:
+        return load_encoder(ws.encoder.path_or_id, reading, revision=ws.encoder.revision)
 
     train, validation, recipe = ws.split.train, ws.selectors, None
     if fit is not FitKind.EVALUATION:

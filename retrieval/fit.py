@@ -12,10 +12,11 @@ from data.schema import Candidates, Catalog, Histories, Holdout, Scores
 from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
 from retrieval.distributed import ALONE, Team
-from retrieval.encode import centred
+from retrieval.encode import EncoderConfig, centred
 from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.finetune import EncoderTuner, FinetuneMethod, Tuned, tune_encoder
 from retrieval.groundwork import Groundwork
+from retrieval.history_reader import HistoryReader
 from retrieval.objective import samples_softmax
 from retrieval.retriever import LAST_TEXT, Retriever, RetrieverConfig, transforms
 from retrieval.towers import TwoTowers
@@ -72,7 +73,7 @@ def fit_retriever(
     validation: Holdout,
     config: RetrieverConfig,
     build_index: Callable[[Scores], VectorIndex],
-    load_encoder: Callable[[], Any],
+    load_encoder: Callable[[EncoderConfig], Any],
     log: Log,
     recipe: Recipe | None = None,
     checkpoints: Callable[[str], Checkpoints] | None = None,
@@ -87,7 +88,8 @@ def fit_retriever(
         validation: group B only, of which at most `validation_users` are drawn; empty for a final fit, which
             needs a `recipe`.
         build_index: makes an index of (N, D) item vectors.
-        load_encoder: gives the sentence-transformer; called only where it is tuned.
+        load_encoder: gives the sentence-transformer of these settings; called only where it is tuned or reads
+            histories.
         checkpoints: gives the place where the unfinished training of a member of the ensemble is kept.
         team: the processes that train together.
         say: is told from time to time how long it will take.
@@ -103,7 +105,12 @@ def fit_retriever(
     tuned = training.tuned_encoder(catalog, text_vectors, load_encoder)
     if tuned is not None:
         text_vectors = tuned.text_vectors
-    towers, records = training.ensemble(centred(text_vectors))
+    encoder = tuned.encoder if tuned else None
+    reader = None
+    if config.text.copies:
+        load = load_encoder if encoder is None else lambda settings: encoder
+        reader = HistoryReader(catalog.texts, text_vectors, load_encoder=load, config=config.reading, say=say)
+    towers, records = training.ensemble(centred(text_vectors), reader)
     fusion = recipe.fusion if recipe else None
     retriever = groundwork.under(towers, text_vectors, config=config, build_index=build_index, fusion=fusion)
     if recipe is None and len(validation):
@@ -115,7 +122,6 @@ def fit_retriever(
         retriever.fusion,
         tuned.number if tuned else 0,
     )
-    encoder = tuned.encoder if tuned else None
     return FittedRetriever(retriever, text_vectors, made_by, [asdict(record) for record in records], encoder)
 
 
@@ -134,22 +140,33 @@ class _Training:
     team: Team
     say: Callable[[str], None]
 
-    def tuned_encoder(self, catalog: Catalog, text_vectors: Scores, load_encoder: Callable[[], Any]) -> Tuned | None:
-        """The best round of tuning under the first kind of towers that reads text; None where it stays frozen."""
+    def tuned_encoder(
+        self, catalog: Catalog, text_vectors: Scores, load_encoder: Callable[[EncoderConfig], Any]
+    ) -> Tuned | None:
+        """The best round of tuning under the first kind of towers that reads items' texts; None where it is frozen."""
         config, recipe = self.config, self.recipe
         rounds = config.finetune.rounds if recipe is None else recipe.tuning_rounds
         if config.finetune.method is FinetuneMethod.FROZEN or not rounds:
             return None
-        kind = next((kind for kind, towers in config.towers.items() if towers.text_dim), None)
+        tunable = {kind: towers for kind, towers in config.towers.items() if kind is not UserTowerKind.TEXT}
+        kind = next((kind for kind, towers in tunable.items() if towers.text_dim), None)
         if kind is None:
-            raise BadInput("retriever.finetune tunes the text encoder, but no towers read text: set a text_dim above 0")
+            raise BadInput(
+                "retriever.finetune tunes the text encoder under recency or sequence towers, but none of them reads "
+                "text: set copies and text_dim of either above 0"
+            )
 
         def fit_towers(vectors: Scores) -> tuple[TwoTowers, float]:
-            member = self._untrained(kind, 1, centred(vectors))
+            member = self._untrained(kind, 1, centred(vectors), None)
             return member.towers, self._trained(member).best_ndcg10
 
+        # Tuning needs float32 weights; bfloat16 would lose small updates.
+        loaded = config.reading if config.text.copies else config.encoder
+        encoder = load_encoder(loaded.model_copy(update={"precision": "float32"}))
+        longest = encoder.max_seq_length
+        encoder.max_seq_length = min(config.encoder.max_tokens, longest)
         tuner = EncoderTuner(
-            load_encoder(),
+            encoder,
             catalog.texts,
             config=config.finetune,
             training=config.train,
@@ -157,16 +174,18 @@ class _Training:
             log=self.log,
         )
         selects = bool(len(self.validation))
-        return tune_encoder(tuner, self.train, text_vectors, fit_towers=fit_towers, rounds=rounds, selects=selects)
+        best = tune_encoder(tuner, self.train, text_vectors, fit_towers=fit_towers, rounds=rounds, selects=selects)
+        encoder.max_seq_length = longest
+        return best
 
-    def ensemble(self, text: Scores) -> tuple[TowerEnsemble, list[TrainRecord]]:
+    def ensemble(self, text: Scores, reader: HistoryReader | None) -> tuple[TowerEnsemble, list[TrainRecord]]:
         """All members, trained one after the other; each may take its share of the minutes that are left."""
         towers = self.config.towers
         planned = [(kind, copy) for kind, of_kind in towers.items() for copy in range(1, of_kind.copies + 1)]
         members: list[Member] = []
         records: list[TrainRecord] = []
         for place, (kind, copy) in enumerate(planned):
-            member = self._untrained(kind, copy, text)
+            member = self._untrained(kind, copy, text, reader)
             left = self.config.train.budget_minutes - sum(record.minutes for record in records)
             checkpoints = self.checkpoints(member.name) if self.checkpoints else None
             records.append(self._trained(member, budget_minutes=left / (len(planned) - place), checkpoints=checkpoints))
@@ -174,12 +193,13 @@ class _Training:
         weights = self.recipe.tower_weights if self.recipe else dict.fromkeys(towers, 1.0)
         return TowerEnsemble(tuple(members), weights), records
 
-    def _untrained(self, kind: UserTowerKind, copy: int, text: Scores) -> Member:
+    def _untrained(self, kind: UserTowerKind, copy: int, text: Scores, reader: HistoryReader | None) -> Member:
         """A member with the initial weights of its seed."""
         torch.manual_seed(self._seed(copy))
         taken = np.bincount(self.train.item_rows, minlength=len(text))
         sparse = samples_softmax(taken, self.config.train.softmax)
-        return Member(kind, copy, TwoTowers(torch.from_numpy(text), self.config.towers[kind], sparse=sparse))
+        config = self.config.towers[kind]
+        return Member(kind, copy, TwoTowers(torch.from_numpy(text), config, sparse=sparse, reader=reader))
 
     def _trained(
         self, member: Member, *, budget_minutes: float | None = None, checkpoints: Checkpoints | None = None
