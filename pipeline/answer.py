@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -15,9 +14,8 @@ from recommend.recommender import Answer, Recommender, Rerank
 from recommend.release import load_stages
 from recommend.table import answer_as_json, print_answer
 from rerank.budget import Budget
-from retrieval.encode import EncoderConfig, encode_texts, load_encoder
-from retrieval.folder import ENCODER, read_card
-from store.assets import resolve_model
+from retrieval.encode import encode_texts
+from retrieval.folder import load_own_encoder
 from store.errors import BadInput, UnknownId
 
 WAY_OUT = "recommend from items with --history ITEM,ITEM, or from a wish with --query 'text'"
@@ -106,19 +104,10 @@ def _query_vector(ws: Workspace, recommender: Recommender, query: str) -> Scores
             "--query needs item vectors made from texts, but those of this run were given in the catalog: "
             "prepare it without --map vector, or ask with --history"
         )
-    encoder, settings = _encoder_of_release(ws)
-    return np.asarray(recommender.text_vector(encode_texts(encoder, [query], settings))[0])
-
-
-def _encoder_of_release(ws: Workspace) -> tuple[Any, EncoderConfig]:
-    """The encoder that read the catalog for what is published: its own tuned one, or the one its config names."""
     folder = ws.run.artifact("retriever", ws.run.release().retriever or "")
-    card = read_card(folder)
-    settings = card.config.encoder
-    if card.tuned:
-        return load_encoder(str(folder / ENCODER), settings), settings
-    source = resolve_model(settings.model)
-    return load_encoder(source.path_or_id, settings, revision=source.revision), settings
+    settings = recommender.retriever.config.encoder
+    encoder = load_own_encoder(folder, settings)
+    return np.asarray(recommender.text_vector(encode_texts(encoder, [query], settings))[0])
 
 
 def _heading(wish: Wish) -> str:

@@ -15,7 +15,7 @@ from pipeline.memory import less_for_towers, memory_for
 from pipeline.run_log import RunLog
 from pipeline.workspace import FitKind, Workspace
 from retrieval.distributed import ALONE, Team
-from retrieval.encode import encode_texts, load_encoder
+from retrieval.encode import EncoderConfig, encode_texts, load_encoder
 from retrieval.finetune import FinetuneMethod
 from retrieval.fit import FittedRetriever, fit_retriever
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
@@ -132,7 +132,7 @@ def open_retriever(ws: Workspace, fit: FitKind) -> Retriever:
     """The retriever of this workspace with a flat index made on the spot, for use before one is published."""
     folder = ws.run.artifact("retriever", ws.retriever_key(fit), verify=Verify.FULL)
     vectors = load_vectors(ws.run.artifact("text_vectors", read_card(folder).text_vectors, verify=Verify.FULL))
-    return load_retriever(folder, text_vectors=vectors, index=FlatIndex)
+    return load_retriever(folder, texts=ws.dataset.catalog.texts, text_vectors=vectors, index=FlatIndex)
 
 
 def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Team) -> FittedRetriever:
@@ -143,10 +143,8 @@ def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Tea
             "there is no encoder to tune; set it to frozen, or prepare without --map vector"
         )
 
-    def encoder() -> Any:
-        # Tuning needs float32 weights; bfloat16 would lose small updates.
-        full = settings.encoder.model_copy(update={"precision": "float32"})
-        return load_encoder(ws.encoder.path_or_id, full, revision=ws.encoder.revision)
+    def encoder(reading: EncoderConfig) -> Any:
+        return load_encoder(ws.encoder.path_or_id, reading, revision=ws.encoder.revision)
 
     train, validation, recipe = ws.split.train, ws.selectors, None
     if fit is not FitKind.EVALUATION:

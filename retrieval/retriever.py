@@ -17,7 +17,7 @@ from retrieval.encode import EncoderConfig
 from retrieval.ensemble import TowerEnsemble
 from retrieval.finetune import FinetuneConfig
 from retrieval.likeness import Likeness
-from retrieval.towers import SequenceConfig, TowerConfig
+from retrieval.towers import SequenceConfig, TextConfig, TowerConfig
 from retrieval.train import TrainConfig
 from retrieval.transitions import Transitions, TransitionsConfig
 from retrieval.trend import Trend
@@ -42,6 +42,7 @@ class RetrieverConfig(BaseModel):
     finetune: FinetuneConfig = Field(FinetuneConfig(), description="tuning of the sentence-transformer itself")
     recency: TowerConfig = Field(TowerConfig(), description="towers that sum up the last items")
     sequence: SequenceConfig = Field(SequenceConfig(), description="towers that read the last items in order")
+    text: TextConfig = Field(TextConfig(), description="towers that read the last items in words; off by default")
     train: TrainConfig = Field(TrainConfig(), description="training of the towers")
     distil: DistilConfig = Field(DistilConfig(), description="what a reranker teaches the user towers afterwards")
     transitions: TransitionsConfig = Field(TransitionsConfig(), description="counted item → item transitions")
@@ -55,14 +56,34 @@ class RetrieverConfig(BaseModel):
     @model_validator(mode="after")
     def _has_towers(self) -> Self:
         if not self.towers:
-            raise ValueError("recency.copies and sequence.copies are both 0: there would be no towers to search by")
+            raise ValueError(
+                "recency.copies, sequence.copies and text.copies are all 0: there would be no towers to search by"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reads_histories_as_far_as_items(self) -> Self:
+        if self.text.copies and self.text.max_tokens < self.encoder.max_tokens:
+            raise ValueError(
+                f"text.max_tokens is {self.text.max_tokens}, encoder.max_tokens {self.encoder.max_tokens}: a history "
+                "must be read at least as far as an item"
+            )
         return self
 
     @property
     def towers(self) -> dict[UserTowerKind, TowerConfig]:
         """The kinds that are trained."""
-        kinds = {UserTowerKind.RECENCY: self.recency, UserTowerKind.SEQUENCE: self.sequence}
+        kinds = {
+            UserTowerKind.RECENCY: self.recency,
+            UserTowerKind.SEQUENCE: self.sequence,
+            UserTowerKind.TEXT: self.text,
+        }
         return {kind: config for kind, config in kinds.items() if config.copies}
+
+    @property
+    def reading(self) -> EncoderConfig:
+        """How the encoder reads histories."""
+        return self.encoder.model_copy(update={"max_tokens": self.text.max_tokens})
 
     def suited(self, train: Histories) -> Self:
         """The same with what is unset chosen by the data."""

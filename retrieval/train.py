@@ -15,7 +15,7 @@ from data.schema import Histories, Holdout, Rows
 from retrieval.distributed import ALONE, Team
 from retrieval.examples import Examples
 from retrieval.hardware import Precision, computes_bfloat16, device
-from retrieval.objective import Objective
+from retrieval.objective import FULL_SOFTMAX_ITEMS, Objective, Softmax
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log, RemainingTime, TrackerConfig
 from retrieval.training_state import TrainingState
@@ -32,7 +32,14 @@ class TrainConfig(BaseModel):
     patience: int = Field(2, ge=1, description="epochs without a better validation NDCG@10 before stopping")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay")
+    softmax: Softmax = Field(
+        Softmax.AUTO,
+        description=f"over all trained items, or sampled; auto: sampled from {FULL_SOFTMAX_ITEMS:,} items on",
+    )
     sampled_items: int = Field(4096, ge=1, description="items drawn for each step where the softmax is sampled")
+    in_batch_negatives: bool = Field(
+        False, description="beside what is drawn, the targets of a step are negatives of each other"
+    )
     validation_users: int = Field(5000, ge=1, description="users of group B that early stopping looks at")
     budget_minutes: float = Field(50.0, gt=0, description="for all towers; the learning rate falls in time for its end")
     seed: int = Field(0, ge=0, description="of initial weights, order and dropout")
@@ -104,7 +111,14 @@ def train_towers(
     examples = model.user.examples(train)
     run = _Run(
         model=model,
-        objective=Objective(model, counts, sampled_items=config.sampled_items, low_precision=low_precision),
+        objective=Objective(
+            model,
+            counts,
+            sampled_items=config.sampled_items,
+            low_precision=low_precision,
+            softmax=config.softmax,
+            target_counts=_target_counts(examples, len(counts)) if config.in_batch_negatives else None,
+        ),
         examples=examples,
         state=_begin(model, examples, config=config, seed=seed),
         config=config,
@@ -121,7 +135,7 @@ def train_towers(
     planned = model.config.epochs if stop_after is None else stop_after
     pace = _Pace(name, planned, say)
     stopped = run.why_stop() if run.state.epoch else ""  # one that was resumed may have come to its end before
-    while run.state.epoch < planned and run.examples.positions and not stopped:
+    while run.state.epoch < planned and len(run.examples.targets) and not stopped:
         try:
             loss = run.epoch(pace)
             model.settle_cold_items(counts, stand_ins)
@@ -269,6 +283,11 @@ def _begin(model: TwoTowers, examples: Examples, *, config: TrainConfig, seed: i
     steps = 1 + sum(len(_order(examples, model, seed=seed, epoch=epoch)) for epoch in range(model.config.epochs))
     schedules = [_schedule(optimizer, rate, steps=steps, warmup_share=config.warmup_share) for optimizer in optimizers]
     return TrainingState(model, optimizers, schedules, np.random.default_rng([seed, 1]))
+
+
+def _target_counts(examples: Examples, n_items: int) -> Rows:
+    """(N,) how many positions lead to each item."""
+    return np.bincount(examples.targets, minlength=n_items)
 
 
 def _order(examples: Examples, model: TwoTowers, *, seed: int, epoch: int) -> list[Rows]:

@@ -205,7 +205,7 @@ def test_fused_scores_of_the_same_items_for_every_history():
 
 
 def test_a_retriever_without_towers_is_refused():
-    with pytest.raises(ValidationError, match=r"recency\.copies and sequence\.copies are both 0"):
+    with pytest.raises(ValidationError, match=r"recency\.copies, sequence\.copies and text\.copies are all 0"):
         RetrieverConfig.model_validate({"recency": {"copies": 0}, "sequence": {"copies": 0}})
     only = RetrieverConfig.model_validate({"recency": {"copies": 0}})
     assert list(only.towers) == ["sequence"]

@@ -9,8 +9,9 @@ from retrieval.encode import centred
 from retrieval.towers import TwoTowers
 from retrieval.train import NotFinite, validation_ndcg10
 from retrieval.validation import next_item_ndcg10
+from tests.retrieval.bag_encoder import bag_reader
 from tests.retrieval.lesson import CONFIG, KINDS, TRAIN, VALIDATION, N, fresh, same, sample, trained, weights
-from tests.retrieval.toy import SEQUENCE, SMALL, circle, nobody, text_vectors
+from tests.retrieval.toy import SEQUENCE, SMALL, circle, item_texts, nobody, text_vectors
 
 # --- it learns
 
@@ -70,7 +71,7 @@ def test_what_only_the_order_of_items_tells_is_learnt_by_the_sequence_tower_alon
 def test_identical_texts_are_told_apart_by_their_ids(kind):
     torch.manual_seed(0)
     same_text = torch.from_numpy(centred(np.repeat(text_vectors(1), N, axis=0)))
-    model = TwoTowers(same_text, kind.model_copy(update={"epochs": 20}))
+    model = TwoTowers(same_text, kind.model_copy(update={"epochs": 20}), reader=bag_reader(item_texts(N)))
     trained(model)
     assert validation_ndcg10(model, VALIDATION) > 0.9
 
