@@ -19,7 +19,7 @@ from retrieval.encode import EncoderConfig, encode_texts, load_encoder
 from retrieval.finetune import FinetuneMethod
 from retrieval.fit import FittedRetriever, fit_retriever
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
-from retrieval.retriever import Retriever
+from retrieval.retriever import Retriever, RetrieverConfig
 from retrieval.trackers import TrackerConfig, told_to, tracker
 from store.artifacts import Verify, artifact_key
 from store.checkpoint import Checkpoints
@@ -137,11 +137,8 @@ def open_retriever(ws: Workspace, fit: FitKind) -> Retriever:
 
 def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Team) -> FittedRetriever:
     settings = ws.config.retriever
-    if ws.dataset.catalog.vectors is not None and settings.finetune.method is not FinetuneMethod.FROZEN:
-        raise BadInput(
-            f"retriever.finetune.method is {settings.finetune.method}, but the item vectors were given in the catalog: "
-            "there is no encoder to tune; set it to frozen, or prepare without --map vector"
-        )
+    if ws.dataset.catalog.vectors is not None:
+        _check_needs_no_encoder(settings)
 
     def encoder(reading: EncoderConfig) -> Any:
         return load_encoder(ws.encoder.path_or_id, reading, revision=ws.encoder.revision)
@@ -178,6 +175,18 @@ def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Tea
             team=team,
             say=log.say if team.leads else lambda line: None,
         )
+
+
+def _check_needs_no_encoder(settings: RetrieverConfig) -> None:
+    """Raises BadInput where item vectors were given in the catalog, but a setting needs the encoder that read it."""
+    faults = []
+    if settings.finetune.method is not FinetuneMethod.FROZEN:
+        faults.append(f"retriever.finetune.method is {settings.finetune.method}: set it to frozen")
+    if settings.text.copies:
+        faults.append(f"retriever.text.copies is {settings.text.copies}: set it to 0")
+    if faults:
+        where = "the item vectors were given in the catalog (--map vector), so there is no encoder behind them"
+        raise BadInput.of(faults, where)
 
 
 def fitted_on(ws: Workspace, fit: FitKind) -> Histories:
