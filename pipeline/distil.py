@@ -1,6 +1,7 @@
 """The first stage taught by a reranker: the same retriever with other user towers, as an artifact of its own."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from pipeline.teacher import teacher_scores
 from pipeline.workspace import FitKind, Workspace
 from retrieval.distil import DistilConfig, Lessons, distil_towers
 from retrieval.encode import load_encoder
-from retrieval.fit import FittedRetriever, Recipe, drawn, with_fitted_fusion
-from retrieval.folder import ENCODER, RetrieverCard, load_vectors, read_card, read_recipe, save_retriever
+from retrieval.fit import FittedRetriever, drawn, with_fitted_fusion
+from retrieval.folder import ENCODER, load_vectors, read_card, read_recipe, save_retriever
 from retrieval.retriever import Retriever
 from store.artifacts import Verify
 from store.errors import Mismatch
@@ -40,39 +41,36 @@ def distil_retriever(ws: Workspace, base: Retriever, learnt_from: Histories, *, 
     settings = ws.config.retriever.distil
     assert settings.teacher is not None
     _check_teacher(ws, settings.teacher)
-    folder = ws.run.artifact("retriever", untaught(ws).retriever_key(fit), verify=Verify.FULL)
-    card, recipe = read_card(folder), read_recipe(folder)
     evaluation = fit is FitKind.EVALUATION
     lessons = _lessons(ws, base, ws.learners.histories if evaluation else learnt_from, log=log)
     nobody = ws.selectors.take(np.zeros(0, dtype=np.int64))
     validation = drawn(ws.selectors, ws.config.retriever.train) if evaluation else nobody
-    chosen = None if evaluation else _chosen(ws)
     towers, records = distil_towers(
         base.towers,
         lessons,
         validation=validation,
         config=settings,
         log=log.record,
-        epochs=None if chosen is None else _epochs(chosen),
+        epochs=None if evaluation else _chosen_epochs(ws),
     )
     retriever = replace(base, towers=towers, config=ws.config.retriever.suited(learnt_from))
-    if chosen is not None:
-        first = read_recipe(ws.run.artifact("retriever", ws.retriever_key(FitKind.EVALUATION)))
-        weighed = replace(towers, weights=first.tower_weights)
-        retriever = replace(retriever, towers=weighed, fusion=first.fusion)
+    if not evaluation:
+        first = read_recipe(_evaluation_folder(ws))
+        retriever = replace(retriever, towers=replace(towers, weights=first.tower_weights), fusion=first.fusion)
     elif len(validation):
         retriever = with_fitted_fusion(retriever, validation, log.record)
-    told = [*card.records, *({**asdict(record), TAUGHT: True} for record in records)]
+    return _written(ws, retriever, [asdict(record) for record in records], fit=fit)
+
+
+def _written(ws: Workspace, retriever: Retriever, records: list[dict[str, Any]], *, fit: FitKind) -> str:
+    """The key of an artifact that has everything else of the retriever that was not taught."""
+    folder = ws.run.artifact("retriever", untaught(ws).retriever_key(fit), verify=Verify.FULL)
+    card, recipe = read_card(folder), read_recipe(folder)
+    recipe = replace(recipe, tower_weights=retriever.towers.weights, fusion=retriever.fusion)
+    told = [*card.records, *({**record, TAUGHT: True} for record in records)]
     encoder = load_encoder(str(folder / ENCODER), card.config.encoder) if card.tuned else None
-    taught = Recipe(
-        recipe.transitions,
-        recipe.epochs,
-        retriever.towers.weights,
-        retriever.fusion,
-        tuning_rounds=recipe.tuning_rounds,
-    )
     vectors = load_vectors(ws.run.artifact("text_vectors", card.text_vectors))
-    fitted = FittedRetriever(retriever, vectors, taught, told, encoder)
+    fitted = FittedRetriever(retriever, vectors, recipe, told, encoder)
     return ws.run.write_artifact(
         "retriever",
         ws.retriever_made_from(fit),
@@ -103,14 +101,15 @@ def _check_teacher(ws: Workspace, key: str) -> None:
         )
 
 
-def _chosen(ws: Workspace) -> RetrieverCard:
-    """What the evaluation fit says of itself.
+def _chosen_epochs(ws: Workspace) -> dict[str, int]:
+    """Member → epochs that the evaluation fit kept.
 
     Raises:
         MissingStep: when it has not been made.
     """
-    return read_card(ws.run.artifact("retriever", ws.retriever_key(FitKind.EVALUATION), verify=Verify.FULL))
+    records = read_card(_evaluation_folder(ws)).records
+    return {record["name"]: record["best_epoch"] for record in records if record.get(TAUGHT)}
 
 
-def _epochs(card: RetrieverCard) -> dict[str, int]:
-    return {record["name"]: record["best_epoch"] for record in card.records if record.get(TAUGHT)}
+def _evaluation_folder(ws: Workspace) -> Path:
+    return ws.run.artifact("retriever", ws.retriever_key(FitKind.EVALUATION), verify=Verify.FULL)
