@@ -164,7 +164,11 @@ def validation_ndcg10(model: TwoTowers, asked: Holdout) -> float:
 
 @dataclass
 class _Run:
-    """A training under way."""
+    """A training under way.
+
+    Attributes:
+        spent: share of the budget used up at the last step, by the leader's clock: all processes stop at the same step.
+    """
 
     model: TwoTowers
     objective: Objective
@@ -176,6 +180,7 @@ class _Run:
     low_precision: bool
     checkpoints: Checkpoints | None
     team: Team
+    spent: float = 0.0
 
     def epoch(self, pace: "_Pace") -> float:
         """One pass, or what the budget leaves of it; the mean loss. Raises FloatingPointError if not finite."""
@@ -190,7 +195,7 @@ class _Run:
             if not np.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {state.step} of {len(batches)}")
             pace.tell(state, len(batches))
-            if self._spent() > 1:
+            if self.spent > 1:
                 break
             if self.checkpoints is not None and self.team.leads:
                 self.checkpoints.save_if_due(state)
@@ -209,17 +214,19 @@ class _Run:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         own = float(asked.sum()) * share.counts
-        part = own / self.team.sum([own])[0]
-        self.team.average_gradients(model.parameters(), part=part)
+        # One message instead of three: what each process asked, its loss, and the leader's clock.
+        clock = self._clock() if self.team.leads else 0.0
+        positions, summed_loss, self.spent = self.team.sum([own, own * loss.item(), clock])
+        self.team.average_gradients(model.parameters(), part=own / positions)
         for optimizer in self.state.optimizers:
             optimizer.step()
         for schedule in self.state.schedules:
-            _advance(schedule, self._spent())
-        return self.team.sum([loss.item() * part])[0]
+            _advance(schedule, self.spent)
+        return summed_loss / positions
 
-    def _spent(self) -> float:
-        """Share of the budget that is used up, by the leader's clock, so that all processes stop at the same step."""
-        return self.team.from_leader(lambda: self.state.minutes / self.budget_minutes)
+    def _clock(self) -> float:
+        """Share of the budget that is used up."""
+        return self.state.minutes / self.budget_minutes
 
     def end_epoch(self, ndcg10: float | None, *, loss: float, name: str, log: Log) -> str:
         """Keeps the record and the best weights; says why to stop, if so."""
@@ -245,7 +252,7 @@ class _Run:
     def why_stop(self) -> str:
         """The reason to do without another epoch; empty to go on."""
         state = self.state
-        if self._spent() > 1:
+        if self.team.from_leader(self._clock) > 1:
             return f"budget of {self.budget_minutes:.3g} minutes"
         if state.epoch - state.best_epoch >= self.config.patience:
             return f"no better validation NDCG@10 for {self.config.patience} epochs"

@@ -5,6 +5,7 @@ import torch
 from data.schema import Histories, Holdout
 from retrieval import towers
 from retrieval import train as training
+from retrieval.distributed import Team
 from retrieval.encode import centred
 from retrieval.towers import TwoTowers
 from retrieval.train import NotFinite, validation_ndcg10
@@ -296,3 +297,18 @@ def test_users_are_scored_some_at_a_time(monkeypatch):
     monkeypatch.setattr(towers, "USERS_AT_ONCE", 40)
     validation_ndcg10(model, VALIDATION)
     assert sizes == [40, 40, 16]
+
+
+def test_processes_exchange_one_small_message_a_step(monkeypatch, sampled):
+    """Beside gradients: a message is a wait for the slowest, whatever its size."""
+    messages, plain = [], Team.sum
+
+    def counted(team: Team, values: list[float]) -> list[float]:
+        messages.append(len(values))
+        return plain(team, values)
+
+    monkeypatch.setattr(Team, "sum", counted)
+    model = fresh(epochs=1, batch_size=128, sparse=sampled)  # 6 steps
+    trained(model)
+    assert messages.count(3) == 6
+    assert len(messages) == 6 + 3  # are all at the same place; validation; is the budget spent
