@@ -24,6 +24,8 @@ NO_ITEM = -1
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+"""True for each row that may be returned."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from data.schema import NO_ITEM, Rows, Scores
+from data.schema import NO_ITEM, Mask, Rows, Scores
 from index.manifest import IndexManifest, check_canaries, draw_canaries, read_manifest, write_manifest
 from store.errors import BadInput, CorruptArtifact, Mismatch
 
@@ -63,13 +63,19 @@ class FlatIndex:
         return self._count
 
     def vectors(self, rows: Rows) -> Scores:
-        """(n, D) float32, the vectors stored at `rows`."""
+        """See VectorIndex.vectors."""
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self._count:
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of an index of {self._count:,} vectors")
         return np.asarray(self._index.reconstruct_batch(rows), dtype=np.float32)
 
-    def search(self, vectors: Scores, k: int, *, exclude: Sequence[Rows] | None = None) -> tuple[Scores, Rows]:
+    def search(
+        self, vectors: Scores, k: int, *, exclude: Sequence[Rows] | None = None, allowed: Mask | None = None
+    ) -> tuple[Scores, Rows]:
         """See VectorIndex.search; exact, so an excluded row never costs a place."""
         self._check_queries(vectors, k, exclude)
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
+        if allowed is not None:
+            return self._search_allowed(queries, k, exclude, allowed)
         faiss.cvar.distance_compute_blas_threshold = BLAS_FROM_QUERIES * self._dimension
         if exclude is None or not any(map(len, exclude)):
             return self._search_alike(queries, k, None, 0)
@@ -86,6 +92,22 @@ class FlatIndex:
             found = self._search_alike(queries[places], k, excluded, int(lengths[places].max()))
             scores[places], rows[places] = found
         return scores, rows
+
+    def _search_allowed(
+        self, queries: Scores, k: int, exclude: Sequence[Rows] | None, allowed: Mask
+    ) -> tuple[Scores, Rows]:
+        """Search among the allowed rows alone, as an index of their own."""
+        if allowed.ndim != 1 or allowed.dtype != np.bool_:
+            raise ValueError(f"allowed is {allowed.dtype} of shape {allowed.shape}, it must be (N,) bool")
+        there = np.flatnonzero(allowed[: self._count])
+        if not len(there):
+            shape = (len(queries), k)
+            return np.full(shape, -np.inf, dtype=np.float32), np.full(shape, NO_ITEM, dtype=np.int64)
+        part = FlatIndex(self.vectors(there))
+        if exclude is not None:
+            exclude = [np.flatnonzero(np.isin(there, rows)) for rows in exclude]
+        scores, places = part.search(queries, k, exclude=exclude)
+        return scores, np.where(places == NO_ITEM, NO_ITEM, there[places])
 
     def save(self, folder: Path, *, retriever: str, catalog: str) -> None:
         """Writes the index and its manifest into an existing folder.

@@ -17,13 +17,14 @@ KINDS = pytest.mark.parametrize("kind", list(INDEXES))
 ROOT = Path(__file__).parents[2]
 
 
-def exact(vectors, queries, k, exclude=None):
-    """The definition: sort all items by falling inner product, then by row, without the excluded."""
+def exact(vectors, queries, k, exclude=None, allowed=None):
+    """The definition: sort all items by falling inner product, then by row, without what must not be returned."""
     rows = np.full((len(queries), k), NO_ITEM)
     scores = np.full((len(queries), k), -np.inf)
     for place, query in enumerate(queries):
         inner = vectors.astype(np.float64) @ query.astype(np.float64)
         known = set() if exclude is None else set(exclude[place].tolist())
+        known |= set() if allowed is None else set(np.flatnonzero(~allowed).tolist())
         ranked = sorted((-score, row) for row, score in enumerate(inner) if row not in known)[:k]
         for rank, (score, row) in enumerate(ranked):
             rows[place, rank], scores[place, rank] = row, -score
@@ -62,6 +63,31 @@ def test_ties_and_exclusions_agree_with_exact_search(kind: IndexKind, data: st.D
     expected_scores, expected_rows = exact(vectors, asked, k, exclude)
     np.testing.assert_array_equal(rows, expected_rows)
     np.testing.assert_array_equal(scores, expected_scores.astype(np.float32))
+
+
+@KINDS
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_allowed_rows_agree_with_exact_search(kind: IndexKind, data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    n_items, queries = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 12))
+    k = data.draw(st.integers(1, 70))
+    vectors = whole_numbers(rng, (n_items, 3), 1)
+    asked = whole_numbers(rng, (queries, 3), 1)
+    allowed = rng.random(n_items) < data.draw(st.sampled_from([0, 0.02, 0.3, 0.9, 1]))
+    exclude = [rng.integers(0, n_items, rng.integers(0, n_items + 1)) for _ in range(queries)]
+    for known in (None, exclude):
+        scores, rows = INDEXES[kind](vectors).search(asked, k, exclude=known, allowed=allowed)
+        expected_scores, expected_rows = exact(vectors, asked, k, known, allowed)
+        np.testing.assert_array_equal(rows, expected_rows)
+        np.testing.assert_array_equal(scores, expected_scores.astype(np.float32))
+
+
+@KINDS
+def test_rows_beyond_the_mask_are_not_allowed(kind: IndexKind) -> None:
+    index = INDEXES[kind](np.eye(4, dtype=np.float32))
+    _, rows = index.search(np.array([[1, 2, 3, 4]], dtype=np.float32), 3, allowed=np.array([True, False, True]))
+    assert rows.tolist() == [[2, 0, NO_ITEM]]
 
 
 @KINDS
@@ -118,6 +144,10 @@ def test_refuses_what_it_cannot_search(kind: IndexKind) -> None:
         index.search(np.full((1, 4), np.nan, dtype=np.float32), 2)
     with pytest.raises(ValueError, match="1 queries but 2 lists"):
         index.search(np.ones((1, 4), dtype=np.float32), 2, exclude=[np.arange(1), np.arange(1)])
+    with pytest.raises(ValueError, match="int64"):
+        index.search(np.ones((1, 4), dtype=np.float32), 2, allowed=np.arange(4))
+    with pytest.raises(IndexError, match="4 to 4"):
+        index.vectors(np.array([4]))
 
 
 @KINDS
