@@ -30,6 +30,8 @@ Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 Words = npt.NDArray[np.object_]
 """Of str."""
+Mask = npt.NDArray[np.bool_]
+"""True for each row that may be returned."""
 
 
 @dataclass(frozen=True, slots=True)
