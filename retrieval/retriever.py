@@ -49,7 +49,10 @@ class RetrieverConfig(BaseModel):
     tune_transitions: bool = Field(True, description="choose history length, decay and column power on validation")
     per_source: int = Field(200, ge=1, description="items that each source brings to the union, at least")
     trend_days: tuple[int, ...] = Field(
-        (30, 90, 365), description="windows in which an item's interactions are counted"
+        (3, 7, 30, 90, 365), description="windows in which an item's interactions are counted"
+    )
+    trending: int = Field(
+        50, ge=0, description="items taken most in each of the two shortest windows, which join the union; 0: none"
     )
     recent_days: int = Field(30, ge=1, description="span of the popular items that an empty history is given")
 
@@ -159,11 +162,20 @@ class Retriever:
         _, tower_rows = self.index.search(self.towers.weighted(users), wanted, exclude=known)
         recent = self.transitions.history_weights(histories)
         following = self.transitions.following(recent)
-        rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known))  # (B, K)
+        rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known))
+        rows = union(rows, self._trending(histories, known))  # (B, K)
         unranked = self._sourced(rows, histories, users=users, recent=recent, following=following)
         candidates = unranked.ranked_by(self.fusion.score(unranked))
         empty = histories.lengths == 0
         return self._popular(candidates, empty) if empty.any() else candidates
+
+    def _trending(self, histories: Histories, known: list[Rows] | None) -> Rows:
+        """(B, W) rows of what is in fashion when each user asks, known items left out."""
+        rows = self.trend.most_taken(histories.asked_at, len(histories), self.config.trending)
+        if known is not None:
+            for place, taken in enumerate(known):
+                rows[place, np.isin(rows[place], taken)] = NO_ITEM
+        return rows
 
     def scored(self, rows: Rows, histories: Histories) -> Candidates:
         """Any items (B, K) scored by every source and ranked by their fusion."""

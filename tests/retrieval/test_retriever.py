@@ -23,6 +23,7 @@ from retrieval.retriever import (
     concatenated,
     union,
 )
+from retrieval.trend import Trend
 from tests.retrieval.toy import random_log, retriever
 
 N = 40
@@ -301,3 +302,16 @@ def test_an_item_without_a_past_is_found_through_its_stand_ins():
     for user in range(2):
         assert np.sort(scores[user]).tolist() == pytest.approx([0, expected, expected])
     assert all(33 in rows for rows in lent.unions(asked).item_rows)
+
+
+@pytest.mark.parametrize("exclude_known", [True, False])
+def test_what_is_in_fashion_joins_the_union_unless_it_is_known(exclude_known):
+    taken = np.array([20, 11, 20, 11, 33, 33, 33, 33, 33], dtype=np.int64)
+    days = np.array([99, 99, 98, 98, 2, 2, 2, 2, 2], dtype=np.int64)  # 33 was in fashion long ago
+    log = Histories(taken, np.array([0, len(taken)]), days * 86_400)
+    found = replace(PLAIN, trend=Trend.fit(log, N, (3, 7, 200)), config=PLAIN.config.model_copy(update={"trending": 2}))
+    lists = expected_unions(PLAIN, ASKED, PLAIN.config.per_source, exclude_known=exclude_known)
+    for user, rows in enumerate(shown(found.unions(ASKED, exclude_known=exclude_known))):
+        known = set(ASKED[user].tolist()) if exclude_known else set()
+        assert set(rows) == {*lists[user], *({20, 11} - known)}
+        assert len(set(rows)) == len(rows)
