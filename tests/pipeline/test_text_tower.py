@@ -49,7 +49,7 @@ def test_the_report_shows_them_alone_and_what_they_add(made):
 @pytest.mark.parametrize("more", [(), TUNED], ids=["frozen", "tuned"])
 def test_a_fresh_process_recommends_the_same(shop, made, more, tmp_path):
     ws = train(tmp_path / "run", shop.log, shop, ON, *more) if more else made
-    expected = exported(ws, Asked.NEXT, tmp_path)
+    expected = exported(ws, Asked.NEXT, tmp_path, k=10)
     done = run("recommend", "--run", ws.run.root, "--all", "-k", 10, "-o", tmp_path / "fresh.parquet", cwd=tmp_path)
     assert done.code == 0, done.err
     found = pl.read_parquet(tmp_path / "fresh.parquet").join(expected, on=["user_id", "rank"], suffix="_expected")
