@@ -9,6 +9,7 @@ from rich.console import Console
 
 from data.schema import Rows, Scores
 from pipeline.workspace import Workspace
+from recommend.item_filter import ALL_ITEMS, ItemFilter
 from recommend.ledger import LEDGER, Ledger, add_to_ledger
 from recommend.recommender import Answer, Recommender, Rerank
 from recommend.release import load_stages
@@ -23,7 +24,7 @@ WAY_OUT = "recommend from items with --history ITEM,ITEM, or from a wish with --
 
 @dataclass(frozen=True)
 class Wish:
-    """Whom or what to recommend for: exactly one of user, history and query; and how."""
+    """Whom or what to recommend for: exactly one of user, history and query; which items, and how."""
 
     user: str | None = None
     history: str | None = None
@@ -32,6 +33,7 @@ class Wish:
     depth: int | None = None
     rerank: Rerank = Rerank.AUTO
     budget: Budget | None = None
+    items: ItemFilter = ALL_ITEMS
 
     @property
     def given(self) -> list[str]:
@@ -48,7 +50,7 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     """Recommends from what is published and prints a table, or JSON.
 
     Raises:
-        BadInput: when not exactly one of user, history and query is given.
+        BadInput: when not exactly one of user, history and query is given, or no item passes the filter.
         UnknownId: when the user or an item of the history is not known; the message names the way out.
     """
     wish.check()
@@ -58,6 +60,7 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     )
     history = _history(recommender, wish)
     about = recommender.about_of(wish.user) if wish.user is not None else ""
+    where = wish.items.mask(recommender.catalog)
     vector = _query_vector(ws, recommender, wish.query) if wish.query is not None else None
     # The first pass through a model pays for its threads and caches; the cost line is of a warm one.
     for _ in range(2):
@@ -69,6 +72,7 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
             budget=wish.budget,
             query_vector=vector,
             about=about,
+            where=where,
         )
         add_to_ledger(ledger, found.cost.spent)
     if as_json:
