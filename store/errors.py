@@ -71,3 +71,9 @@ class FetchFailed(TandemError):
     """An asset that could not be downloaded, or whose bytes are not the pinned ones."""
 
     exit_code = 11
+
+
+class Unreachable(TandemError):
+    """A service at an address, such as Milvus or Ray, that does not answer in time, or refuses."""
+
+    exit_code = 13
