@@ -4,15 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.schema import Mask, Rows, Scores
+from data.schema import Rows, Scores
 from index.base import VectorIndex
 from store.errors import BadInput, Mismatch
 
 
-def check_queries(
-    index: VectorIndex, vectors: Scores, k: int, exclude: Sequence[Rows] | None, allowed: Mask | None
-) -> None:
-    """Raises what VectorIndex.search promises for its arguments."""
+def check_queries(index: VectorIndex, vectors: Scores, k: int, exclude: Sequence[Rows] | None) -> None:
+    """Raises what VectorIndex.search promises for its arguments; `Allowed.of` looks at the mask."""
     if vectors.ndim != 2 or vectors.shape[1] != index.dimension:
         raise Mismatch(
             f"index has dimension {index.dimension}, the vectors have {vectors.shape[-1]}: they come from "
@@ -24,8 +22,6 @@ def check_queries(
         raise ValueError(f"{len(vectors)} queries but {len(exclude)} lists to exclude")
     if not np.isfinite(vectors).all():
         raise ValueError("a query vector holds NaN or infinity")
-    if allowed is not None and (allowed.ndim != 1 or allowed.dtype != np.bool_):
-        raise ValueError(f"allowed is {allowed.dtype} of shape {allowed.shape}, it must be (N,) bool")
 
 
 def check_rows(index: VectorIndex, rows: Rows) -> None:
@@ -34,12 +30,8 @@ def check_rows(index: VectorIndex, rows: Rows) -> None:
         raise IndexError(f"rows {rows.min()} to {rows.max()} of an index of {len(index):,} vectors")
 
 
-def check_vectors(vectors: Scores) -> None:
-    """Refuses what cannot be indexed.
-
-    Raises:
-        BadInput: when there are no vectors, or some hold NaN or infinity.
-    """
+def refuse_unusable(vectors: Scores) -> None:
+    """Raises BadInput when there are no vectors, or some hold NaN or infinity."""
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise BadInput(f"an index needs (items, dimension) vectors, found shape {vectors.shape}")
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))

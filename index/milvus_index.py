@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -11,15 +10,19 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from data.schema import NO_ITEM, Mask, Rows, Scores
-from index.checks import check_queries, check_rows, check_vectors
+from data.schema import NO_ITEM, Rows, Scores
+from index.checks import check_rows, refuse_unusable
+from index.grouped import GroupedIndex
+from index.layout import IndexKind, Layout
+from index.lists import Allowed, exact_search, nothing, of_length
 from index.manifest import (
+    CANARY_DEPTH,
     CANARY_TOLERANCE,
+    FORMAT,
     IndexManifest,
     canary_queries,
     check_canaries,
     draw_canaries,
-    read_manifest,
     write_manifest,
 )
 from index.milvus_collection import FETCH_MOST, LISTED, MilvusCollection, MilvusConfig, listed
@@ -27,19 +30,17 @@ from store.errors import CorruptArtifact, Mismatch, MissingStep
 
 EMBEDDED_NAME = "items"
 DATABASE = "milvus.db"
-SETTINGS_FILE = "milvus.json"
+PLACE_FILE = "milvus.json"
 LOCK_FILE = "LOCK"
 
 
-class MilvusIndex:
-    """Item vectors in a Milvus collection, searched over the network.
+class MilvusIndex(GroupedIndex):
+    """Item vectors in a Milvus collection; exact with the flat layout.
 
     Embedded, the database is part of the index folder, and whoever loads it works on a copy: Milvus Lite
     writes to what it opens, and lets no second process in. In a cluster the folder says which collection it
     is; its name follows from the vectors, so that a build that was killed is gone on with, and two runs with
     the same vectors share one. Nothing is ever deleted there.
-
-    Exact with the flat layout. Ties go to the lower row unless more than FETCH_MOST rows are tied.
 
     Args:
         vectors: (N, D) float32, N ≥ 1, which may be memory-mapped; row n is the vector of item row n.
@@ -52,39 +53,40 @@ class MilvusIndex:
         Mismatch: when its scores are no inner products.
     """
 
-    kind = "milvus"
+    kind = IndexKind.MILVUS
 
     def __init__(self, vectors: Scores, config: MilvusConfig | None = None) -> None:
-        check_vectors(vectors)
+        refuse_unusable(vectors)
+        super().__init__(*vectors.shape)
         config = config or MilvusConfig()
-        name = EMBEDDED_NAME if not config.uri else _name_of(vectors, config)
-        self._adopt(name, config, count=len(vectors), dimension=vectors.shape[1])
+        self._open(_Place(collection=_name_of(vectors, config) if config.uri else EMBEDDED_NAME, config=config))
         if self._collection.count() != len(vectors):
             self._collection.fill(vectors)
         self._check_scores(vectors)
 
-    def _adopt(self, name: str, config: MilvusConfig, *, count: int, dimension: int, seed: Path | None = None) -> None:
-        self._count, self._dimension = count, dimension
-        database = None
-        if not config.uri:
-            # It is deleted with the index that works on it.
+    def _open(self, place: "_Place", *, database: Path | None = None) -> None:
+        """Connects; a `database` is copied before it is opened."""
+        working = None
+        if not place.config.uri:
+            # Deleted together with this object.
             self._folder = tempfile.TemporaryDirectory(prefix="tandem-milvus-", ignore_cleanup_errors=True)
-            database = Path(self._folder.name) / DATABASE
-            if seed is not None:
-                shutil.copytree(seed, database)
-        self._collection = MilvusCollection(name, config, database)
-
-    @property
-    def dimension(self) -> int:
-        """D, the length of every vector."""
-        return self._dimension
-
-    def __len__(self) -> int:
-        return self._count
+            working = Path(self._folder.name) / DATABASE
+            if database is not None:
+                shutil.copytree(database, working)
+        self._place = place
+        self._collection = MilvusCollection(place.collection, place.config, working)
 
     def vectors(self, rows: Rows) -> Scores:
         """See VectorIndex.vectors."""
         check_rows(self, rows)
+        return self.take(rows)
+
+    def take(self, rows: Rows) -> Scores:
+        """(n, D) float32, fetched from the server.
+
+        Raises:
+            CorruptArtifact: when it has lost some.
+        """
         found = self._collection.vectors(rows, self._dimension)
         if np.isnan(found).any():
             raise CorruptArtifact(
@@ -92,89 +94,55 @@ class MilvusIndex:
             )
         return found
 
-    def search(
-        self, vectors: Scores, k: int, *, exclude: Sequence[Rows] | None = None, allowed: Mask | None = None
-    ) -> tuple[Scores, Rows]:
-        """See VectorIndex.search.
+    def _nearest(self, queries: Scores, fetch: int, allowed: Allowed | None) -> tuple[Scores, Rows]:
+        """See GroupedIndex.
 
-        Few allowed rows, or all but few, are named to the server; otherwise, as for what is excluded, more is
-        fetched until enough is left. Queries that a filter has left short even so are compared with every row
-        that remains to them.
+        Where a filter leaves few rows, or all but few, these are named to the server; otherwise more is fetched
+        until enough is left. Queries that are short even so, as they may be in an approximate layout, and those
+        that want more than a server returns, are compared here with every vector that the filter leaves.
         """
-        check_queries(self, vectors, k, exclude, allowed)
-        queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        eligible = np.ones(self._count, dtype=np.bool_)
-        if allowed is not None:
-            eligible[:] = False
-            eligible[: len(allowed)] = allowed[: self._count]
-        known = [np.unique(rows) for rows in exclude] if exclude is not None else None
-        scores, rows = self._fetched(queries, k, known, eligible)
-        for place in np.flatnonzero(rows[:, min(k, self._count) - 1] == NO_ITEM):
-            left = eligible.copy()
-            if known is not None:
-                left[[row for row in known[place] if 0 <= row < self._count]] = False
-            if left.sum() > (rows[place] != NO_ITEM).sum():
-                scores[place], rows[place] = self._compared(queries[place], k, np.flatnonzero(left))
-        return scores, rows
-
-    def _fetched(self, queries: Scores, k: int, known: list[Rows] | None, eligible: Mask) -> tuple[Scores, Rows]:
-        """What the server finds, fetching on until the k-th place is certain or FETCH_MOST rows have come."""
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        rows = np.full((len(queries), k), NO_ITEM, dtype=np.int64)
-        condition, population = self._condition(eligible)
-        share = eligible.sum() / max(population, 1)
-        most = min(population, FETCH_MOST)
-        if not share:
-            return scores, rows
-        lengths = [0, *map(len, known or [])]
-        # One long history must not make every query fetch as much: a tenth of them may come again for more.
-        fetch = min(ceil((k + 1 + np.quantile(lengths, 0.9)) / share), most)
-        waiting = np.arange(len(queries))
+        left = None if allowed is None else allowed.rows
+        condition, through = self._condition(allowed)
+        share = 1.0 if allowed is None else allowed.count / through
+        most = min(through, FETCH_MOST)
+        if fetch > most or fetch > share * most + 1:
+            return exact_search(self, queries, fetch, rows=left)
+        scores, rows = nothing(len(queries), fetch)
+        waiting, wider = np.arange(len(queries)), min(ceil((fetch + 1) / share), most)
         while len(waiting):
-            found = self._collection.nearest(queries[waiting], fetch, condition)
-            last = found[0][:, -1]
-            barred = [known[place] for place in waiting] if known is not None else None
-            kept_scores, kept_rows = _without(*found, barred, eligible, k)
-            # Certain once something worse has come: whatever is tied with the k-th place has come, too.
-            certain = (kept_scores[:, -1] > last) | (fetch == most)
-            scores[waiting[certain]], rows[waiting[certain]] = kept_scores[certain], kept_rows[certain]
-            waiting, fetch = waiting[~certain], min(2 * fetch, most)
+            found_scores, found_rows = self._collection.nearest(queries[waiting], wider, condition)
+            last = found_scores[:, -1]
+            if allowed is not None and through > allowed.count:
+                found_scores, found_rows = _allowed_first(found_scores, found_rows, allowed)
+            found_scores, found_rows = of_length(found_scores, found_rows, fetch)
+            # Certain once something worse has come: whatever is tied with the last place has come, too.
+            certain = (found_scores[:, -1] > last) | (wider == most)
+            scores[waiting[certain]], rows[waiting[certain]] = found_scores[certain], found_rows[certain]
+            waiting, wider = waiting[~certain], min(2 * wider, most)
+        if (short := rows[:, -1] == NO_ITEM).any():
+            scores[short], rows[short] = exact_search(self, queries[short], fetch, rows=left)
         return scores, rows
 
-    def _condition(self, eligible: Mask) -> tuple[str, int]:
+    def _condition(self, allowed: Allowed | None) -> tuple[str, int]:
         """The filter expression that the server is given, and how many rows it lets through."""
-        there = int(eligible.sum())
-        if there == self._count:
-            return "", there
-        if there <= LISTED:
-            return listed(np.flatnonzero(eligible)), there
-        if self._count - there <= LISTED:
-            return listed(np.flatnonzero(~eligible), absent=True), there
+        if allowed is None:
+            return "", self._count
+        if allowed.count <= LISTED:
+            return listed(allowed.rows), allowed.count
+        if self._count - allowed.count <= LISTED:
+            return listed(np.flatnonzero(~allowed.mask), absent=True), allowed.count
         return "", self._count
-
-    def _compared(self, query: Scores, k: int, left: Rows) -> tuple[Scores, Rows]:
-        """(k,) scores and rows of one query by its inner product with every row in `left`, fetched bit by bit."""
-        best_scores, best_rows = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
-        for start in range(0, len(left), LISTED):
-            part = left[start : start + LISTED]
-            scores, rows = np.append(best_scores, self.vectors(part) @ query), np.append(best_rows, part)
-            best = np.lexsort((rows, -scores))[:k]
-            best_scores, best_rows = scores[best], rows[best]
-        missing = k - len(best_rows)
-        return (
-            np.pad(best_scores, (0, missing), constant_values=-np.inf),
-            np.pad(best_rows, (0, missing), constant_values=NO_ITEM),
-        )
 
     def _check_scores(self, vectors: Scores) -> None:
         """A server that stores vectors rounded, or by another metric, is found out before it serves."""
         asked = canary_queries(self._dimension)
-        scores, rows = self.search(asked, min(10, self._count))
+        scores, rows = self.search(asked, min(CANARY_DEPTH, self._count))
         expected = np.einsum("bd,bkd->bk", asked, np.asarray(vectors[rows], dtype=np.float32))
-        if not np.allclose(scores, expected, rtol=0, atol=CANARY_TOLERANCE * max(1e-30, float(np.abs(expected).max()))):
+        off = float(np.abs(scores - expected).max())
+        if off > CANARY_TOLERANCE * max(1e-30, float(np.abs(expected).max())):
             raise Mismatch(
-                f"{self._collection.where} gives scores that are no inner products (off by "
-                f"{np.abs(scores - expected).max():.2g}): set index.milvus.layout to one that keeps vectors whole"
+                f"{self._collection.where} gives scores that are no inner products (off by {off:.2g}): it must keep "
+                "whole vectors under the metric IP"
             )
 
     def save(self, folder: Path, *, retriever: str, catalog: str) -> None:
@@ -188,19 +156,19 @@ class MilvusIndex:
         Raises:
             OSError: when the disk refuses the write.
         """
-        collection = self._collection
         canaries = draw_canaries(self)
-        settings = _Settings(collection=collection.name, config=collection.config)
-        (folder / SETTINGS_FILE).write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        if collection.database is not None:
-            collection.close()
-            shutil.copytree(collection.database, folder / DATABASE, ignore=shutil.ignore_patterns(LOCK_FILE))
+        (folder / PLACE_FILE).write_text(self._place.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        if (database := self._collection.database) is not None:
+            self._collection.close()
+            shutil.copytree(database, folder / DATABASE, ignore=shutil.ignore_patterns(LOCK_FILE))
         manifest = IndexManifest(
+            format=FORMAT,
             kind=self.kind,
             metric="inner_product",
             dimension=self.dimension,
             count=len(self),
             bytes=sum(path.stat().st_size for path in (folder / DATABASE).rglob("*") if path.is_file()),
+            layout=Layout(kind=self.kind),
             faiss="",
             retriever=retriever,
             catalog=catalog,
@@ -209,44 +177,31 @@ class MilvusIndex:
         write_manifest(folder, manifest)
 
     @classmethod
-    def load(cls, folder: Path, *, retriever: str | None = None, catalog: str | None = None) -> Self:
-        """The index saved in a folder.
-
-        Args:
-            folder: as given to `save`.
-            retriever: the fingerprint that the index must have been made with; None: any.
-            catalog: likewise for the catalog.
+    def load(cls, folder: Path, manifest: IndexManifest) -> Self:
+        """The index saved in a folder with this manifest.
 
         Raises:
-            MissingStep: when the folder holds no index, or the server has no such collection.
+            MissingStep: when the server has no such collection.
             CorruptArtifact: when vectors are missing, or the canaries find other rows.
-            Mismatch: when the index belongs to another retriever or catalog.
             MissingPackage, Unreachable: as the class.
         """
-        manifest = read_manifest(folder)
-        manifest.check_fingerprints(folder, retriever=retriever, catalog=catalog)
-        kept = _read_settings(folder)
+        place = _read_place(folder)
         loaded = cls.__new__(cls)
-        loaded._adopt(
-            kept.collection,
-            kept.config,
-            count=manifest.count,
-            dimension=manifest.dimension,
-            seed=folder / DATABASE if not kept.config.uri else None,
-        )
+        GroupedIndex.__init__(loaded, manifest.count, manifest.dimension)
+        loaded._open(place, database=folder / DATABASE)
         where, found = loaded._collection.where, loaded._collection.count()
         if found < 0:
-            raise MissingStep(f"{where} has no collection {kept.collection}: run 'python cli.py build-index' again")
+            raise MissingStep(f"{where} has no collection {place.collection}: run 'python cli.py build-index' again")
         if found != manifest.count:
             raise CorruptArtifact(
-                f"{kept.collection} of {where} holds {found:,} vectors, the manifest says {manifest.count:,}: "
+                f"{place.collection} of {where} holds {found:,} vectors, the manifest says {manifest.count:,}: "
                 "run 'python cli.py build-index'"
             )
         check_canaries(loaded, manifest.canaries, folder)
         return loaded
 
 
-class _Settings(BaseModel):
+class _Place(BaseModel):
     """The content of milvus.json: which collection it is, and where."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -255,31 +210,23 @@ class _Settings(BaseModel):
     config: MilvusConfig
 
 
-def _read_settings(folder: Path) -> _Settings:
+def _read_place(folder: Path) -> _Place:
     try:
-        return _Settings.model_validate_json((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        return _Place.model_validate_json((folder / PLACE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CorruptArtifact(f"{folder / SETTINGS_FILE} is not readable: run 'python cli.py build-index'") from error
+        raise CorruptArtifact(f"{folder / PLACE_FILE} is not readable: run 'python cli.py build-index'") from error
 
 
-def _without(scores: Scores, rows: Rows, known: list[Rows] | None, eligible: Mask, k: int) -> tuple[Scores, Rows]:
-    """(B, k): the first k places of lists (B, F) whose rows may be returned, then -inf and NO_ITEM."""
-    kept = (rows != NO_ITEM) & eligible[np.maximum(rows, 0)]
-    if known is not None:
-        for place, barred in enumerate(known):
-            kept[place] &= ~np.isin(rows[place], barred)
-    order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
-    padding = ((0, 0), (0, k - order.shape[1]))
-    best = np.take_along_axis(np.where(kept, scores, np.float32(-np.inf)), order, 1)
-    found = np.take_along_axis(np.where(kept, rows, NO_ITEM), order, 1)
-    return (
-        np.pad(best, padding, constant_values=-np.inf),
-        np.pad(found, padding, constant_values=NO_ITEM),
-    )
+def _allowed_first(scores: Scores, rows: Rows, allowed: Allowed) -> tuple[Scores, Rows]:
+    """The same lists with rows that are not allowed replaced by NO_ITEM and moved behind all others."""
+    barred = (rows == NO_ITEM) | ~allowed.mask[np.maximum(rows, 0)]
+    order = np.argsort(barred, axis=1, kind="stable")
+    scores, rows = np.where(barred, np.float32(-np.inf), scores), np.where(barred, NO_ITEM, rows)
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
 def _name_of(vectors: Scores, config: MilvusConfig) -> str:
-    """Of the collection in a cluster: what it holds and how decide its name."""
+    """Of the collection in a cluster, by what it holds and how."""
     digest = sha256(f"{config.layout} {sorted(config.build.items())} {vectors.shape}".encode())
     for start in range(0, len(vectors), 100_000):
         digest.update(np.asarray(vectors[start : start + 100_000], dtype=np.float32).tobytes())

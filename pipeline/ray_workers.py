@@ -2,10 +2,11 @@
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic
@@ -20,6 +21,9 @@ TIMEOUT_S = 20.0
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Memory of a Ray of this machine for what lies between processes: parts and results, which are small."""
+
+STARTS = 3
+"""How often its start is tried."""
 
 LIVES = 2
 """How often a worker that dies is replaced before the work is given up."""
@@ -68,17 +72,35 @@ def _connected(address: str, workers: int) -> Iterator[Any]:
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": workers or None}
     if not address:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(
-        **options,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        # Workers import our own modules from where this process does.
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
+    options |= {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Workers import our own modules from where this process does.
+    options["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    before = signal.getsignal(signal.SIGTERM)
     try:
+        _start(ray, options)
         yield ray
     finally:
         ray.shutdown()
+        # Ray leaves its own behind.
+        signal.signal(signal.SIGTERM, before)
+
+
+def _start(ray: Any, options: Mapping[str, Any]) -> None:
+    """Starts or joins Ray, which gives a machine that is busy half a minute only: so it is tried again.
+
+    Raises:
+        Unreachable: when it does not start.
+    """
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            # Whatever it is: Ray raises bare exceptions here.
+            ray.shutdown()
+            if not left:
+                reason = str(error).strip().partition("\n")[0]
+                raise Unreachable(f"Ray does not start ({reason}): leave out --engine, or try again later") from error
 
 
 def _check_answers(address: str) -> None:
