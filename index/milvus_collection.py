@@ -223,9 +223,9 @@ def _pymilvus() -> Any:
         import pymilvus
     except ImportError as error:
         raise _missing("pymilvus") from error
-    # It logs every error with a traceback of its own before it raises it.
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
-    logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
+    # They log every error with a traceback of its own before they raise it, and calls that Milvus Lite lacks.
+    for name in ("pymilvus", "milvus_lite", "grpc._server"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return pymilvus
 
 

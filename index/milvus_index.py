@@ -6,6 +6,7 @@ from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from typing import Self
+from weakref import finalize
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -68,9 +69,9 @@ class MilvusIndex(GroupedIndex):
         """Connects; a `database` is copied before it is opened."""
         working = None
         if not place.config.uri:
-            # Deleted together with this object.
-            self._folder = tempfile.TemporaryDirectory(prefix="tandem-milvus-", ignore_cleanup_errors=True)
-            working = Path(self._folder.name) / DATABASE
+            folder = tempfile.mkdtemp(prefix="tandem-milvus-")
+            finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            working = Path(folder) / DATABASE
             if database is not None:
                 shutil.copytree(database, working)
         self._place = place
