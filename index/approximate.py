@@ -1,6 +1,5 @@
 """Approximate kinds: lists around centroids, and graphs; where codes are short, the best are scored once more."""
 
-from collections.abc import Iterable
 from math import ceil
 from typing import Any, Self
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from data.schema import NO_ITEM, Rows, Scores
 from index.checks import refuse_unusable
-from index.faiss_base import FaissIndex
+from index.faiss_base import BLAS_FROM_QUERIES, FaissIndex
 from index.layout import (
     FAISS,
     GRAPH_OVER_LISTS,
@@ -73,6 +72,11 @@ class ApproximateIndex(FaissIndex):
         kept = StoredVectors.of(vectors, layout.storage) if layout.kind in QUANTISED and layout.keep_vectors else None
         return cls(index, layout, effort=effort or Effort(), kept=kept)
 
+    @property
+    def centroids(self) -> Scores:
+        """(lists, D) float32 around which the lists are."""
+        return np.asarray(self._index.quantizer.reconstruct_n(0, self.layout.lists), dtype=np.float32)
+
     def set_effort(self, effort: Effort) -> None:
         """Changes how much a search does from now on."""
         self.effort = effort
@@ -109,9 +113,12 @@ class ApproximateIndex(FaissIndex):
             return in_order(scores, rows)
         return self.rescored(queries, rows, fetch)
 
-    def candidates(self, queries: Scores, wide: int, allowed: Allowed | None = None) -> tuple[Scores, Rows]:
-        """(B, wide) best by the index's own scores, which may be estimates."""
-        params = self._params(wide, allowed)
+    def candidates(
+        self, queries: Scores, wide: int, allowed: Allowed | None = None, *, fixed: bool = False
+    ) -> tuple[Scores, Rows]:
+        """(B, wide) best by the index's own scores, which may be estimates; `fixed`: by no more than the effort."""
+        FAISS.cvar.distance_compute_blas_threshold = BLAS_FROM_QUERIES * self._dimension
+        params = None if fixed else self._params(wide, allowed)
         scores, rows = self._index.search(queries, wide, params=params)
         scores[rows == NO_ITEM] = -np.inf
         return scores, rows
@@ -178,15 +185,3 @@ def trained(layout: Layout, sample: Scores, *, centroids: Scores | None = None) 
     FAISS.cvar.distance_compute_blas_threshold = 0
     index.train(sample)
     return index
-
-
-def filled(index: Any, chunks: Iterable[Scores]) -> Any:
-    """The same index with the vectors of all chunks added in their order."""
-    for chunk in chunks:
-        index.add(np.ascontiguousarray(chunk, dtype=np.float32))
-    return index
-
-
-def centroids_of(index: Any) -> Scores:
-    """(lists, D) float32 of a trained index with lists."""
-    return np.asarray(index.quantizer.reconstruct_n(0, index.nlist), dtype=np.float32)

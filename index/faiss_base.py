@@ -43,6 +43,20 @@ class FaissIndex(GroupedIndex):
         """How the vectors are laid out."""
         return self.layout.kind
 
+    @property
+    def searched_bytes(self) -> float:
+        """Bytes for each vector of what searches go through: codes, links and centroids; ids left out."""
+        written = 0
+
+        def count(part: bytes) -> int:
+            nonlocal written
+            written += len(part)
+            return len(part)
+
+        FAISS.write_index(self._index, FAISS.PyCallbackIOWriter(count))
+        ids = 8 * self._count if self.layout.lists else 0
+        return (written - ids) / self._count
+
     def vectors(self, rows: Rows) -> Scores:
         """See VectorIndex.vectors."""
         check_rows(self, rows)

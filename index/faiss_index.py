@@ -51,9 +51,7 @@ class FlatIndex(FaissIndex):
         return adopted
 
     @classmethod
-    def load(
-        cls, folder: Path, *, retriever: str | None = None, catalog: str | None = None
-    ) -> FaissIndex | MilvusIndex:
+    def load(cls, folder: Path, *, retriever: str | None = None, catalog: str | None = None) -> "SavedIndex":
         """As `load_index`."""
         return load_index(folder, retriever=retriever, catalog=catalog)
 
@@ -99,7 +97,10 @@ def _widen_ties(
     return scores, rows
 
 
-INDEXES: dict[IndexKind, Callable[[Scores], FaissIndex | MilvusIndex]] = {
+SavedIndex = FaissIndex | MilvusIndex
+"""What has a folder of its own."""
+
+INDEXES: dict[IndexKind, Callable[[Scores], SavedIndex]] = {
     **{kind: partial(ApproximateIndex.of_kind, kind) for kind in IndexKind},
     IndexKind.FLAT: FlatIndex,
     IndexKind.MILVUS: MilvusIndex,
@@ -107,7 +108,7 @@ INDEXES: dict[IndexKind, Callable[[Scores], FaissIndex | MilvusIndex]] = {
 """How an index of each kind is made from (N, D) vectors, with settings that suit their number."""
 
 
-def load_index(folder: Path, *, retriever: str | None = None, catalog: str | None = None) -> FaissIndex | MilvusIndex:
+def load_index(folder: Path, *, retriever: str | None = None, catalog: str | None = None) -> SavedIndex:
     """The index saved in a folder, of whichever kind, memory-mapped: pages are read when first searched.
 
     Args:

@@ -143,7 +143,8 @@ def _code_name(layout: Layout) -> str:
         return _SCALARS[layout.storage]
     return {
         IndexKind.IVF_SQ8: "SQ8",
-        IndexKind.IVF_PQ: f"PQ{layout.parts}np",  # no reordering of words for Hamming distances, which takes half a minute
+        # np: words are not reordered for Hamming distances, which nobody asks for and takes half a minute.
+        IndexKind.IVF_PQ: f"PQ{layout.parts}np",
         IndexKind.IVF_FASTSCAN: f"PQ{layout.parts}x4fs",
         IndexKind.IVF_RABITQ: "RaBitQfs",
     }[layout.kind]

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -14,13 +15,14 @@ from pydantic import BaseModel, ConfigDict
 from data.schema import NO_ITEM, Rows, Scores
 from index.checks import check_rows, refuse_unusable
 from index.grouped import GroupedIndex
-from index.layout import IndexKind, Layout
+from index.layout import Effort, IndexKind, Layout
 from index.lists import Allowed, exact_search, nothing, of_length
 from index.manifest import (
     CANARY_DEPTH,
     CANARY_TOLERANCE,
     FORMAT,
     IndexManifest,
+    Trial,
     canary_queries,
     check_canaries,
     draw_canaries,
@@ -55,6 +57,7 @@ class MilvusIndex(GroupedIndex):
     """
 
     kind = IndexKind.MILVUS
+    layout, effort = Layout(kind=IndexKind.MILVUS), Effort()
 
     def __init__(self, vectors: Scores, config: MilvusConfig | None = None) -> None:
         refuse_unusable(vectors)
@@ -76,6 +79,11 @@ class MilvusIndex(GroupedIndex):
                 shutil.copytree(database, working)
         self._place = place
         self._collection = MilvusCollection(place.collection, place.config, working)
+
+    @property
+    def searched_bytes(self) -> float:
+        """Bytes for each vector of what searches go through on this machine: none of a server's."""
+        return 0.0 if self._place.config.uri else 4.0 * self._dimension
 
     def vectors(self, rows: Rows) -> Scores:
         """See VectorIndex.vectors."""
@@ -146,13 +154,14 @@ class MilvusIndex(GroupedIndex):
                 "whole vectors under the metric IP"
             )
 
-    def save(self, folder: Path, *, retriever: str, catalog: str) -> None:
+    def save(self, folder: Path, *, retriever: str, catalog: str, report: Sequence[Trial] = ()) -> None:
         """Writes the database, or which collection it is, and the manifest into an existing folder.
 
         Args:
             folder: where to; the caller makes the whole folder appear at once.
             retriever: fingerprint of the model that made the vectors.
             catalog: fingerprint of the catalog whose rows they are.
+            report: what was measured when it was built.
 
         Raises:
             OSError: when the disk refuses the write.
@@ -169,11 +178,12 @@ class MilvusIndex(GroupedIndex):
             dimension=self.dimension,
             count=len(self),
             bytes=sum(path.stat().st_size for path in (folder / DATABASE).rglob("*") if path.is_file()),
-            layout=Layout(kind=self.kind),
+            layout=self.layout,
             faiss="",
             retriever=retriever,
             catalog=catalog,
             canaries=canaries,
+            report=tuple(report),
         )
         write_manifest(folder, manifest)
 
