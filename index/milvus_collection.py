@@ -113,23 +113,21 @@ class MilvusCollection:
             for start in range(0, len(vectors), at_once):
                 batch = np.asarray(vectors[start : start + at_once], dtype=np.float32)
                 client.upsert(self.name, [{ROW: start + i, VECTOR: v} for i, v in enumerate(batch)], **limit)
-            layout = self.config.layout
-            index = client.prepare_index_params()
-            index.add_index(
-                VECTOR,
-                index_type=layout.upper(),
-                metric_type="IP",
-                params={**BUILD[layout], **self.config.build},
-            )
             client.flush(self.name, **limit)
-            client.create_index(self.name, index, **limit)
+            if not client.list_indexes(self.name):
+                layout, index = self.config.layout, client.prepare_index_params()
+                parameters = {**BUILD[layout], **self.config.build}
+                index.add_index(VECTOR, index_type=layout.upper(), metric_type="IP", params=parameters)
+                client.create_index(self.name, index, **limit)
             client.load_collection(self.name, **limit)
 
     def count(self) -> int:
-        """How many vectors it holds; -1 where there is no such collection."""
+        """How many vectors it holds; 0 while it is not yet indexed, -1 where there is no such collection."""
         with self._answering(self.config.timeout_s) as (client, limit):
             if not client.has_collection(self.name, **limit):
                 return -1
+            if not client.list_indexes(self.name):
+                return 0
             (found,) = client.query(self.name, filter="", output_fields=["count(*)"], **limit)
             return int(found["count(*)"])
 
@@ -176,11 +174,6 @@ class MilvusCollection:
                     found[np.searchsorted(wanted, hit[ROW])] = hit[VECTOR]
         return found[place]
 
-    def load(self) -> None:
-        """Lets the server read the collection into memory, without which nothing can be searched."""
-        with self._answering(self.config.build_minutes * 60) as (client, limit):
-            client.load_collection(self.name, **limit)
-
     def close(self) -> None:
         """Ends the connection and, of an embedded database, its server: its files are then whole and at rest."""
         if self._closing is not None:
@@ -198,7 +191,7 @@ class MilvusCollection:
         except exceptions.MilvusException as error:
             reason = str(error.message).strip().partition("\n")[0]
             raise Unreachable(
-                f"{self.where} does not answer as it should within {seconds:g} s ({reason}): check that the server "
+                f"{self.where} refuses, or does not answer within {seconds:g} s ({reason}): check that the server "
                 f"runs, index.milvus.uri and, where it wants one, the token in {TOKEN_VARIABLE}"
             ) from error
 
@@ -209,8 +202,10 @@ class MilvusCollection:
             raise _missing("milvus_lite")
         self._client = _pymilvus().MilvusClient(place, token=token, timeout=self.config.timeout_s)
         self._closing = finalize(self, _close, self._client, self.database)
-        if self._client.has_collection(self.name, timeout=self.config.timeout_s):
-            self.load()
+        there = self._client.has_collection(self.name, timeout=self.config.timeout_s)
+        if there and self._client.list_indexes(self.name):
+            # Until it is in the server's memory nothing can be searched.
+            self._client.load_collection(self.name, timeout=self.config.build_minutes * 60)
 
 
 def listed(rows: Rows, *, absent: bool = False) -> str:
