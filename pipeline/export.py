@@ -16,6 +16,7 @@ from pipeline.engine import HERE, Engine, EngineKind
 from pipeline.evaluate import Part, drawn_by_hash, evaluation_recommender
 from pipeline.run_log import RunLog
 from pipeline.workspace import Workspace, open_workspace
+from recommend.item_filter import ALL_ITEMS, ItemFilter
 from recommend.recommender import Recommender, Rerank
 from recommend.release import load_stages
 from store.artifacts import atomic_write
@@ -43,6 +44,7 @@ def export(
     rerank: Rerank,
     towers_only: bool,
     log: RunLog,
+    items: ItemFilter = ALL_ITEMS,
     engine: Engine = HERE,
 ) -> int:
     """Writes user_id, item_id, rank (from 1) and score, k rows a user; returns the number of rows.
@@ -52,16 +54,18 @@ def export(
 
     Args:
         towers_only: one search in the index, without the other sources and the reranker.
+        items: which may be recommended; where they are fewer than k, so are a user's rows.
         engine: who does it; users go through it USERS_AT_ONCE at a time in any case, so that the rows are the same.
 
     Raises:
-        BadInput: when the part has no users, or k exceeds the catalog.
+        BadInput: when the part has no users, k exceeds the catalog, or no item passes the filter.
     """
-    wanted = Lists(asked, k, depth, rerank, towers_only)
+    wanted = Lists(asked, k, depth, rerank, towers_only, items)
     # Workers load their own; this process then only knows who is asked.
     here = engine.kind is EngineKind.PROCESS
     recommender = (wanted if here else replace(wanted, rerank=Rerank.NEVER)).recommender(ws, log)
     recommender.check_k(k)
+    make = wanted.maker(recommender)
     holdout = _holdout(ws, asked, recommender)
     if not len(holdout):
         raise BadInput(f"the {asked} part of {ws.run.root} has no users; try --split next")
@@ -71,7 +75,7 @@ def export(
         for start in range(0, len(holdout), USERS_AT_ONCE)
     ]
     opened = partial(_opened, ws.run.root.absolute(), ws.config, wanted)
-    made = engine.made((lambda: partial(wanted.made, recommender)) if here else opened, parts)
+    made = engine.made((lambda: make) if here else opened, parts)
     frames, done = [], 0
     for part, frame in zip(parts, made, strict=True):
         frames.append(frame)
@@ -92,6 +96,7 @@ class Lists:
     depth: int | None
     rerank: Rerank
     towers_only: bool
+    items: ItemFilter
 
     def recommender(self, ws: Workspace, log: RunLog) -> Recommender:
         """The stages that make them."""
@@ -101,19 +106,28 @@ class Lists:
             return Recommender(stages, ws.config.recommending)
         return evaluation_recommender(ws, Part(self.asked), with_reranker=with_reranker, log=log)
 
-    def made(self, recommender: Recommender, part: Holdout) -> pl.DataFrame:
-        """The rows of some users."""
-        if self.towers_only:
-            return _rows(recommender, part, recommender.retriever.search(part.histories, self.k))
-        candidates = max(self.k, recommender.config.candidates)
-        ranked = recommender.rank(part.histories, candidates=candidates, depth=self.depth)
-        return _rows(recommender, part, ranked.reranked.head(self.k))
+    def maker(self, recommender: Recommender) -> Callable[[Holdout], pl.DataFrame]:
+        """What makes the rows of some users.
+
+        Raises:
+            BadInput: when no item passes the filter.
+        """
+        where = self.items.mask(recommender.catalog)
+
+        def made(part: Holdout) -> pl.DataFrame:
+            if self.towers_only:
+                return _rows(recommender, part, recommender.retriever.search(part.histories, self.k, where=where))
+            candidates = max(self.k, recommender.config.candidates)
+            ranked = recommender.rank(part.histories, candidates=candidates, depth=self.depth, where=where)
+            return _rows(recommender, part, ranked.reranked.head(self.k))
+
+        return made
 
 
 def _opened(root: Path, config: Config, lists: Lists) -> Callable[[Holdout], pl.DataFrame]:
     """What makes the rows of some users in a process that has only the run directory."""
     ws = replace(open_workspace(root), config=config)
-    return partial(lists.made, lists.recommender(ws, RunLog(None, "recommend", quiet=True)))
+    return lists.maker(lists.recommender(ws, RunLog(None, "recommend", quiet=True)))
 
 
 def check_output(path: Path) -> None:

@@ -15,6 +15,7 @@ from pipeline.engine import HERE, Engine, EngineKind
 from pipeline.export import Asked
 from pipeline.train_retriever import base_text_vectors
 from pipeline.workspace import open_workspace
+from recommend.item_filter import ItemFilter
 from recommend.recommender import Rerank
 from retrieval import encode
 from store.errors import BadInput, MissingPackage, UnknownId, Unreachable
@@ -49,10 +50,12 @@ def test_two_workers_recommend_what_one_process_does(shop: Shop, tmp_path, monke
     for engine in (HERE, RAY):
         path = tmp_path / f"{engine.kind}.parquet"
         asked = {"k": 12, "depth": 8, "users": 0, "rerank": Rerank.AUTO, "towers_only": False}
-        rows = export.export(ws, Asked.TEST, path, **asked, log=quiet(ws), engine=engine)
+        items = ItemFilter(exclude="i05,i09")
+        rows = export.export(ws, Asked.TEST, path, **asked, items=items, log=quiet(ws), engine=engine)
         frames.append(pl.read_parquet(path))
         assert rows == len(frames[-1]) == 120 * 12
     assert frames[0].equals(frames[1])
+    assert not {"i05", "i09"} & set(frames[1]["item_id"])
 
 
 @pytest.mark.services
