@@ -18,7 +18,7 @@ STAMP := .venv/$(LOCK)
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: setup assets demo test check bench clean help
+.PHONY: setup assets extras demo test check bench clean help
 
 $(STAMP): $(LOCK)
 	@PYTHON="$(PYTHON)" TORCH_INDEX="$(TORCH_INDEX)" scripts/setup.sh $(LOCK)
@@ -34,7 +34,11 @@ assets: $(STAMP)  ## the data and the model that the slow tests read; without th
 test: assets  ## every test that this machine can run; skips are listed with their reasons
 	@$(PY) -m pytest -rs -n $(WORKERS) $(ARGS)
 
-check: assets  ## the gate: format, lint, types, tests
+# milvus-lite brings faiss-cpu, which must not stand beside faiss-gpu.
+extras: $(STAMP)  ## the packages of docs/scale-out.md; without them the tests that need them are skipped
+	-@$(PY) -m pip install -qq -c $(LOCK) --group ray $(if $(filter 1,$(GPU)),pymilvus,--group milvus)
+
+check: assets extras  ## the gate: format, lint, types, tests
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy .

@@ -16,17 +16,20 @@ except ModuleNotFoundError as missing:
 from commands.options import (
     DEFAULT_RUN,
     ConfigOption,
+    EngineOption,
     ForceOption,
     JsonOption,
     MapOption,
+    RayAddressOption,
     RunOption,
     SetOption,
     TableOption,
     TemplateOption,
     UsersOption,
+    WorkersOption,
     example,
 )
-from commands.session import choice, keep, opened, run_log, say, say_next
+from commands.session import choice, chosen_engine, keep, opened, run_log, say, say_next
 
 # Bars of libraries, drawn into logs, tell nobody anything; our own lines do.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -88,17 +91,24 @@ def train_retriever(
     budget_minutes: Annotated[
         float | None, typer.Option(min=0.01, help="minutes for all towers; short for retriever.train.budget_minutes")
     ] = None,
+    engine: EngineOption = "process",
+    ray_address: RayAddressOption = "",
+    workers: WorkersOption = 0,
     settings: SetOption = None,
     force: ForceOption = False,
 ) -> None:
     """Train the towers, count transitions, fit their fusion on validation; goes on where a killed one stopped."""
     from pipeline import train_retriever as step
+    from pipeline.engine import HERE
     from retrieval.distributed import joined_team
 
     if budget_minutes is not None:
         settings = [*(settings or []), f"retriever.train.budget_minutes={budget_minutes:g}"]
+    readers = chosen_engine(engine, ray_address, workers)
     ws, log = opened("train-retriever", run, settings, needs="prepare")
     with joined_team() as team:
+        if team.leads and readers != HERE:
+            step.read_catalog(ws, log=log, engine=readers)
         keys = step.train_seeds(ws, seeds=seeds, team=team, log=log, force=force)
         if not team.leads:
             return
@@ -113,7 +123,7 @@ def build_index(
     kind: Annotated[
         str | None,
         typer.Option(
-            help="auto, flat, hnsw, ivf-flat, ivf-sq8, ivf-pq, ivf-fastscan, ivf-rabitq; short for index.kind"
+            help="auto, flat, hnsw, ivf-flat, ivf-sq8, ivf-pq, ivf-fastscan, ivf-rabitq, milvus; short for index.kind"
         ),
     ] = None,
     recall_target: Annotated[
@@ -199,10 +209,14 @@ def recommend(
     only: Annotated[str | None, typer.Option(help="item ids, separated by commas: no other items")] = None,
     exclude: Annotated[str | None, typer.Option(help="item ids, separated by commas: not these")] = None,
     users: UsersOption = 0,
+    engine: EngineOption = "process",
+    ray_address: RayAddressOption = "",
+    workers: WorkersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Recommend for one user, a history or a wish; or for everybody, into a file."""
     from pipeline.answer import Wish, answer
+    from pipeline.engine import HERE
     from pipeline.export import Asked, check_output, export
     from recommend.item_filter import ItemFilter
     from recommend.recommender import Rerank
@@ -219,8 +233,10 @@ def recommend(
     if all_users and (wish.given or as_json or budget != Budget()):
         alone = "--user, --history, --query, --json, --max-tokens and --max-ms"
         raise BadInput(f"--all recommends for every user, into a file: leave out {alone}")
-    if not all_users and (users or towers_only or part is not Asked.NEXT):
-        raise BadInput("--split, --users and --towers-only go with --all; one user is answered from the whole history")
+    makers = chosen_engine(engine, ray_address, workers)
+    if not all_users and (users or towers_only or part is not Asked.NEXT or makers != HERE):
+        alone = "--split, --users, --towers-only and --engine"
+        raise BadInput(f"{alone} go with --all; one user is answered from the whole history, at once")
     if not all_users:
         wish.check()
     if output is not None:
@@ -239,6 +255,7 @@ def recommend(
             towers_only=towers_only,
             log=log,
             items=items,
+            engine=makers,
         )
         print(f"{output}: {rows:,} rows")
         return

@@ -6,7 +6,8 @@ from typing import Any, Self
 import numpy as np
 
 from data.schema import NO_ITEM, Rows, Scores
-from index.faiss_base import BLAS_FROM_QUERIES, FaissIndex, refuse_unusable
+from index.checks import refuse_unusable
+from index.faiss_base import BLAS_FROM_QUERIES, FaissIndex
 from index.layout import (
     FAISS,
     GRAPH_OVER_LISTS,

@@ -11,12 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data.schema import Scores
 from index.approximate import ApproximateIndex
-from index.faiss_base import FaissIndex, refuse_unusable
-from index.faiss_index import FlatIndex
+from index.checks import refuse_unusable
+from index.faiss_index import FlatIndex, SavedIndex
 from index.layout import IndexKind, Layout, default_layout
 from index.lists import exact_search
 from index.manifest import Trial
 from index.measure import Sample, cheapest_effort, recall_of, times_of
+from index.milvus_collection import MilvusConfig
+from index.milvus_index import MilvusIndex
 from index.stored_vectors import Storage, StoredVectors
 from store.errors import BadInput
 
@@ -37,7 +39,9 @@ class IndexConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: IndexKind | Literal["auto"] = Field(
-        "auto", description="flat, hnsw, ivf-flat, ivf-sq8, ivf-pq, ivf-fastscan or ivf-rabitq; auto measures them"
+        "auto",
+        description="flat, hnsw, ivf-flat, ivf-sq8, ivf-pq, ivf-fastscan, ivf-rabitq or milvus; auto measures all but "
+        "the last",
     )
     recall_target: float = Field(0.99, gt=0, le=1, description="share of the exact best that a search must find")
     recall_at: int = Field(100, ge=1, description="how many best that is measured on")
@@ -49,6 +53,7 @@ class IndexConfig(BaseModel):
         True, description="quantised kinds keep the vectors in a mapped file and score their best candidates by them"
     )
     flat_below_ms: float = Field(1.0, ge=0, description="auto takes flat, untried others, where its median is below")
+    milvus: MilvusConfig = Field(MilvusConfig(), description="where and how Milvus keeps them, for kind milvus")
     sample_users: int = Field(400, ge=2, description="users whose vectors recall and times are measured with")
 
 
@@ -56,7 +61,7 @@ class IndexConfig(BaseModel):
 class Planned:
     """An index and what was measured on the way to it, its own trial first."""
 
-    index: FaissIndex
+    index: SavedIndex
     report: tuple[Trial, ...]
 
 
@@ -80,6 +85,8 @@ def plan_index(
         queries = vectors[np.random.default_rng(0).choice(len(vectors), min(len(vectors), config.sample_users))]
     queries = np.ascontiguousarray(queries[: config.sample_users], dtype=np.float32)
     k = min(config.recall_at, len(vectors))
+    if config.kind is IndexKind.MILVUS:
+        return _best_of(iter([_tried_milvus(vectors, queries, k, config)]), config, len(vectors))
     asks_flat = config.kind in (AUTO, IndexKind.FLAT)
     flat = _tried_flat(vectors, queries, k, config) if asks_flat else None
     if flat is not None:
@@ -121,6 +128,17 @@ def _tried_flat(vectors: Scores, queries: Scores, k: int, config: IndexConfig) -
     return Planned(index, (_trial(index, queries, k, recall=1.0, build_seconds=seconds),))
 
 
+def _tried_milvus(vectors: Scores, queries: Scores, k: int, config: IndexConfig) -> Planned:
+    """As it is set up: Milvus's own parameters are not searched for."""
+    started = time.perf_counter()
+    index = MilvusIndex(vectors, config.milvus)
+    seconds = time.perf_counter() - started
+    stored = StoredVectors.of(vectors, Storage.FLOAT32)
+    sample = Sample.of(lambda asked, wanted: exact_search(stored, asked, wanted), queries, k)
+    recall = float(recall_of(index.search(queries, k)[1], sample.rows).mean())
+    return Planned(index, (_trial(index, queries, k, recall=recall, build_seconds=seconds),))
+
+
 def _tried(
     vectors: Scores, layout: Layout, sample: Sample, *, config: IndexConfig, centroids: dict[int, Scores]
 ) -> Planned:
@@ -137,7 +155,7 @@ def _tried(
     return Planned(index, (_trial(index, reported_by.queries, sample.k, recall=recall, build_seconds=seconds),))
 
 
-def _trial(index: FaissIndex, queries: Scores, k: int, *, recall: float, build_seconds: float) -> Trial:
+def _trial(index: SavedIndex, queries: Scores, k: int, *, recall: float, build_seconds: float) -> Trial:
     times = times_of(index, queries, k)
     return Trial(
         layout=index.layout,
@@ -201,6 +219,8 @@ def _none_fits(report: tuple[Trial, ...], config: IndexConfig, count: int) -> Ba
         smallest = min(enough, key=lambda trial: trial.searched_bytes)
         megabytes = ceil(smallest.searched_bytes * count / MEGABYTE)
         ways.append(f"{smallest.layout.kind} would do it with {megabytes:,.0f} MB: --memory-mb {megabytes}")
+    if config.kind is IndexKind.MILVUS and not enough:
+        ways.append("a wider search finds more: index.milvus.search, as ef or nprobe")
     if not config.keep_vectors:
         ways.append("with the vectors kept in a file, short codes find more: --set index.keep_vectors=true")
     return BadInput(

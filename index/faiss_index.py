@@ -9,10 +9,12 @@ import numpy as np
 
 from data.schema import Mask, Rows, Scores
 from index.approximate import ApproximateIndex
-from index.faiss_base import INDEX_FILE, VECTORS_FILE, FaissIndex, refuse_unusable
+from index.checks import refuse_unusable
+from index.faiss_base import INDEX_FILE, VECTORS_FILE, FaissIndex
 from index.layout import FAISS, QUANTISED, Effort, IndexKind, Layout, empty_index
 from index.lists import Allowed, exact_search, in_order
 from index.manifest import IndexManifest, check_canaries, read_manifest
+from index.milvus_index import MilvusIndex
 from index.stored_vectors import Storage, StoredVectors
 from store.errors import CorruptArtifact, Mismatch
 
@@ -49,7 +51,7 @@ class FlatIndex(FaissIndex):
         return adopted
 
     @classmethod
-    def load(cls, folder: Path, *, retriever: str | None = None, catalog: str | None = None) -> FaissIndex:
+    def load(cls, folder: Path, *, retriever: str | None = None, catalog: str | None = None) -> "SavedIndex":
         """As `load_index`."""
         return load_index(folder, retriever=retriever, catalog=catalog)
 
@@ -95,14 +97,18 @@ def _widen_ties(
     return scores, rows
 
 
-INDEXES: dict[IndexKind, Callable[[Scores], FaissIndex]] = {
+SavedIndex = FaissIndex | MilvusIndex
+"""What has a folder of its own."""
+
+INDEXES: dict[IndexKind, Callable[[Scores], SavedIndex]] = {
+    **{kind: partial(ApproximateIndex.of_kind, kind) for kind in IndexKind},
     IndexKind.FLAT: FlatIndex,
-    **{kind: partial(ApproximateIndex.of_kind, kind) for kind in IndexKind if kind is not IndexKind.FLAT},
+    IndexKind.MILVUS: MilvusIndex,
 }
 """How an index of each kind is made from (N, D) vectors, with settings that suit their number."""
 
 
-def load_index(folder: Path, *, retriever: str | None = None, catalog: str | None = None) -> FaissIndex:
+def load_index(folder: Path, *, retriever: str | None = None, catalog: str | None = None) -> SavedIndex:
     """The index saved in a folder, of whichever kind, memory-mapped: pages are read when first searched.
 
     Args:
@@ -119,6 +125,8 @@ def load_index(folder: Path, *, retriever: str | None = None, catalog: str | Non
     if manifest.kind not in INDEXES:
         raise Mismatch(f"{folder} holds an index of kind {manifest.kind!r}, this version knows {', '.join(INDEXES)}")
     manifest.check_fingerprints(folder, retriever=retriever, catalog=catalog)
+    if manifest.kind == IndexKind.MILVUS:
+        return MilvusIndex.load(folder, manifest)
     index = _read_faiss(folder / INDEX_FILE, manifest.bytes)
     if (index.ntotal, index.d) != (manifest.count, manifest.dimension):
         raise CorruptArtifact(

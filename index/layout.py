@@ -30,6 +30,8 @@ class IndexKind(StrEnum):
     """the same with four bits for some dimensions, scanned 32 vectors at a time in registers"""
     IVF_RABITQ = "ivf-rabitq"
     """the same with a bit a dimension"""
+    MILVUS = "milvus"
+    """a collection of a Milvus server, laid out by its own settings"""
 
 
 QUANTISED = frozenset({IndexKind.IVF_SQ8, IndexKind.IVF_PQ, IndexKind.IVF_FASTSCAN, IndexKind.IVF_RABITQ})

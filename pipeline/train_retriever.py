@@ -1,8 +1,10 @@
 """The first stage, trained and kept as an artifact."""
 
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,19 @@ import numpy as np
 from data.schema import Histories, Holdout, Scores
 from index.faiss_index import FlatIndex
 from pipeline.distil import distil_retriever, untaught
+from pipeline.engine import HERE, Engine
 from pipeline.memory import less_for_towers, memory_for
 from pipeline.run_log import RunLog
 from pipeline.workspace import FitKind, Workspace
 from retrieval.distributed import ALONE, Team
-from retrieval.encode import EncoderConfig, encode_texts, load_encoder
+from retrieval.encode import EncoderConfig, Reading, load_encoder, reader
 from retrieval.finetune import FinetuneMethod
 from retrieval.fit import FittedRetriever, fit_retriever
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
 from retrieval.retriever import Retriever, RetrieverConfig
 from retrieval.trackers import TrackerConfig, told_to, tracker
 from store.artifacts import Verify, artifact_key
+from store.assets import ModelSource
 from store.checkpoint import Checkpoints
 from store.errors import BadInput
 
@@ -105,7 +109,13 @@ def _is_whole(ws: Workspace, key: str) -> bool:
     return ws.run.has("text_vectors", read_card(ws.run.artifact("retriever", key)).text_vectors)
 
 
-def base_text_vectors(ws: Workspace, *, log: RunLog) -> Scores:
+def read_catalog(ws: Workspace, *, log: RunLog, engine: Engine) -> None:
+    """Lets an engine read the catalog's texts, so that the training finds their vectors made."""
+    with ws.run.lock():
+        base_text_vectors(ws, log=log, engine=engine)
+
+
+def base_text_vectors(ws: Workspace, *, log: RunLog, engine: Engine = HERE) -> Scores:
     """(N, E) float32 of the catalog's texts by the untuned encoder, made once for each catalog and encoder.
 
     Vectors that the catalog came with take their place.
@@ -115,17 +125,19 @@ def base_text_vectors(ws: Workspace, *, log: RunLog) -> Scores:
     if given is not None and not ws.run.has("text_vectors", key):
         ws.run.write_artifact("text_vectors", ws.text_vectors_made_from(), lambda folder: save_vectors(folder, given))
     if not ws.run.has("text_vectors", key):
-        texts, settings = ws.dataset.catalog.texts, ws.config.retriever.encoder
-        log.say(f"reading {len(texts):,} item texts with {settings.model}")
-        encoder = load_encoder(ws.encoder.path_or_id, settings, revision=ws.encoder.revision)
-        with memory_for(
-            "reading the catalog", f"--set retriever.encoder.batch_size={max(1, settings.batch_size // 4)}"
-        ):
-            vectors = encode_texts(
-                encoder, texts, settings, progress=lambda done, of: log.say(f"  {done:,} of {of:,} texts")
-            )
+        settings, reading = ws.config.retriever.encoder, Reading.of(ws.dataset.catalog.texts)
+        log.say(f"reading {len(ws.dataset.catalog):,} item texts with {settings.model}")
+        less = f"--set retriever.encoder.batch_size={max(1, settings.batch_size // 4)}"
+        with memory_for("reading the catalog", less):
+            read = engine.made(partial(_text_reader, ws.encoder, settings, len(reading.distinct)), reading.chunks)
+            vectors = reading.vectors(read, settings, progress=lambda done, of: log.say(f"  {done:,} of {of:,} texts"))
         ws.run.write_artifact("text_vectors", ws.text_vectors_made_from(), lambda folder: save_vectors(folder, vectors))
     return load_vectors(ws.run.artifact("text_vectors", key, verify=Verify.FULL))
+
+
+def _text_reader(source: ModelSource, settings: EncoderConfig, texts: int) -> Callable[[list[str]], Scores]:
+    """What reads chunks of a catalog of so many different texts, with the untuned encoder."""
+    return reader(load_encoder(source.path_or_id, settings, revision=source.revision), texts, settings)
 
 
 def open_retriever(ws: Workspace, fit: FitKind) -> Retriever:

@@ -5,6 +5,8 @@ What only exact kinds promise is skipped for the others; what those promise inst
 
 import subprocess
 import sys
+from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,28 @@ from index.faiss_index import INDEXES, load_index
 from index.layout import IndexKind
 from store.errors import BadInput, Mismatch
 
-KINDS = pytest.mark.parametrize("kind", list(INDEXES))
-EXACT = pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(
-            kind, marks=[] if kind is IndexKind.FLAT else pytest.mark.skip(f"{kind} may miss some of the best")
-        )
-        for kind in INDEXES
-    ],
-)
+EXACT_KINDS = {IndexKind.FLAT: 60, IndexKind.MILVUS: 5}
+"""How many examples are tried on each; Milvus takes a second to make a collection."""
+MILVUS = [
+    pytest.mark.services,
+    pytest.mark.skipif(
+        not all(map(find_spec, ("pymilvus", "milvus_lite"))),
+        reason="needs pymilvus and milvus-lite: python -m pip install -c requirements.lock --group milvus",
+    ),
+]
+
+
+def kinds(*, exact_only: bool = False) -> pytest.MarkDecorator:
+    marked = []
+    for kind in INDEXES:
+        marks = list(MILVUS) if kind is IndexKind.MILVUS else []
+        if exact_only and kind not in EXACT_KINDS:
+            marks.append(pytest.mark.skip(f"{kind} may miss some of the best"))
+        marked.append(pytest.param(kind, marks=marks))
+    return pytest.mark.parametrize("kind", marked)
+
+
+KINDS, EXACT = kinds(), kinds(exact_only=True)
 ROOT = Path(__file__).parents[2]
 
 
@@ -57,7 +71,8 @@ def clustered() -> dict[str, Any]:
     drawn = ClusteredVectors(4_000, 32, clusters=60, seed=4)
     lengths = np.random.default_rng(4).uniform(0.5, 1.5, (4_000, 1)).astype(np.float32)
     vectors = drawn.all() * lengths
-    made: dict[str, Any] = {kind: make(vectors) for kind, make in INDEXES.items()}
+    # Made when first asked for: not every machine has every kind.
+    made = {kind: lru_cache(partial(make, vectors)) for kind, make in INDEXES.items()}
     return made | {"vectors": vectors, "asked": drawn.users(20)}
 
 
@@ -75,37 +90,43 @@ def test_agrees_with_exact_search(kind: IndexKind, queries: int) -> None:
 
 
 @EXACT
-@settings(deadline=None, max_examples=60)
-@given(data=st.data())
-def test_ties_and_exclusions_agree_with_exact_search(kind: IndexKind, data: st.DataObject) -> None:
-    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
-    n_items, queries = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 12))
-    k = data.draw(st.integers(1, 70))
-    vectors = whole_numbers(rng, (n_items, 3), 1)  # 27 different vectors at most: many ties
-    asked = whole_numbers(rng, (queries, 3), 1)
-    exclude = [rng.integers(0, n_items, rng.integers(0, n_items + 1)) for _ in range(queries)]
-    scores, rows = INDEXES[kind](vectors).search(asked, k, exclude=exclude)
-    expected_scores, expected_rows = exact(vectors, asked, k, exclude)
-    np.testing.assert_array_equal(rows, expected_rows)
-    np.testing.assert_array_equal(scores, expected_scores.astype(np.float32))
+def test_ties_and_exclusions_agree_with_exact_search(kind: IndexKind) -> None:
+    @settings(max_examples=EXACT_KINDS[kind])
+    @given(data=st.data())
+    def agree(data: st.DataObject) -> None:
+        rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+        n_items, queries = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 12))
+        k = data.draw(st.integers(1, 70))
+        vectors = whole_numbers(rng, (n_items, 3), 1)  # 27 different vectors at most: many ties
+        asked = whole_numbers(rng, (queries, 3), 1)
+        exclude = [rng.integers(0, n_items, rng.integers(0, n_items + 1)) for _ in range(queries)]
+        scores, rows = INDEXES[kind](vectors).search(asked, k, exclude=exclude)
+        expected_scores, expected_rows = exact(vectors, asked, k, exclude)
+        np.testing.assert_array_equal(rows, expected_rows)
+        np.testing.assert_array_equal(scores, expected_scores.astype(np.float32))
+
+    agree()
 
 
 @EXACT
-@settings(deadline=None, max_examples=60)
-@given(data=st.data())
-def test_allowed_rows_agree_with_exact_search(kind: IndexKind, data: st.DataObject) -> None:
-    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
-    n_items, queries = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 12))
-    k = data.draw(st.integers(1, 70))
-    vectors = whole_numbers(rng, (n_items, 3), 1)
-    asked = whole_numbers(rng, (queries, 3), 1)
-    allowed = rng.random(n_items) < data.draw(st.sampled_from([0, 0.02, 0.3, 0.9, 1]))
-    exclude = [rng.integers(0, n_items, rng.integers(0, n_items + 1)) for _ in range(queries)]
-    for known in (None, exclude):
-        scores, rows = INDEXES[kind](vectors).search(asked, k, exclude=known, allowed=allowed)
-        expected_scores, expected_rows = exact(vectors, asked, k, known, allowed)
-        np.testing.assert_array_equal(rows, expected_rows)
-        np.testing.assert_array_equal(scores, expected_scores.astype(np.float32))
+def test_allowed_rows_agree_with_exact_search(kind: IndexKind) -> None:
+    @settings(max_examples=EXACT_KINDS[kind])
+    @given(data=st.data())
+    def agree(data: st.DataObject) -> None:
+        rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+        n_items, queries = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 12))
+        k = data.draw(st.integers(1, 70))
+        vectors = whole_numbers(rng, (n_items, 3), 1)
+        asked = whole_numbers(rng, (queries, 3), 1)
+        allowed = rng.random(n_items) < data.draw(st.sampled_from([0, 0.02, 0.3, 0.9, 1]))
+        exclude = [rng.integers(0, n_items, rng.integers(0, n_items + 1)) for _ in range(queries)]
+        for known in (None, exclude):
+            scores, rows = INDEXES[kind](vectors).search(asked, k, exclude=known, allowed=allowed)
+            expected_scores, expected_rows = exact(vectors, asked, k, known, allowed)
+            np.testing.assert_array_equal(rows, expected_rows)
+            np.testing.assert_array_equal(scores, expected_scores.astype(np.float32))
+
+    agree()
 
 
 @KINDS
@@ -114,7 +135,7 @@ def test_allowed_rows_agree_with_exact_search(kind: IndexKind, data: st.DataObje
 def test_finds_k_rows_and_nearly_the_best_whatever_a_filter_leaves(
     kind: IndexKind, queries: int, share: float, clustered: dict[str, Any]
 ) -> None:
-    index, vectors, asked = clustered[kind], clustered["vectors"], clustered["asked"][:queries]
+    index, vectors, asked = clustered[kind](), clustered["vectors"], clustered["asked"][:queries]
     rng = np.random.default_rng(5)
     allowed = rng.random(len(vectors)) < share
     exclude = [rng.choice(len(vectors), rng.integers(0, 40), replace=False) for _ in asked]
@@ -134,7 +155,7 @@ def test_finds_k_rows_and_nearly_the_best_whatever_a_filter_leaves(
 
 @KINDS
 def test_a_filter_far_from_the_query_still_gives_k_rows(kind: IndexKind, clustered: dict[str, Any]) -> None:
-    index, vectors, query = clustered[kind], clustered["vectors"], clustered["asked"][:1]
+    index, vectors, query = clustered[kind](), clustered["vectors"], clustered["asked"][:1]
     allowed = vectors @ query[0] < np.quantile(vectors @ query[0], 0.6)
     _, rows = index.search(query, 20, allowed=allowed)
     assert len(set(rows[0].tolist()) - {NO_ITEM}) == 20
