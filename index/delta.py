@@ -62,12 +62,11 @@ class Delta:
         found = []
         for place, line in enumerate(scores):
             if exclude is not None and len(exclude[place]):
-                line = np.where(np.isin(self.rows, exclude[place]), np.float32(-np.inf), line)
+                line[np.isin(self.rows, exclude[place])] = -np.inf
+            enough = least[place]
             if len(line) > k:
-                least_here = max(least[place], np.partition(line, len(line) - k)[len(line) - k])
-            else:
-                least_here = least[place]
-            slots = np.flatnonzero((line >= least_here) & (line > -np.inf))
+                enough = max(enough, np.partition(line, len(line) - k)[len(line) - k])
+            slots = np.flatnonzero((line >= enough) & (line > -np.inf))
             found.append((line[slots], self.rows[slots]))
         return found
 

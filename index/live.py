@@ -178,8 +178,8 @@ class LiveIndex:
         """Marks the slots of `rows` as dead; returns those of the base."""
         old = [slot for row in rows.tolist() if (slot := self._slot_of.pop(row, None)) is not None]
         self._delta_alive[old] = False
-        slots = self._base_slots(rows)
-        slots = slots[slots != NO_ITEM]
+        found = self._base_slots(rows)
+        slots: Rows = found[found != NO_ITEM]
         if len(slots):
             if self._base_alive is None:
                 self._base_alive = np.ones(len(self.base), dtype=np.bool_)
@@ -198,11 +198,13 @@ class LiveIndex:
         elif len(state.dead) > FEW_TOMBSTONES:
             mask = state.alive
         elif len(state.dead):
-            exclude = [state.dead] * len(vectors) if exclude is None else [_joined(rows, state.dead) for rows in exclude]
+            exclude = (
+                [state.dead] * len(vectors) if exclude is None else [_joined(rows, state.dead) for rows in exclude]
+            )
         scores, slots = self.base.search(vectors, k, exclude=exclude, allowed=mask)
         if self._base_rows is None:
             return scores, slots
-        return scores, np.where(slots == NO_ITEM, NO_ITEM, self._base_rows[slots])
+        return scores, np.asarray(np.where(slots == NO_ITEM, NO_ITEM, self._base_rows[slots]))
 
     def _allowed_slots(self, allowed: Mask) -> Mask:
         if self._base_rows is not None:
@@ -214,9 +216,9 @@ class LiveIndex:
     def _base_slots(self, rows: Rows) -> Rows:
         """(n,) slots of the base by item row, dead ones too; NO_ITEM where it has none."""
         if self._base_rows is None:
-            return np.where((rows >= 0) & (rows < len(self.base)), rows, NO_ITEM)
+            return np.asarray(np.where((rows >= 0) & (rows < len(self.base)), rows, NO_ITEM))
         slots = np.minimum(np.searchsorted(self._base_rows, rows), len(self._base_rows) - 1)
-        return np.where(self._base_rows[slots] == rows, slots, NO_ITEM)
+        return np.asarray(np.where(self._base_rows[slots] == rows, slots, NO_ITEM))
 
     def _refuse_vectors(self, change: Change) -> None:
         vectors = change.vectors
