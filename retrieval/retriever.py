@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data.schema import NO_ITEM, Candidates, Histories, Rows, Scores
+from data.schema import NO_ITEM, Candidates, Histories, Mask, Rows, Scores
 from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
 from retrieval.encode import EncoderConfig
@@ -77,6 +77,7 @@ class Retriever:
         words: the same texts as weighted words.
         trend: how often each item was taken of late.
         recent_popularity: (N,) float32 interactions of the last days of the log.
+        available: (N,) bool, false for items that were removed and must never be a candidate; None: all are.
     """
 
     config: RetrieverConfig
@@ -90,6 +91,7 @@ class Retriever:
     trend: Trend
     recent_popularity: Scores
     index: VectorIndex
+    available: Mask | None = None
     name: str = "retrieval"
 
     def candidates(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
@@ -127,6 +129,8 @@ class Retriever:
         """
         scores = query_vectors @ self.text.T  # (B, N)
         scores[histories.list_of_row, histories.item_rows] = -np.inf
+        if self.available is not None:
+            scores[:, ~self.available] = -np.inf
         return best_of_dense(scores, depth, name=TEXT)
 
     def _union(self, histories: Histories, wanted: int, *, exclude_known: bool) -> Candidates:
@@ -135,7 +139,7 @@ class Retriever:
         _, tower_rows = self.index.search(self.towers.weighted(users), wanted, exclude=known)
         recent = self.transitions.history_weights(histories)
         following = self.transitions.following(recent)
-        rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known))  # (B, K)
+        rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known, allowed=self.available))  # (B, K)
         unranked = self._sourced(rows, histories, users=users, recent=recent, following=following)
         candidates = unranked.ranked_by(self.fusion.score(unranked))
         empty = histories.lengths == 0
@@ -180,7 +184,10 @@ class Retriever:
 
     def _popular(self, candidates: Candidates, empty: np.ndarray) -> Candidates:
         """The same candidates with the lists of empty histories replaced by recent popular items."""
-        popular = best_of_dense(self.recent_popularity[None, :], candidates.depth, name=POPULARITY)
+        taken = self.recent_popularity
+        if self.available is not None:
+            taken = np.where(self.available, taken, np.float32(-np.inf))
+        popular = best_of_dense(taken[None, :], candidates.depth, name=POPULARITY)
         rows, score = candidates.item_rows.copy(), candidates.score.copy()
         width = popular.depth
         rows[empty], score[empty] = NO_ITEM, -np.inf
@@ -214,8 +221,14 @@ def union(first: Rows, second: Rows) -> Rows:
     return both[:, :longest]
 
 
-def best_of_sparse(scores: sp.csr_matrix, depth: int, *, exclude: list[Rows] | None) -> Rows:
-    """(B, depth) rows of the largest positive scores of each sparse row, known items left out, unordered."""
+def best_of_sparse(
+    scores: sp.csr_matrix, depth: int, *, exclude: list[Rows] | None, allowed: Mask | None = None
+) -> Rows:
+    """(B, depth) rows of the largest positive scores of each sparse row, known items left out, unordered.
+
+    Args:
+        allowed: (N,) bool, the rows that may be returned; None: all.
+    """
     best = np.full((scores.shape[0], depth), NO_ITEM, dtype=np.int64)
     for place in range(scores.shape[0]):
         start, end = scores.indptr[place], scores.indptr[place + 1]
@@ -223,6 +236,8 @@ def best_of_sparse(scores: sp.csr_matrix, depth: int, *, exclude: list[Rows] | N
         if exclude is not None and len(exclude[place]):
             fresh = ~np.isin(rows, exclude[place])
             rows, values = rows[fresh], values[fresh]
+        if allowed is not None:
+            rows, values = rows[allowed[rows]], values[allowed[rows]]
         if len(rows) > depth:
             rows = rows[np.argpartition(-values, depth)[:depth]]
         best[place, : len(rows)] = rows

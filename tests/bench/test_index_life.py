@@ -47,4 +47,4 @@ def test_places_reach_from_the_first_call_to_the_last() -> None:
 def test_releases_switch_under_readers_without_a_failed_or_mixed_answer(tmp_path: Path) -> None:
     readers = publish_under_readers(tmp_path, releases=15, readers=2)
     assert [reader["failed"] for reader in readers] == [[], []]
-    assert all(reader["answers"] > 15 and reader["releases"] > 5 for reader in readers)
+    assert all(reader["answers"] > 15 and reader["releases"] >= 3 for reader in readers)
