@@ -3,7 +3,7 @@
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,15 +93,15 @@ class Journal:
             content = file.read(upto.end - start.end)
         return list(self._records(content, start, upto)), upto
 
-    def append(self, body: bytes) -> Mark:
-        """Puts one more record at the end and returns once it is on the disk; the caller holds the writers' lock.
+    def append(self, *bodies: bytes) -> Mark:
+        """Puts records at the end, all or none, and returns once they are on the disk; the caller holds a lock.
 
         Raises:
             BadInput: for an empty record.
             NoSpace: when the disk is full or refuses the write; the journal is as it was.
             MissingStep, CorruptArtifact, Mismatch: as `mark`.
         """
-        if not body:
+        if not all(bodies):
             raise BadInput("a journal takes no empty records")
         before = self.mark()
         with disk_trouble_told(self.path):
@@ -110,17 +110,20 @@ class Journal:
                 # What a killed writer left behind the mark, or a disk that filled up under this one.
                 if os.fstat(descriptor).st_size != before.end:
                     self._cut(descriptor, before)
-                return self._write(descriptor, body, before)
+                return self._write(descriptor, bodies, before)
             finally:
                 os.close(descriptor)
 
-    def _write(self, descriptor: int, body: bytes, before: Mark) -> Mark:
-        after = Mark(before.records + 1, before.end + _RECORD.size + len(body))
-        record = _RECORD.pack(len(body), _checksum(body, before)) + body
-        mark_at = _MARKS_AT[after.records % 2]
+    def _write(self, descriptor: int, bodies: Sequence[bytes], before: Mark) -> Mark:
+        after, records = before, []
+        for body in bodies:
+            records.append(_RECORD.pack(len(body), _checksum(body, after)) + body)
+            after = Mark(after.records + 1, after.end + len(records[-1]))
+        # Never the place of the mark that counts.
+        mark_at = next(place for place in _MARKS_AT if _unpacked(os.pread(descriptor, _MARK.size, place)) != before)
         old_mark = os.pread(descriptor, _MARK.size, mark_at)
         try:
-            _write_all(descriptor, record, before.end)
+            _write_all(descriptor, b"".join(records), before.end)
             os.fsync(descriptor)
             # Only now may the mark reach the disk: a mark before its record would count what is not there.
             _write_all(descriptor, _packed(after), mark_at)
@@ -169,14 +172,19 @@ class Journal:
         return self._beyond(max(found_marks)) if broken else max(found_marks)
 
     def _beyond(self, mark: Mark) -> Mark:
-        """The mark after the record behind `mark`, where a whole one is there: the broken mark may have counted it."""
+        """The mark after all whole records behind `mark`: the broken mark may have counted them."""
         with self.path.open("rb") as file:
             file.seek(mark.end)
-            head = file.read(_RECORD.size)
-            length, checksum = _RECORD.unpack(head) if len(head) == _RECORD.size else (0, 0)
-            body = file.read(min(length, self.path.stat().st_size))
-        whole = length and len(body) == length and _checksum(body, mark) == checksum
-        return Mark(mark.records + 1, mark.end + _RECORD.size + length) if whole else mark
+            content = file.read()
+        place = 0
+        while place + _RECORD.size < len(content):
+            length, checksum = _RECORD.unpack_from(content, place)
+            body = content[place + _RECORD.size : place + _RECORD.size + length]
+            if not length or len(body) != length or _checksum(body, mark) != checksum:
+                break
+            place += _RECORD.size + length
+            mark = Mark(mark.records + 1, mark.end + _RECORD.size + length)
+        return mark
 
     def _damaged(self, fault: str) -> CorruptArtifact:
         return CorruptArtifact(

@@ -1,5 +1,6 @@
 """An index that takes changes while it serves: an immutable base, a delta, and tombstones."""
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -110,6 +111,13 @@ class LiveIndex:
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
         more = state.delta.search(queries, k, least=scores[:, -1], exclude=exclude, allowed=allowed)
         return merged(scores, rows, more)
+
+    def frozen(self) -> "LiveIndex":
+        """This index as it is now, to be searched and not to be changed: changes of this one do not reach it."""
+        view = copy.copy(self)
+        view._slot_of = dict(self._slot_of)
+        view._base_alive, view._delta_alive = self._state.alive, self._state.delta.alive
+        return view
 
     def new_rows(self, count: int) -> Rows:
         """The next rows that a PUT may allot."""

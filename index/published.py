@@ -1,6 +1,6 @@
 """The index that a run serves, followed through its changes and releases, by one writer and any number of readers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -145,17 +145,18 @@ class PublishedIndex:
         """Takes rows out of every answer; errors as `add`, and UnknownId for rows that are not there."""
         self.change(Change(ChangeKind.REMOVE, rows))
 
-    def change(self, change: Change) -> None:
-        """Writes a change to the journal and applies it; once this returns, no kill can undo it.
+    def change(self, *changes: Change) -> None:
+        """Writes changes of different rows to the journal, all or none; once this returns, no kill can undo them.
 
         Raises:
             RunBusy, NoSpace, Mismatch, BadInput, UnknownId: as `add` and `remove`.
         """
         with self.run.lock():
             self.refresh()
-            self.index.refuse(change)
+            for change in changes:
+                self.index.refuse(change)
             journal = self._now.journal or self._begin_journal()
-            journal.append(change.to_bytes())
+            journal.append(*(change.to_bytes() for change in changes))
             self._opened = _caught_up(self._now)
 
     def compact(
@@ -205,15 +206,10 @@ class PublishedIndex:
 
     def _begin_journal(self) -> Journal:
         """The first change since the index was made: from now on its release has a journal."""
-        number, _ = self.run.numbered_release()
-        name = next(name for n in range(number + 1, 10**9) if not self._journal_path(name := f"{n:06d}").exists())
-        journal = Journal.create(self._journal_path(name))
+        name = write_journal(self.run, ())
         self.run.publish(live=name)
         self.refresh()
-        return journal
-
-    def _journal_path(self, name: str) -> Path:
-        return self.run.root / LIVE / f"{name}{JOURNAL}"
+        return Journal(journal_path(self.run, name))
 
     def _look(self) -> tuple[int, ...]:
         """What changes whenever current.json is replaced."""
@@ -237,7 +233,7 @@ class PublishedIndex:
         if release.index is None:
             root = self.run.root
             raise MissingStep(f"{root} has published no index: make it with 'python cli.py build-index --run {root}'")
-        journal = Journal(self._journal_path(release.live)) if release.live else None
+        journal = Journal(journal_path(self.run, release.live)) if release.live else None
         before = self._opened
         if before is not None and before.release.index == release.index and before.release.live in (None, release.live):
             return _caught_up(replace(before, release=release, journal=journal))
@@ -254,6 +250,25 @@ def _caught_up(opened: _Opened) -> _Opened:
     opened.index.apply(new)
     seen = [replace(change, vectors=change.vectors[:0]) for change in new]
     return replace(opened, mark=mark, changes=(*opened.changes, *seen))
+
+
+def write_journal(run: Run, changes: Iterable[Change]) -> str:
+    """A new journal that begins with these changes; its name, to be published with the index that they belong to.
+
+    Raises:
+        NoSpace: when the disk refuses the write.
+    """
+    number, _ = run.numbered_release()
+    name = next(name for n in range(number + 1, 10**9) if not journal_path(run, name := f"{n:06d}").exists())
+    journal = Journal.create(journal_path(run, name))
+    for change in changes:
+        journal.append(change.to_bytes())
+    return name
+
+
+def journal_path(run: Run, name: str) -> Path:
+    """Where the journal of that name is."""
+    return run.root / LIVE / f"{name}{JOURNAL}"
 
 
 def open_live(folder: Path, *, retriever: str | None = None, catalog: str | None = None) -> LiveIndex:

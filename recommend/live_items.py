@@ -12,7 +12,7 @@ import polars as pl
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from data.schema import ITEM_ID, TEXT, Catalog, Dataset, Rows, Scores
+from data.schema import ITEM_ID, TEXT, Catalog, Dataset, Rows
 from data.vocabulary import Vocabulary
 from index.base import VectorIndex
 from index.changes import Change, ChangeKind

@@ -43,6 +43,14 @@ def test_a_reader_gets_only_what_is_new_to_it(journal: Journal) -> None:
     assert journal.read(seen) == ([b"fourth"], journal.mark())
 
 
+def test_several_records_come_at_once(journal: Journal) -> None:
+    _, seen = journal.read()
+    assert journal.append(b"fourth", b"fifth").records == 5
+    journal.append(b"sixth")
+    assert journal.read(seen)[0] == [b"fourth", b"fifth", b"sixth"]
+    assert journal.append().records == 6
+
+
 def test_the_record_is_synced_before_the_mark_and_the_mark_before_the_acknowledgement(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,21 +95,21 @@ def test_a_flipped_bit_is_noticed_or_costs_nothing(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     journal = Journal.create(tmp_path_factory.mktemp("flipped") / "journal")
-    for body in (b"first", b"second"):
-        journal.append(body)
+    journal.append(b"first")
+    journal.append(b"second", b"third")
     content = bytearray(journal.path.read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= 1 << data.draw(st.integers(0, 7))
     journal.path.write_bytes(content)
     if place >= HEAD:
-        with pytest.raises(CorruptArtifact, match=r"record [12] of 2|belong to no record"):
+        with pytest.raises(CorruptArtifact, match=r"record [123] of 3|belong to no record"):
             journal.read()
         return
     try:
         found = bodies(journal)
     except (CorruptArtifact, Mismatch):
         return
-    assert found == [b"first", b"second"]
+    assert found == [b"first", b"second", b"third"]
 
 
 @pytest.mark.parametrize("kept", [0, 50, 100, 120])

@@ -155,6 +155,18 @@ def test_a_note_changes_no_answer(index: LiveIndex) -> None:
     assert index.live_rows.tolist() == [0, 1, 2]
 
 
+def test_a_frozen_view_does_not_change(index: LiveIndex) -> None:
+    put(index, index.new_rows(1), np.full((1, 3), 5, dtype=np.float32))
+    view = index.frozen()
+    put(index, np.array([3, 0]), np.full((2, 3), 7, dtype=np.float32))
+    remove(index, np.array([1]))
+    assert (view.live_rows.tolist(), index.live_rows.tolist()) == ([0, 1, 2, 3], [0, 2, 3])
+    assert (len(view), view.has(np.array([1])).tolist()) == (4, [True])
+    assert view.vectors(np.array([3, 0])).tolist() == [[5, 5, 5], [1, 0, 0]]
+    assert view.search(np.ones((1, 3), dtype=np.float32), 4)[1].tolist() == [[3, 0, 1, 2]]
+    assert index.search(np.ones((1, 3), dtype=np.float32), 4)[1].tolist() == [[0, 3, 2, NO_ITEM]]
+
+
 def test_a_change_comes_back_from_its_bytes() -> None:
     beside = {"text": np.ones((2, 5), dtype=np.float32), "items": np.frombuffer(b"PAR1", dtype=np.uint8)}
     change = Change(ChangeKind.PUT, np.array([4, 5]), np.eye(2, dtype=np.float32), beside)
