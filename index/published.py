@@ -266,6 +266,18 @@ def write_journal(run: Run, changes: Iterable[Change]) -> str:
     return name
 
 
+def read_changes(run: Run, release: Release) -> list[Change]:
+    """What was changed since the index of a release was made, oldest first, without looking at that index.
+
+    Raises:
+        MissingStep, CorruptArtifact, Mismatch: as Journal.read.
+    """
+    if release.live is None:
+        return []
+    bodies, _ = Journal(journal_path(run, release.live)).read()
+    return list(map(Change.from_bytes, bodies))
+
+
 def journal_path(run: Run, name: str) -> Path:
     """Where the journal of that name is."""
     return run.root / LIVE / f"{name}{JOURNAL}"

@@ -172,6 +172,7 @@ def _lacking(error: Exception) -> CorruptArtifact:
 
 def _newest(reads: list[ReadItems]) -> ReadItems:
     """Of several readings of an item the last, by rising rows."""
+    reads = [read for read in reads if len(read.rows)] or reads[:1]
     rows = np.concatenate([read.rows for read in reads])
     # The first of the reversed list is the last.
     kept_rows, from_end = np.unique(rows[::-1], return_index=True)

@@ -17,7 +17,8 @@ from rerank.base import Reranker
 from rerank.gate import Gate
 from rerank.kinds import load_reranker as load_trained
 from rerank.packed import PackedReranker
-from retrieval.folder import load_retriever, load_vectors, read_card
+from retrieval.encode import EncoderConfig, load_encoder
+from retrieval.folder import ENCODER, load_retriever, load_vectors, read_card
 from retrieval.retriever import Retriever
 from store.artifacts import Release, Run, Verify, artifact_key
 from store.assets import local_folder, resolve_model
@@ -132,6 +133,17 @@ def load_reranker(run: Run, key: str) -> tuple[PackedReranker[Any], LinearFusion
     source = resolve_model(made_from["config"]["model"])
     loaded = load_trained(folder, model_dir=local_folder(source), model_fingerprint=source.fingerprint)
     return loaded.merged(), LinearFusion.load(folder / RERANK_FUSION), Gate.load(folder / RERANK_GATE)
+
+
+def encoder_of(run: Run, release: Release) -> tuple[Any, EncoderConfig]:
+    """The encoder that read the catalog of a release: its own tuned one, or the one its config names."""
+    folder = run.artifact("retriever", release.retriever or "")
+    card = read_card(folder)
+    settings = card.config.encoder
+    if card.tuned:
+        return load_encoder(str(folder / ENCODER), settings), settings
+    source = resolve_model(settings.model)
+    return load_encoder(source.path_or_id, settings, revision=source.revision), settings
 
 
 def _check_published(run: Run, release: Release) -> None:
