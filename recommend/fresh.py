@@ -4,7 +4,7 @@ import threading
 
 from index.published import Fresh, PublishedIndex
 from recommend.recommender import RecommendConfig, Recommender
-from recommend.release import as_changed, load_base
+from recommend.release import Stages, as_changed, load_base
 from store.artifacts import Run, Verify
 
 
@@ -27,7 +27,7 @@ class FreshRecommender:
         self.run, self.config, self._with_reranker = run, config, with_reranker
         self._lock = threading.Lock()
         self._published = PublishedIndex(run, verify=Verify.FULL)
-        self._load()
+        self._base, self._recommender = self._loaded()
 
     def current(self) -> Recommender:
         """The present recommender: two system calls where nothing has changed.
@@ -38,11 +38,11 @@ class FreshRecommender:
         with self._lock:
             fresh = self._published.refresh()
             if fresh is Fresh.REPLACED:
-                self._load()
+                self._base, self._recommender = self._loaded()
             elif fresh is Fresh.CHANGED:
                 self._recommender = self._recommender.over(as_changed(self._base, self._published))
             return self._recommender
 
-    def _load(self) -> None:
-        self._base = load_base(self.run, self._published, with_reranker=self._with_reranker)
-        self._recommender = Recommender(as_changed(self._base, self._published), self.config)
+    def _loaded(self) -> tuple[Stages, Recommender]:
+        base = load_base(self.run, self._published, with_reranker=self._with_reranker)
+        return base, Recommender(as_changed(base, self._published), self.config)

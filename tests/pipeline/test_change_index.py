@@ -61,7 +61,7 @@ def test_an_added_item_is_recommended_explained_and_found(root: Path):
     assert {"twin", "i30"} <= set(found)
     assert found["twin"]["title"] == TWIN[1]
     assert found["twin"]["because"][0] == "i29"
-    assert ids(root, "--query", TWIN[1], k=2) in (["i30", "twin"], ["twin", "i30"])
+    assert ids(root, "--query", f"{TWIN[1]} | genre2", k=2) in (["i30", "twin"], ["twin", "i30"])
     assert "i31" in ids(root, "--history", "twin", k=3)
     assert "twin" not in ids(root, "--history", "i29,twin")
     assert any("twin" in ids(root, "--user", user) for user in ("u010", "u011", "u012", "u013", "u014", "u015"))
@@ -76,7 +76,7 @@ def test_a_removed_item_is_shown_by_nothing_and_still_speaks(root: Path):
         ["--history", "i29"],
         ["--history", "i30"],
         ["--history", ""],
-        ["--query", f"{WORDS[30]} {WORDS[31]}"],
+        ["--query", f"{WORDS[30]} {WORDS[31]} | genre2"],
         ["--user", "u010", "--rerank", "always"],
     ):
         assert not set(gone) & set(ids(root, *asked, k=40)), asked
@@ -120,11 +120,11 @@ def test_an_update_reads_only_texts_that_differ(root: Path):
     done("index add", root, items(root, TWIN))
     same_text = tandem("index update", root, items(root, ["i04", catalog_rows()[4][1], "genre0"], TWIN))
     assert (same_text.out, "texts read" in same_text.err) == ("0 items updated, 2 as they were\n", False)
-    moved = ["i40", f"{WORDS[10]} {WORDS[11]}", "genre0"]
+    moved = ["i40", f"{WORDS[10]} {WORDS[11]}", "genre2"]
     changed = tandem("index update", root, items(root, moved, TWIN))
     assert changed.out == "1 items updated, 1 as they were\n"
     assert "1 texts read" in changed.err
-    assert ids(root, "--query", moved[1], k=2) in (["i10", "i40"], ["i40", "i10"])
+    assert ids(root, "--query", f"{moved[1]} | genre2", k=2) in (["i10", "i40"], ["i40", "i10"])
 
 
 def test_a_column_outside_of_the_text_is_noted_without_reading(shop: Shop, tmp_path: Path):
@@ -222,11 +222,11 @@ def test_a_new_catalog_tells_itself_what_it_has_and_the_rest_stays(root: Path, s
 @pytest.mark.parametrize(
     ("command", "rows", "error", "patterns"),
     [
-        ("index add", [["i03", "other words", "genre1"], TWIN], BadInput, ["1 of 2 items .'i03'. is in the catalog already"]),
+        ("index add", [["i03", "other", "genre1"], TWIN], BadInput, ["1 of 2 items .'i03'. is in the catalog already"]),
         ("index add", [TWIN, TWIN], BadInput, ["repeats an earlier id in row 2", "twin"]),
         ("index add", [["", "words", "genre1"]], BadInput, ["null or empty in row 1"]),
         ("index add", [["new", "", ""]], BadInput, ["no text comes out of the template"]),
-        ("index update", [TWIN, catalog_rows()[2]], UnknownId, ["1 of 2 items .'twin'. is not in the catalog", "index add"]),
+        ("index update", [TWIN, catalog_rows()[2]], UnknownId, ["1 of 2 .*'twin'. is not in the catalog", "index add"]),
     ],
 )  # fmt: skip
 def test_items_that_cannot_be_taken_in(root: Path, command: str, rows, error, patterns):
