@@ -110,11 +110,29 @@ def train_retriever(
     say_next(f"python cli.py build-index --run {run}")
 
 
-@app.command(epilog=example("python cli.py build-index --run runs/shop"))
-def build_index(run: RunOption = DEFAULT_RUN, settings: SetOption = None) -> None:
-    """Put the item vectors into a FAISS index and publish it with its retriever."""
+@app.command(epilog=example("python cli.py build-index --run runs/shop --recall-target 0.99 --memory-mb 512"))
+def build_index(
+    run: RunOption = DEFAULT_RUN,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, flat, hnsw, ivf-flat, ivf-sq8, ivf-pq, ivf-fastscan, ivf-rabitq; short for index.kind"
+        ),
+    ] = None,
+    recall_target: Annotated[
+        float | None, typer.Option(help="share of the exact best to be found; short for index.recall_target")
+    ] = None,
+    memory_mb: Annotated[
+        float | None, typer.Option(help="millions of bytes for what is searched; short for index.memory_mb")
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Put the item vectors into an index, chosen by measurement unless a kind is named, and publish it."""
     from pipeline import build_index as step
 
+    short = {"kind": kind, "recall_target": recall_target, "memory_mb": memory_mb}
+    named = [f"index.{key}={value}" for key, value in short.items() if value is not None]
+    settings = [*(settings or []), *named] or None
     ws, log = opened("build-index", run, settings, needs="train-retriever")
     print(step.build_index(ws, log=log).index)
     keep(ws, settings)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,15 +12,21 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from data.schema import Rows, Scores
+from index.approximate import ApproximateIndex
 from index.base import VectorIndex
 from index.changes import Change, ChangeKind
-from index.faiss_index import INDEXES, IndexKind, load_index
+from index.faiss_base import FaissIndex
+from index.faiss_index import FlatIndex, load_index
 from index.journal import Journal, Mark
+from index.layout import IndexKind, default_layout
 from index.live import LiveIndex
-from index.manifest import read_manifest
+from index.manifest import IndexManifest, read_manifest
 from store.artifacts import CURRENT, Release, Run, Verify
 from store.errors import BadInput, CorruptArtifact, MissingStep
 from store.releases import JOURNAL, LIVE
+
+RESIZED_BY = 2
+"""From this factor on an index of lists is compacted into as many lists as suit its new number of vectors."""
 
 SLOTS = "slots.safetensors"
 """In the folder of an index whose slots are not simply the rows 0, 1, 2, …: one that was compacted."""
@@ -170,7 +177,7 @@ class PublishedIndex:
 
         Args:
             vectors: gives the vectors of rows; None: as the index has them, which a compressed one has only nearly.
-            build: makes an index of vectors; None: of the kind that the base is of.
+            build: makes an index of vectors; None: laid out and searched as the base is.
             write_beside: puts into the new folder what else its caller folds.
 
         Raises:
@@ -184,7 +191,7 @@ class PublishedIndex:
             if not len(rows):
                 raise BadInput("every item has been removed: an index needs at least one")
             manifest = read_manifest(self.folder)
-            made = (build or INDEXES[IndexKind(manifest.kind)])((vectors or index.vectors)(rows))
+            made = (build or partial(rebuilt, manifest))((vectors or index.vectors)(rows))
 
             def write(folder: Path) -> None:
                 made.save(folder, retriever=manifest.retriever, catalog=manifest.catalog)
@@ -281,6 +288,17 @@ def read_changes(run: Run, release: Release) -> list[Change]:
 def journal_path(run: Run, name: str) -> Path:
     """Where the journal of that name is."""
     return run.root / LIVE / f"{name}{JOURNAL}"
+
+
+def rebuilt(like: IndexManifest, vectors: Scores) -> FaissIndex:
+    """An index of vectors, laid out and searched as another one; with lists that suit a number far from that one's."""
+    if like.layout.kind is IndexKind.FLAT:
+        return FlatIndex(vectors, like.layout.storage)
+    layout, count = like.layout, len(vectors)
+    if not like.count / RESIZED_BY < count < like.count * RESIZED_BY:
+        lists = default_layout(layout.kind, count=count, dimension=like.dimension).lists
+        layout = layout.model_copy(update={"lists": lists})
+    return ApproximateIndex.build(vectors, layout, effort=like.effort)
 
 
 def open_live(folder: Path, *, retriever: str | None = None, catalog: str | None = None) -> LiveIndex:

@@ -120,7 +120,11 @@ class Workspace:
 
     def index_made_from(self, fit: FitKind) -> dict[str, Any]:
         """Of the index."""
-        return {"retriever": self.retriever_key(fit), "catalog": self.fingerprint, "kind": "flat"}
+        return {
+            "retriever": self.retriever_key(fit),
+            "catalog": self.fingerprint,
+            "config": self.config.index.model_dump(mode="json"),
+        }
 
     def index_key(self, fit: FitKind) -> str:
         """Where the index is, or will be."""

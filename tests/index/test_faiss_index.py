@@ -127,9 +127,9 @@ def test_a_long_history_does_not_widen_the_search_of_others(monkeypatch: pytest.
     fetched: list[tuple[int, int]] = []
     search = FlatIndex._search_alike
 
-    def spy(self, queries, k, exclude, longest):
+    def spy(self, queries, k, exclude, *, longest, allowed):
         fetched.append((len(queries), longest))
-        return search(self, queries, k, exclude, longest)
+        return search(self, queries, k, exclude, longest=longest, allowed=allowed)
 
     monkeypatch.setattr(FlatIndex, "_search_alike", spy)
     index.search(rng.standard_normal((31, 4)).astype(np.float32), 10, exclude=exclude)
