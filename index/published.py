@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -13,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 
 from data.schema import Rows, Scores
 from index.approximate import ApproximateIndex
-from index.base import VectorIndex
 from index.changes import Change, ChangeKind
 from index.faiss_base import FaissIndex
 from index.faiss_index import FlatIndex, load_index
@@ -30,14 +28,6 @@ RESIZED_BY = 2
 
 SLOTS = "slots.safetensors"
 """In the folder of an index whose slots are not simply the rows 0, 1, 2, …: one that was compacted."""
-
-
-class SavableIndex(VectorIndex, Protocol):
-    """A vector index that can be kept in a folder."""
-
-    def save(self, folder: Path, *, retriever: str, catalog: str) -> None:
-        """Writes index and manifest into an existing folder."""
-        ...
 
 
 class Fresh(StrEnum):
@@ -170,14 +160,14 @@ class PublishedIndex:
         self,
         *,
         vectors: Callable[[Rows], Scores] | None = None,
-        build: Callable[[Scores], SavableIndex] | None = None,
         write_beside: Callable[[Path], None] | None = None,
     ) -> Release:
-        """Folds the changes into a new base and publishes it by one rename; its canaries are asked before that.
+        """Folds the changes into a new base, laid out as the old one, and publishes it by one rename.
+
+        The canaries of the new base are asked before that.
 
         Args:
             vectors: gives the vectors of rows; None: as the index has them, which a compressed one has only nearly.
-            build: makes an index of vectors; None: laid out and searched as the base is.
             write_beside: puts into the new folder what else its caller folds.
 
         Raises:
@@ -191,7 +181,7 @@ class PublishedIndex:
             if not len(rows):
                 raise BadInput("every item has been removed: an index needs at least one")
             manifest = read_manifest(self.folder)
-            made = (build or partial(rebuilt, manifest))((vectors or index.vectors)(rows))
+            made = rebuilt(manifest, (vectors or index.vectors)(rows))
 
             def write(folder: Path) -> None:
                 made.save(folder, retriever=manifest.retriever, catalog=manifest.catalog)

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from data.prepared import load_prepared
+from index.layout import QUANTISED
 from index.manifest import read_manifest
 from index.published import PublishedIndex, journal_path
+from index.stored_vectors import Storage
 from pipeline.run_log import RunLog
 from recommend.live_items import LiveItems
 from recommend.release import live_items, load_base
@@ -19,7 +21,7 @@ from store.releases import Published, published, roll_back
 
 NAMED = 5
 TOLERANCE = 1e-3
-"""Largest relative difference between a vector of an exact index and what the towers give for it."""
+"""Largest relative difference between a vector that an index keeps whole and what the towers give for it."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def _verify_current(run: Run) -> str:
             "go back with 'python cli.py index rollback'"
         )
     wanted = live.over_retriever(base.retriever, index).item_vectors[rows]
-    if read_manifest(opened.folder).kind == "flat":
+    layout = read_manifest(opened.folder).layout
+    if layout.storage is Storage.FLOAT32 and (layout.kind not in QUANTISED or layout.keep_vectors):
         off = np.abs(index.vectors(rows) - wanted).max(axis=1) > TOLERANCE * max(1.0, float(np.abs(wanted).max()))
         if off.any():
             raise CorruptArtifact(
