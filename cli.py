@@ -196,12 +196,18 @@ def recommend(
     towers_only: Annotated[
         bool, typer.Option("--towers-only", help="with --all: one search in the index and no other source")
     ] = False,
+    where: Annotated[
+        str | None, typer.Option(help="items for which this holds, as in \"price < 20 AND brand <> 'Acme'\"")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="item ids, separated by commas: no other items")] = None,
+    exclude: Annotated[str | None, typer.Option(help="item ids, separated by commas: not these")] = None,
     users: UsersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Recommend for one user, a history or a wish; or for everybody, into a file."""
     from pipeline.answer import Wish, answer
     from pipeline.export import Asked, check_output, export
+    from recommend.item_filter import ItemFilter
     from recommend.recommender import Rerank
     from rerank.budget import Budget
     from store.errors import BadInput
@@ -210,7 +216,8 @@ def recommend(
     if all_users == (output is None):
         raise BadInput("--all writes a file and needs -o FILE; -o needs --all")
     budget = Budget(max_tokens=max_tokens, max_ms=max_ms)
-    wish = Wish(user=user, history=history, query=query, k=k, depth=depth, rerank=when, budget=budget)
+    items = ItemFilter(where=where, only=only, exclude=exclude)
+    wish = Wish(user=user, history=history, query=query, k=k, depth=depth, rerank=when, budget=budget, items=items)
     part = choice(Asked, split, "--split")
     if all_users and (wish.given or as_json or budget != Budget()):
         alone = "--user, --history, --query, --json, --max-tokens and --max-ms"
@@ -225,7 +232,16 @@ def recommend(
     if all_users and output is not None:
         wanted = 100 if k is None else k
         rows = export(
-            ws, part, output, k=wanted, depth=depth, users=users, rerank=when, towers_only=towers_only, log=log
+            ws,
+            part,
+            output,
+            k=wanted,
+            depth=depth,
+            users=users,
+            rerank=when,
+            towers_only=towers_only,
+            log=log,
+            items=items,
         )
         print(f"{output}: {rows:,} rows")
         return

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from data.schema import Rows, Scores
 from pipeline.workspace import Workspace
+from recommend.item_filter import ALL_ITEMS, ItemFilter
 from recommend.ledger import LEDGER, Ledger, add_to_ledger
 from recommend.recommender import Answer, Recommender, Rerank
 from recommend.release import encoder_of, load_stages
@@ -22,7 +23,7 @@ WAY_OUT = "recommend from items with --history ITEM,ITEM, or from a wish with --
 
 @dataclass(frozen=True)
 class Wish:
-    """Whom or what to recommend for: exactly one of user, history and query; and how."""
+    """Whom or what to recommend for: exactly one of user, history and query; which items, and how."""
 
     user: str | None = None
     history: str | None = None
@@ -31,6 +32,7 @@ class Wish:
     depth: int | None = None
     rerank: Rerank = Rerank.AUTO
     budget: Budget | None = None
+    items: ItemFilter = ALL_ITEMS
 
     @property
     def given(self) -> list[str]:
@@ -47,7 +49,7 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     """Recommends from what is published and prints a table, or JSON.
 
     Raises:
-        BadInput: when not exactly one of user, history and query is given.
+        BadInput: when not exactly one of user, history and query is given, or no item passes the filter.
         UnknownId: when the user or an item of the history is not known; the message names the way out.
     """
     wish.check()
@@ -56,11 +58,18 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
         load_stages(ws.run, ws.run.release()), ws.config.recommending, spent_today=Ledger.read(ledger).today.fed_tokens
     )
     history = _history(recommender, wish)
+    where = wish.items.mask(recommender.catalog)
     vector = _query_vector(ws, recommender, wish.query) if wish.query is not None else None
     # The first pass through a model pays for its threads and caches; the cost line is of a warm one.
     for _ in range(2):
         found = recommender.recommend(
-            history, k=wish.k, depth=wish.depth, rerank=wish.rerank, budget=wish.budget, query_vector=vector
+            history,
+            k=wish.k,
+            depth=wish.depth,
+            rerank=wish.rerank,
+            budget=wish.budget,
+            query_vector=vector,
+            where=where,
         )
         add_to_ledger(ledger, found.cost.spent)
     if as_json:

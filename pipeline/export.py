@@ -12,6 +12,7 @@ from data.split import HeldOut, SplitKind, next_holdout
 from pipeline.evaluate import Part, drawn_by_hash, evaluation_recommender
 from pipeline.run_log import RunLog
 from pipeline.workspace import Workspace
+from recommend.item_filter import ALL_ITEMS, ItemFilter
 from recommend.recommender import Recommender, Rerank
 from recommend.release import load_stages
 from store.artifacts import atomic_write
@@ -39,6 +40,7 @@ def export(
     rerank: Rerank,
     towers_only: bool,
     log: RunLog,
+    items: ItemFilter = ALL_ITEMS,
 ) -> int:
     """Writes user_id, item_id, rank (from 1) and score, k rows a user; returns the number of rows.
 
@@ -47,12 +49,14 @@ def export(
 
     Args:
         towers_only: one search in the index, without the other sources and the reranker.
+        items: which may be recommended; where they are fewer than k, so are a user's rows.
 
     Raises:
-        BadInput: when the part has no users, or k exceeds the catalog.
+        BadInput: when the part has no users, k exceeds the catalog, or no item passes the filter.
     """
     recommender = _recommender(ws, asked, with_reranker=rerank is not Rerank.NEVER and not towers_only, log=log)
     recommender.check_k(k)
+    where = items.mask(recommender.catalog)
     holdout = _holdout(ws, asked, recommender)
     if not len(holdout):
         raise BadInput(f"the {asked} part of {ws.run.root} has no users; try --split next")
@@ -61,10 +65,11 @@ def export(
     for start in range(0, len(holdout), USERS_AT_ONCE):
         part = holdout.take(np.arange(start, min(start + USERS_AT_ONCE, len(holdout))))
         if towers_only:
-            found = recommender.retriever.search(part.histories, k)
+            found = recommender.retriever.search(part.histories, k, where=where)
         else:
             candidates = max(k, recommender.config.candidates)
-            found = recommender.rank(part.histories, candidates=candidates, depth=depth).reranked.head(k)
+            ranked = recommender.rank(part.histories, candidates=candidates, depth=depth, where=where)
+            found = ranked.reranked.head(k)
         parts.append(_rows(recommender, part, found))
         log.say(f"{start + len(part):,} of {len(holdout):,} users")
     frame = pl.concat(parts)

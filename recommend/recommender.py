@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from data.schema import NO_ITEM, Candidates, Catalog, Histories, Rows, Scores
+from data.schema import NO_ITEM, Candidates, Catalog, Histories, Mask, Rows, Scores
 from recommend.ledger import Allowance, Prices, Spent
 from recommend.release import Stages
 from recommend.second_stage import Ranked, SecondStage, unread
@@ -188,6 +188,7 @@ class Recommender:
         rerank: Rerank = Rerank.AUTO,
         budget: Budget | None = None,
         query_vector: Scores | None = None,
+        where: Mask | None = None,
     ) -> Answer:
         """The best k items for one history, each with its reasons, and what they cost.
 
@@ -198,6 +199,7 @@ class Recommender:
             rerank: `ALWAYS` shows the reranker's places and scores even where they do not count.
             budget: what the answer may cost; what was left out for it stands in the answer.
             query_vector: (E,) text vector of a free-text wish, which then takes the history's place.
+            where: (N,) the items that may be shown; None: all.
 
         Raises:
             BadInput: when k is not positive or larger than the catalog.
@@ -206,7 +208,7 @@ class Recommender:
         self.check_k(k)
         histories = Histories.of([history.tolist()])
         started = time.perf_counter()
-        basis, retrieved = self._retrieve(histories, max(k, self.config.candidates), query_vector)
+        basis, retrieved = self._retrieve(histories, max(k, self.config.candidates), query_vector, where)
         after_retrieval = time.perf_counter()
         use_reranker = basis is Basis.HISTORY and rerank is not Rerank.NEVER
         ranked = self._reranked_or_not(
@@ -239,13 +241,15 @@ class Recommender:
             degraded=ranked.degraded,
         )
 
-    def rank(self, histories: Histories, *, candidates: int, depth: int | None = None) -> Ranked:
-        """Both stages for many users at once."""
-        return self.rerank(self.retrieve(histories, candidates), histories, depth=depth)
+    def rank(
+        self, histories: Histories, *, candidates: int, depth: int | None = None, where: Mask | None = None
+    ) -> Ranked:
+        """Both stages for many users at once; `where` as in `recommend`."""
+        return self.rerank(self.retrieve(histories, candidates, where=where), histories, depth=depth)
 
-    def retrieve(self, histories: Histories, candidates: int) -> Candidates:
-        """The first stage for many users at once."""
-        return self.retriever.candidates(histories, candidates, exclude_known=self.config.exclude_known)
+    def retrieve(self, histories: Histories, candidates: int, *, where: Mask | None = None) -> Candidates:
+        """The first stage for many users at once; `where` as in `recommend`."""
+        return self.retriever.candidates(histories, candidates, exclude_known=self.config.exclude_known, where=where)
 
     def rerank(
         self,
@@ -312,10 +316,13 @@ class Recommender:
         if not 1 <= k <= items:
             raise BadInput(f"k is {k:,}, but the catalog has {items:,} items: ask for 1 to that many")
 
-    def _retrieve(self, histories: Histories, wanted: int, query: Scores | None) -> tuple[Basis, Candidates]:
+    def _retrieve(
+        self, histories: Histories, wanted: int, query: Scores | None, where: Mask | None
+    ) -> tuple[Basis, Candidates]:
         if query is not None:
-            return Basis.QUERY, self.retriever.candidates_for_texts(query[None, :], histories, wanted)
-        return (Basis.HISTORY if histories.lengths[0] else Basis.POPULAR), self.retrieve(histories, wanted)
+            return Basis.QUERY, self.retriever.candidates_for_texts(query[None, :], histories, wanted, where=where)
+        basis = Basis.HISTORY if histories.lengths[0] else Basis.POPULAR
+        return basis, self.retrieve(histories, wanted, where=where)
 
     def _items(self, ranked: Ranked, history: Rows, k: int, *, explained: bool) -> tuple[RecommendedItem, ...]:
         final, retrieved = ranked.reranked, ranked.retrieved

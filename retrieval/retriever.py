@@ -94,56 +94,75 @@ class Retriever:
     available: Mask | None = None
     name: str = "retrieval"
 
-    def candidates(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
+    def candidates(
+        self, histories: Histories, depth: int, *, exclude_known: bool = True, where: Mask | None = None
+    ) -> Candidates:
         """The best `depth` items of the union by fused score, with each source's score for each of them.
 
         An empty history is given the popular items of the last days; `POPULARITY`, a source that is there
         where any history is empty, has their score, and the others are 0.
+
+        Args:
+            where: (N,) the items that may be shown; None: all.
         """
         wanted = max(depth, self.config.per_source)
-        parts = [self._union(batch, wanted, exclude_known=exclude_known).head(depth) for batch in _batches(histories)]
-        return concatenated(parts, depth)
+        parts = [self._union(batch, wanted, exclude_known=exclude_known, where=where) for batch in _batches(histories)]
+        return concatenated([part.head(depth) for part in parts], depth)
 
-    def unions(self, histories: Histories, depth: int = 0, *, exclude_known: bool = True) -> Candidates:
+    def unions(
+        self, histories: Histories, depth: int = 0, *, exclude_known: bool = True, where: Mask | None = None
+    ) -> Candidates:
         """The whole unions of which `candidates` gives the best `depth`."""
         wanted = max(depth, self.config.per_source)
-        parts = [self._union(batch, wanted, exclude_known=exclude_known) for batch in _batches(histories)]
+        parts = [self._union(batch, wanted, exclude_known=exclude_known, where=where) for batch in _batches(histories)]
         return concatenated(parts, max((part.depth for part in parts), default=0))
 
-    def search(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
+    def search(
+        self, histories: Histories, depth: int, *, exclude_known: bool = True, where: Mask | None = None
+    ) -> Candidates:
         """What the towers alone find: one search in the index, with the towers' score under their names."""
         parts = []
         for batch in _batches(histories):
             known = [batch[place] for place in range(len(batch))] if exclude_known else None
             users = self.towers.user_vectors(batch, self.item_vectors)
-            score, rows = self.index.search(self.towers.weighted(users), depth, exclude=known)
+            score, rows = self.index.search(self.towers.weighted(users), depth, exclude=known, allowed=where)
             sources = self.towers.scores(users, self.item_vectors, np.maximum(rows, 0))
             parts.append(Candidates(rows, score, sources))
         return concatenated(parts, depth)
 
-    def candidates_for_texts(self, query_vectors: Scores, histories: Histories, depth: int) -> Candidates:
+    def candidates_for_texts(
+        self, query_vectors: Scores, histories: Histories, depth: int, *, where: Mask | None = None
+    ) -> Candidates:
         """The items whose text is nearest to free-text queries, known items left out.
 
         Args:
             query_vectors: (B, E) float32, centred like the catalog's text vectors.
+            where: (N,) the items that may be shown; None: all.
         """
         scores = query_vectors @ self.text.T  # (B, N)
+        if (shown := self._shown(where)) is not None:
+            scores[:, ~shown] = -np.inf
         scores[histories.list_of_row, histories.item_rows] = -np.inf
-        if self.available is not None:
-            scores[:, ~self.available] = -np.inf
         return best_of_dense(scores, depth, name=TEXT)
 
-    def _union(self, histories: Histories, wanted: int, *, exclude_known: bool) -> Candidates:
+    def _union(self, histories: Histories, wanted: int, *, exclude_known: bool, where: Mask | None) -> Candidates:
         known = [histories[place] for place in range(len(histories))] if exclude_known else None
         users = self.towers.user_vectors(histories, self.item_vectors)
-        _, tower_rows = self.index.search(self.towers.weighted(users), wanted, exclude=known)
+        _, tower_rows = self.index.search(self.towers.weighted(users), wanted, exclude=known, allowed=where)
         recent = self.transitions.history_weights(histories)
         following = self.transitions.following(recent)
-        rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known, allowed=self.available))  # (B, K)
+        followers = best_of_sparse(following, wanted, exclude=known, allowed=self._shown(where))
+        rows = union(tower_rows, followers)  # (B, K)
         unranked = self._sourced(rows, histories, users=users, recent=recent, following=following)
         candidates = unranked.ranked_by(self.fusion.score(unranked))
         empty = histories.lengths == 0
-        return self._popular(candidates, empty) if empty.any() else candidates
+        return self._popular(candidates, empty, where) if empty.any() else candidates
+
+    def _shown(self, where: Mask | None) -> Mask | None:
+        """(N,) what a filter leaves of the items that are available; None for all. The index knows those by itself."""
+        if where is None or self.available is None:
+            return self.available if where is None else where
+        return where & self.available
 
     def scored(self, rows: Rows, histories: Histories) -> Candidates:
         """Any items (B, K) scored by every source and ranked by their fusion."""
@@ -182,11 +201,10 @@ class Retriever:
         last = histories.last(1)[:, 0]
         return np.asarray(self.text[np.maximum(last, 0)] * (last != NO_ITEM)[:, None], dtype=np.float32)
 
-    def _popular(self, candidates: Candidates, empty: np.ndarray) -> Candidates:
+    def _popular(self, candidates: Candidates, empty: np.ndarray, where: Mask | None) -> Candidates:
         """The same candidates with the lists of empty histories replaced by recent popular items."""
-        taken = self.recent_popularity
-        if self.available is not None:
-            taken = np.where(self.available, taken, np.float32(-np.inf))
+        shown, taken = self._shown(where), self.recent_popularity
+        taken = taken if shown is None else np.where(shown, taken, np.float32(-np.inf))
         popular = best_of_dense(taken[None, :], candidates.depth, name=POPULARITY)
         rows, score = candidates.item_rows.copy(), candidates.score.copy()
         width = popular.depth
@@ -224,20 +242,16 @@ def union(first: Rows, second: Rows) -> Rows:
 def best_of_sparse(
     scores: sp.csr_matrix, depth: int, *, exclude: list[Rows] | None, allowed: Mask | None = None
 ) -> Rows:
-    """(B, depth) rows of the largest positive scores of each sparse row, known items left out, unordered.
-
-    Args:
-        allowed: (N,) bool, the rows that may be returned; None: all.
-    """
+    """(B, depth) rows of the largest positive scores of each sparse row, without what must not be shown, unordered."""
     best = np.full((scores.shape[0], depth), NO_ITEM, dtype=np.int64)
     for place in range(scores.shape[0]):
         start, end = scores.indptr[place], scores.indptr[place + 1]
         rows, values = scores.indices[start:end], scores.data[start:end]
+        if allowed is not None:
+            rows, values = rows[allowed[rows]], values[allowed[rows]]
         if exclude is not None and len(exclude[place]):
             fresh = ~np.isin(rows, exclude[place])
             rows, values = rows[fresh], values[fresh]
-        if allowed is not None:
-            rows, values = rows[allowed[rows]], values[allowed[rows]]
         if len(rows) > depth:
             rows = rows[np.argpartition(-values, depth)[:depth]]
         best[place, : len(rows)] = rows

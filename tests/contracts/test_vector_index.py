@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from bench.vectors import ClusteredVectors
 from data.schema import NO_ITEM
-from index.faiss_index import INDEXES, IndexKind, load_index
+from index.faiss_index import INDEXES, load_index
+from index.layout import IndexKind
 from store.errors import BadInput, Mismatch
 
 KINDS = pytest.mark.parametrize("kind", list(INDEXES))

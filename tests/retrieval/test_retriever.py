@@ -72,13 +72,15 @@ def dense_fusion(found: Retriever, histories: Histories) -> np.ndarray:
     return logs + sum(weights[name] * scores for name, scores in sources.items())
 
 
-def expected_unions(found: Retriever, histories: Histories, wanted: int, *, exclude_known: bool) -> list[list[int]]:
+def expected_unions(
+    found: Retriever, histories: Histories, wanted: int, *, exclude_known: bool, where: np.ndarray | None = None
+) -> list[list[int]]:
     """Of the best of the weighted towers and of the transitions, by sorting the whole catalog; best fused first."""
     sources, fused = dense_sources(found, histories), dense_fusion(found, histories)
     towers, lists = sum(weight * sources[kind] for kind, weight in found.towers.weights.items()), []
     for user in range(len(histories)):
         known = set(histories[user].tolist()) if exclude_known else set()
-        fresh = [row for row in range(N) if row not in known]
+        fresh = [row for row in range(N) if row not in known and (where is None or where[row])]
         by_towers = sorted(fresh, key=lambda row: -towers[user, row])[:wanted]
         counted = [row for row in fresh if sources[TRANSITIONS][user, row] > 0]
         by_transitions = sorted(counted, key=lambda row: -sources[TRANSITIONS][user, row])[:wanted]
@@ -122,6 +124,22 @@ def test_lists_hold_as_many_different_items_as_exist(lists, depth, exclude_known
         assert np.isfinite(score[:count]).all()
         assert len(set(rows[:count].tolist())) == count
         assert set(rows[:count].tolist()) <= allowed
+
+
+@pytest.mark.parametrize("share", [0.7, 0.3, 0.05])
+def test_every_source_obeys_a_filter(share):
+    where = np.random.default_rng(7).random(N) < share
+    wanted = PLAIN.config.per_source
+    expected = expected_unions(PLAIN, ASKED, wanted, exclude_known=True, where=where)
+    assert shown(PLAIN.unions(ASKED, where=where)) == expected
+    assert shown(PLAIN.candidates(ASKED, 3, where=where)) == [rows[:3] for rows in expected]
+    fresh = [np.flatnonzero(where & ~np.isin(np.arange(N), ASKED[user])) for user in range(len(ASKED))]
+    by_towers = [set(rows) for rows in shown(PLAIN.search(ASKED, N, where=where))]
+    assert by_towers == [set(rows.tolist()) for rows in fresh]
+    popular = shown(PLAIN.candidates(Histories.of([[]]), N, where=where))[0]
+    assert popular == sorted(np.flatnonzero(where), key=lambda row: -PLAIN.recent_popularity[row])
+    by_text = shown(PLAIN.candidates_for_texts(PLAIN.text[:1], Histories.of([[]]), N, where=where))[0]
+    assert by_text == sorted(np.flatnonzero(where), key=lambda row: -(PLAIN.text @ PLAIN.text[0])[row])
 
 
 def test_a_user_who_knows_everything_gets_an_empty_list_and_the_others_theirs():
