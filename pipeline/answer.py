@@ -12,11 +12,10 @@ from pipeline.workspace import Workspace
 from recommend.item_filter import ALL_ITEMS, ItemFilter
 from recommend.ledger import LEDGER, Ledger, add_to_ledger
 from recommend.recommender import Answer, Recommender, Rerank
-from recommend.release import load_stages
+from recommend.release import encoder_of, load_stages
 from recommend.table import answer_as_json, print_answer
 from rerank.budget import Budget
 from retrieval.encode import encode_texts
-from retrieval.folder import load_own_encoder
 from store.errors import BadInput, UnknownId
 
 WAY_OUT = "recommend from items with --history ITEM,ITEM, or from a wish with --query 'text'"
@@ -108,9 +107,7 @@ def _query_vector(ws: Workspace, recommender: Recommender, query: str) -> Scores
             "--query needs item vectors made from texts, but those of this run were given in the catalog: "
             "prepare it without --map vector, or ask with --history"
         )
-    folder = ws.run.artifact("retriever", ws.run.release().retriever or "")
-    settings = recommender.retriever.config.encoder
-    encoder = load_own_encoder(folder, settings)
+    encoder, settings = encoder_of(ws.run, ws.run.release())
     return np.asarray(recommender.text_vector(encode_texts(encoder, [query], settings))[0])
 
 
