@@ -162,6 +162,15 @@ def test_a_removed_item_is_no_candidate_of_any_source(whole: Retriever) -> None:
     assert (np.sort(wished.item_rows[0][wished.present[0]]) == np.setdiff1d(np.arange(ITEMS), removed)).all()
 
 
+def test_removals_alone_read_nothing(whole: Retriever) -> None:
+    nothing = ReadItems.of(whole, NOTHING, [], whole.text[NOTHING])
+    index = LiveIndex(whole.index)
+    index.apply([Change(ChangeKind.REMOVE, np.array([4]))])
+    grew = grown(whole, nothing, n_items=ITEMS, removed=np.array([4]), index=index)
+    np.testing.assert_allclose(grew.item_vectors, whole.item_vectors, atol=1e-6)
+    assert not (grew.candidates(histories(), ITEMS).item_rows == 4).any()
+
+
 def test_a_removed_item_still_speaks_in_a_history(whole: Retriever) -> None:
     grew, kept = grow(cut(whole), whole, removed=np.array([2])), grow(cut(whole), whole)
     asked, rows = Histories.of([[2]]), np.array([1, 3, 4, KNOWN])
