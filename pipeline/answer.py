@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,12 +12,10 @@ from pipeline.workspace import Workspace
 from recommend.item_filter import ALL_ITEMS, ItemFilter
 from recommend.ledger import LEDGER, Ledger, add_to_ledger
 from recommend.recommender import Answer, Recommender, Rerank
-from recommend.release import load_stages
+from recommend.release import encoder_of, load_stages
 from recommend.table import answer_as_json, print_answer
 from rerank.budget import Budget
-from retrieval.encode import EncoderConfig, encode_texts, load_encoder
-from retrieval.folder import ENCODER, read_card
-from store.assets import resolve_model
+from retrieval.encode import encode_texts
 from store.errors import BadInput, UnknownId
 
 WAY_OUT = "recommend from items with --history ITEM,ITEM, or from a wish with --query 'text'"
@@ -103,19 +100,8 @@ def _history(recommender: Recommender, wish: Wish) -> Rows:
 def _query_vector(ws: Workspace, recommender: Recommender, query: str) -> Scores:
     if not query.strip():
         raise BadInput("--query is empty: write what is wished for")
-    encoder, settings = _encoder_of_release(ws)
+    encoder, settings = encoder_of(ws.run, ws.run.release())
     return np.asarray(recommender.text_vector(encode_texts(encoder, [query], settings))[0])
-
-
-def _encoder_of_release(ws: Workspace) -> tuple[Any, EncoderConfig]:
-    """The encoder that read the catalog for what is published: its own tuned one, or the one its config names."""
-    folder = ws.run.artifact("retriever", ws.run.release().retriever or "")
-    card = read_card(folder)
-    settings = card.config.encoder
-    if card.tuned:
-        return load_encoder(str(folder / ENCODER), settings), settings
-    source = resolve_model(settings.model)
-    return load_encoder(source.path_or_id, settings, revision=source.revision), settings
 
 
 def _heading(wish: Wish) -> str:
