@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from data.schema import ITEM_ID, TEXT, TIMESTAMP, TITLE, USER_ID, Catalog, Dataset, Histories
+from data.schema import ITEM_ID, RATING, TEXT, TIMESTAMP, TITLE, USER_ID, Catalog, Dataset, Histories
 from data.vocabulary import Vocabulary
 from store.artifacts import Verify, check_files
 from store.atomic import sha256_of
 from store.errors import CorruptArtifact, MissingStep
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "dataset.json"
 
 _USER_ROW = "user_row"
@@ -50,8 +50,12 @@ def save_prepared(
     if log.timestamps is not None:
         times = pl.Series(TIMESTAMP, log.timestamps)
         frame = frame.with_columns(times.set(times == Histories.NO_TIME, None))
+    if log.ratings is not None:
+        frame = frame.with_columns(pl.Series(RATING, log.ratings).fill_nan(None))
     frame.write_parquet(folder / _INTERACTIONS)
     users = pl.DataFrame({USER_ID: pl.Series(dataset.users.ids, dtype=pl.String), _LENGTH: log.lengths})
+    if log.about is not None:
+        users = users.with_columns(pl.Series(TEXT, log.about.tolist(), dtype=pl.String))
     users.write_parquet(folder / _USERS)
     dataset.catalog.items.write_parquet(folder / _ITEMS)
     names = (_INTERACTIONS, _USERS, _ITEMS)
@@ -95,13 +99,19 @@ def load_prepared(folder: Path, *, verify: Verify = Verify.SIZES) -> tuple[Datas
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:
-    """16 hexadecimal digits that change with any interaction, time, order, id, title, text or given vector."""
+    """16 hexadecimal digits that change with any interaction, time, rating, order, id, title, text, word on
+    a user or given vector.
+    """
     log, items = dataset.interactions, dataset.catalog.items
     digest = hashlib.sha256()
-    arrays = (log.item_rows, log.offsets, log.timestamps if log.timestamps is not None else np.zeros(0, np.int64))
+    times = log.timestamps if log.timestamps is not None else np.zeros(0, np.int64)
+    arrays: list[np.ndarray] = [log.item_rows, log.offsets, times]
+    if log.ratings is not None:
+        arrays.append(log.ratings)
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    for texts in (dataset.users.ids, items[ITEM_ID], items[TITLE], items[TEXT]):
+    about = [] if log.about is None else [log.about.tolist()]
+    for texts in (dataset.users.ids, items[ITEM_ID], items[TITLE], items[TEXT], *about):
         digest.update(json.dumps(list(texts)).encode())
     if (vectors := dataset.catalog.vectors) is not None:
         digest.update(np.ascontiguousarray(vectors).tobytes())
@@ -117,6 +127,9 @@ def _read(folder: Path) -> Dataset:
     times = None
     if TIMESTAMP in log.columns:
         times = log[TIMESTAMP].fill_null(Histories.NO_TIME).to_numpy().astype(np.int64)
-    histories = Histories(log[_ITEM_ROW].to_numpy().astype(np.int64), offsets, times)
+    ratings = log[RATING].fill_null(np.nan).to_numpy().astype(np.float32) if RATING in log.columns else None
+    about = np.array(users[TEXT].to_list(), dtype=np.object_) if TEXT in users.columns else None
+    rows = log[_ITEM_ROW].to_numpy().astype(np.int64)
+    histories = Histories(rows, offsets, times, ratings=ratings, about=about)
     catalog = Catalog(items, Vocabulary(items[ITEM_ID].to_list()))
     return Dataset(histories, Vocabulary(users[USER_ID].to_list(), noun="user"), catalog)

@@ -76,7 +76,7 @@ def load_stages(
     index = load_index(
         _whole(run, "index", release.index), retriever=release.retriever, catalog=manifest["fingerprint"]
     )
-    retriever = load_retriever(folder, text_vectors=vectors, index=index)
+    retriever = load_retriever(folder, texts=dataset.catalog.texts, text_vectors=vectors, index=index)
     if release.vectors is not None:
         _check_vectors(retriever, load_vectors(_whole(run, "vectors", release.vectors)), run)
     reranker, fusion, gate = None, None, None

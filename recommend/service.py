@@ -42,6 +42,7 @@ class Ask:
     limit: int | None = None
     depth: int | None = None
     budget: Budget = field(default_factory=Budget)
+    where: str | None = None
     exclude_items: Sequence[str] = ()
     exclude_known: bool | None = None
     rerank: Rerank = Rerank.AUTO
@@ -124,6 +125,7 @@ class Service:
 
         Raises:
             BadInput: when not exactly one of user, history and query is given, or a number is out of range.
+            FilterFault: when the condition has a fault, or nothing meets it.
         """
         serving = self._now
         started = time.perf_counter()
@@ -138,6 +140,8 @@ class Service:
                 rerank=ask.rerank,
                 budget=ask.budget,
                 query_vector=vector,
+                about=known.about,
+                where=None if ask.where is None else serving.conditions.mask(ask.where),
                 exclude=excluded if len(excluded) else None,
                 exclude_known=ask.exclude_known,
                 explained=ask.explain,

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from data.schema import Histories, Scores
+from retrieval.history_reader import HistoryReader
 from retrieval.item_tower import ItemTower, ItemVectors, Join, joined_width, principal_directions
 from retrieval.sequence_tower import SequenceTower
+from retrieval.text_tower import TextTower
 from retrieval.user_tower import RecencyTower, UserTower
 
 USERS_AT_ONCE = 256
@@ -86,18 +88,35 @@ class SequenceConfig(TowerConfig):
         return self.model_copy(update={"hidden_dropout": DENSE_DROPOUT if dense else SPARSE_DROPOUT})
 
 
+class TextConfig(TowerConfig):
+    """The same for a history in words."""
+
+    copies: int = Field(0, ge=0, description="how many are trained, each from a seed of its own, and added up; 0: none")
+    max_tokens: int = Field(128, ge=8, description="tokens read of a history's text, the most recent item first")
+    positions_per_user: int = Field(
+        2, ge=1, description="last places of each history that are trained on: each is a text to read before training"
+    )
+    most_positions: int = Field(
+        100_000, ge=1, description="of all users together; on a CPU some hundred are read in a second"
+    )
+    epochs: int = Field(10, ge=0, description="passes over all positions, at most")
+
+
 class TwoTowers(nn.Module):
     """One pair of towers.
 
     Args:
         text: (N, E) float32, L2-normalised and mean-centred.
         sparse: sparse gradients for what is learned for each id.
+        reader: reads histories, for a user tower that asks for their words.
     """
 
     text: Tensor
     user: UserTower
 
-    def __init__(self, text: Tensor, config: TowerConfig, *, sparse: bool = False) -> None:
+    def __init__(
+        self, text: Tensor, config: TowerConfig, *, sparse: bool = False, reader: HistoryReader | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("text", text, persistent=False)
@@ -111,7 +130,7 @@ class TwoTowers(nn.Module):
             residual_dropout=config.residual_dropout,
             sparse=sparse,
         )
-        self.user = _user_tower(len(text), principal, config, sparse=sparse)
+        self.user = _user_tower(len(text), principal, config, sparse=sparse, reader=reader)
 
     def user_vectors_at(self, inputs: Tensor) -> Tensor:
         """(*targets.shape, D) from the inputs of a batch of `self.user.examples`."""
@@ -188,7 +207,20 @@ class _Table:
         return self.vectors[rows]
 
 
-def _user_tower(n_items: int, principal: Tensor, config: TowerConfig, *, sparse: bool) -> UserTower:
+def _user_tower(
+    n_items: int, principal: Tensor, config: TowerConfig, *, sparse: bool, reader: HistoryReader | None
+) -> UserTower:
+    if isinstance(config, TextConfig):
+        if reader is None:
+            raise ValueError("a text tower needs a reader of histories")
+        return TextTower(
+            config.width,
+            principal,
+            reader=reader,
+            history_items=config.history_items,
+            positions_per_user=config.positions_per_user,
+            most_positions=config.most_positions,
+        )
     if isinstance(config, SequenceConfig):
         return SequenceTower(
             config.width,

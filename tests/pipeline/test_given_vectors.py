@@ -1,5 +1,7 @@
 """A run whose catalog brings its own item vectors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,8 +45,10 @@ def test_all_goes_on_but_wishes_in_words(given, capsys):
         answer(ws, Wish(query="red"), as_json=True)
 
 
-def test_there_is_no_encoder_to_tune(given):
+def test_there_is_no_encoder_to_tune_or_to_read_histories(given):
     ws, _ = given
-    tuned = with_overrides(ws.config, ["retriever.finetune.method=lora"])
-    with pytest.raises(BadInput, match=r"retriever.finetune.method is lora, but the item vectors were given"):
-        train_retriever(type(ws)(**{**vars(ws), "config": tuned}), log=quiet(ws))
+    tuned = replace(ws, config=with_overrides(ws.config, ["retriever.finetune.method=lora", "retriever.text.copies=1"]))
+    with pytest.raises(BadInput, match=r"were given in the catalog .* 2 faults") as caught:
+        train_retriever(tuned, log=quiet(ws))
+    assert "retriever.finetune.method is lora: set it to frozen" in str(caught.value)
+    assert "retriever.text.copies is 1: set it to 0" in str(caught.value)

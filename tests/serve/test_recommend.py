@@ -71,6 +71,25 @@ def test_items_to_exclude_do_not_come_back(client: Client):
     assert second["unknown_items"] == ["no such item"]
 
 
+def test_a_condition_is_kept(client: Client):
+    genres = dict(client.service.serving.recommender.catalog.items.select("item_id", "genres").iter_rows())
+    answer = recommended(client, user_id="u010", limit=10, where="genres = 'genre2'")
+    assert len(answer["items"]) == 10
+    assert {genres[item_id] for item_id in ids(answer)} == {"genre2"}
+    assert recommended(client, user_id="u010", limit=3, where="  ")["items"]
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [("genres =", "character"), ("colour = 'red'", "colour"), ("genres = 'none'", "none of the 60 items meets it")],
+)
+def test_a_condition_with_a_fault_is_shown_with_its_place(client: Client, where: str, told: str):
+    found = client.post("/v1/recommend", {"user_id": "u010", "where": where})
+    assert found.status_code == 422
+    assert found.json()["error"]["code"] == "filter"
+    assert told in found.json()["error"]["message"]
+
+
 def test_known_items_come_back_where_wished(client: Client):
     history = ["i05", "i06", "i07"]
     assert not set(ids(recommended(client, history=history, limit=30))) & set(history)
