@@ -21,7 +21,7 @@ from recommend.serving import Opener, Serving, ServingPlan, release_name
 from recommend.supervised import supervised
 from rerank.base import RerankRequest, RerankResult
 from rerank.budget import Budget
-from store.artifacts import Run
+from store.artifacts import Release, Run
 from store.errors import BadInput, MissingStep, TandemError
 
 LOOK_S = 1.0
@@ -109,7 +109,7 @@ class Service:
             run, configure, overload, opener or _in_a_child(time_limit_s), lambda: self._under_way, time_limit_s
         )
         self._now = self._plan.open(run.release())
-        self._seen = self._now.release
+        self._seen: Release | None = self._now.release
         self._leaving: list[tuple[float, Serving]] = []
         self._ends = threading.Event()
         self._keeper = threading.Thread(target=self._keep, daemon=True, name="keeper")
@@ -233,7 +233,7 @@ class Service:
         try:
             release = self.run.release()
         except TandemError as error:
-            self.refused = str(error)
+            self.refused, self._seen = str(error), None
             return False
         if release == self._seen:
             return False
