@@ -13,6 +13,7 @@ except ModuleNotFoundError as missing:
     print("  . .venv/bin/activate", file=sys.stderr)
     raise SystemExit(9) from None
 
+from commands import index
 from commands import serve as serving
 from commands.options import (
     DEFAULT_RUN,
@@ -46,6 +47,8 @@ app = typer.Typer(
     help="Tandem recommends from a catalog of texts and a log of who chose what, in two stages.\n\n"
     "Begin with: python cli.py quickstart LOG CATALOG, or python cli.py demo.",
 )
+
+app.add_typer(index.app, name="index")
 
 INTERRUPTED = 130
 

@@ -24,6 +24,7 @@ _INTERACTIONS = "interactions.parquet"
 _USERS = "users.parquet"
 _ITEMS = "items.parquet"
 _LENGTH = "interactions"
+_REMEDY = "prepare the data again with 'python cli.py prepare'"
 
 
 def save_prepared(
@@ -81,21 +82,26 @@ def load_prepared(folder: Path, *, verify: Verify = Verify.SIZES) -> tuple[Datas
         MissingStep: when nothing has been prepared there.
         CorruptArtifact: when a file is missing, truncated, altered or unreadable.
     """
+    manifest = prepared_manifest(folder, verify=verify)
+    try:
+        dataset = _read(folder)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise CorruptArtifact(f"{folder} cannot be read ({error}): {_REMEDY}") from error
+    return dataset, manifest
+
+
+def prepared_manifest(folder: Path, *, verify: Verify = Verify.SIZES) -> dict[str, Any]:
+    """The manifest of a data set, whose files are checked and not read; errors as `load_prepared`."""
     if not folder.is_dir():
         raise MissingStep(f"{folder} does not exist: make it with 'python cli.py prepare'")
-    remedy = "prepare the data again with 'python cli.py prepare'"
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         faults = check_files(folder, manifest["files"], verify)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptArtifact(f"{folder / MANIFEST} is unreadable ({error}): {remedy}") from error
+        raise CorruptArtifact(f"{folder / MANIFEST} is unreadable ({error}): {_REMEDY}") from error
     if faults:
-        raise CorruptArtifact(f"{folder} is damaged ({'; '.join(faults)}): {remedy}")
-    try:
-        dataset = _read(folder)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise CorruptArtifact(f"{folder} cannot be read ({error}): {remedy}") from error
-    return dataset, manifest
+        raise CorruptArtifact(f"{folder} is damaged ({'; '.join(faults)}): {_REMEDY}")
+    return manifest
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:

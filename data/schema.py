@@ -173,11 +173,18 @@ class Catalog:
     @property
     def vectors(self) -> Scores | None:
         """(N, E) float32 of length 1, where the catalog came with a vector for each item; else None."""
-        # A column of the user's own that is merely called so holds no arrays: lists are read as text.
-        if not isinstance(self.items.schema.get(VECTOR), pl.Array):
-            return None
-        given = self.items[VECTOR].to_numpy()
-        return np.asarray(given / np.linalg.norm(given, axis=1, keepdims=True), dtype=np.float32)
+        return unit_vectors(self.items) if brings_vectors(self.items) else None
+
+
+def brings_vectors(items: pl.DataFrame) -> bool:
+    """Whether items came with a vector each; a column that is merely called so holds no arrays, lists are text."""
+    return isinstance(items.schema.get(VECTOR), pl.Array)
+
+
+def unit_vectors(items: pl.DataFrame) -> Scores:
+    """(n, E) float32 of length 1, of items that came with a vector each."""
+    given = items[VECTOR].to_numpy()
+    return np.asarray(given / np.linalg.norm(given, axis=1, keepdims=True), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,19 @@
 """Item vectors into a FAISS index, published together with the retriever that made them."""
 
+from dataclasses import asdict
+
 import numpy as np
 
 from data.schema import Scores
 from index.build import plan_index
+from pipeline.carry_over import carried_journal
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import open_retriever
 from pipeline.workspace import FitKind, Workspace
 from retrieval.folder import save_vectors
 from retrieval.retriever import Retriever
 from store.artifacts import Release
+from store.releases import prune
 
 SAMPLE_SEED = 20_140_723
 
@@ -17,7 +21,8 @@ SAMPLE_SEED = 20_140_723
 def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION) -> Release:
     """Builds the index and publishes data set, retriever, vectors and index in one step.
 
-    A published reranker stays in the release only where it was trained behind this retriever.
+    What was changed live since the data set was prepared is carried over, see `pipeline.carry_over`. A published
+    reranker stays in the release only where it was trained behind this retriever.
 
     Raises:
         MissingStep: when the retriever has not been trained.
@@ -36,13 +41,15 @@ def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION
             ws.index_made_from(fit),
             lambda folder: index.save(folder, retriever=key, catalog=ws.fingerprint, report=planned.report),
         )
-        release = ws.run.publish(
+        release = Release(
             dataset=ws.dataset_key,
             retriever=key,
             vectors=vectors_key,
             index=index_key,
             reranker=ws.reranker_key(fit) if ws.has_reranker(fit) else None,
         )
+        release = ws.run.publish(**{**asdict(release), "live": carried_journal(ws.run, release, log=log)})
+        prune(ws.run)
     log.record(
         {"event": "index", "kind": index.kind, "items": len(index), "dimension": index.dimension, "key": index_key}
     )

@@ -1,8 +1,10 @@
 """Both stages behind one call: candidates from the whole catalog, the top few reranked, fused, explained."""
 
+import copy
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -70,12 +72,7 @@ class Recommender:
             load: grants fewer candidates while the reranker is busy; None: as many as are asked for.
         """
         self.config = config
-        self.dataset = stages.dataset
-        self.catalog: Catalog = stages.dataset.catalog
-        self.users = stages.dataset.users
-        self.interactions = stages.dataset.interactions
-        self.titles, self.texts = self.catalog.titles, self.catalog.texts
-        self.retriever: Retriever = stages.retriever
+        self._take(stages)
         self.second: SecondStage | None = None
         if stages.reranker is not None and stages.fusion is not None:
             allowance = Allowance(config.max_tokens_per_day, spent=spent_today)
@@ -83,9 +80,25 @@ class Recommender:
             if isinstance(reranker, PackedReranker):  # one in a child has chosen for itself
                 reranker = at_precision(reranker, config.precision)
             self.second = SecondStage(reranker, stages.fusion, self.texts, stages.gate, allowance)
-        self.fit = stages.fit
         self._load = load
         self._calibrated = False
+
+    def over(self, stages: Stages) -> "Recommender":
+        """The same recommender, its reranker as it stands, over a catalog that has changed."""
+        other = copy.copy(self)
+        other._take(stages)
+        if self.second is not None:
+            other.second = replace(self.second, texts=other.texts)
+        return other
+
+    def _take(self, stages: Stages) -> None:
+        self.dataset = stages.dataset
+        self.catalog: Catalog = stages.dataset.catalog
+        self.users = stages.dataset.users
+        self.interactions = stages.dataset.interactions
+        self.titles, self.texts = self.catalog.titles, self.catalog.texts
+        self.retriever: Retriever = stages.retriever
+        self.fit = stages.fit
         self._gathered = GatheredRetrieval(self.retriever)
 
     def history_of(self, user_id: str) -> Rows:
@@ -259,8 +272,10 @@ class Recommender:
         Raises:
             BadInput: when k is not positive or larger than the catalog.
         """
-        if not 1 <= k <= len(self.catalog):
-            raise BadInput(f"k is {k:,}, but the catalog has {len(self.catalog):,} items: ask for 1 to that many")
+        available = self.retriever.available
+        items = len(self.catalog) if available is None else int(available.sum())
+        if not 1 <= k <= items:
+            raise BadInput(f"k is {k:,}, but the catalog has {items:,} items: ask for 1 to that many")
 
     def _items(self, ranked: Ranked, history: Rows, k: int, *, explained: bool) -> tuple[RecommendedItem, ...]:
         final, retrieved = ranked.reranked, ranked.retrieved

@@ -1,7 +1,8 @@
 """Histories in words, read by the sentence-transformer: what the text tower knows of a user."""
 
+import copy
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,13 +44,27 @@ class HistoryReader:
         remembered: int = REMEMBERED,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.texts, self.mean, self.config = texts, text_vectors.mean(axis=0), config
+        self.texts, self.mean, self.config = list(texts), text_vectors.mean(axis=0), config
         self._load, self._remembered, self._say = load_encoder, remembered, say
         self._encoder: Any | None = None
         self._known: OrderedDict[bytes, np.ndarray] = OrderedDict()
         # The shortest text is read whole, however many tokens are.
         row = min(range(len(texts)), key=lambda row: len(texts[row]))
         self._canary = texts[row], text_vectors[row]
+
+    def over(self, retold: Mapping[int, str], *, n_items: int) -> "HistoryReader":
+        """The same reader, its encoder too, over a catalog in which the items at some rows are new or told otherwise.
+
+        Args:
+            retold: row → text; every row that this reader lacks is among them.
+            n_items: rows in all.
+        """
+        reader = copy.copy(self)
+        reader.texts = [*self.texts, *[""] * (n_items - len(self.texts))]
+        for row, text in retold.items():
+            reader.texts[row] = text
+        reader._known = OrderedDict()
+        return reader
 
     def vectors(self, history_rows: Rows) -> Scores:
         """(B, E) float32, centred and of length 1, from (B, H) item rows, most recent first, NO_ITEM as padding.

@@ -104,6 +104,7 @@ class Retriever:
         words: the same texts as weighted words.
         trend: how often each item was taken of late.
         recent_popularity: (N,) float32 interactions of the last days of the log.
+        available: (N,) bool, false for items that were removed and must never be a candidate; None: all are.
     """
 
     config: RetrieverConfig
@@ -117,6 +118,7 @@ class Retriever:
     trend: Trend
     recent_popularity: Scores
     index: VectorIndex
+    available: Mask | None = None
     name: str = "retrieval"
 
     def candidates(
@@ -165,8 +167,8 @@ class Retriever:
             where: (N,) the items that may be shown; None: all.
         """
         scores = query_vectors @ self.text.T  # (B, N)
-        if where is not None:
-            scores[:, ~where] = -np.inf
+        if (shown := self._shown(where)) is not None:
+            scores[:, ~shown] = -np.inf
         scores[histories.list_of_row, histories.item_rows] = -np.inf
         return best_of_dense(scores, depth, name=TEXT)
 
@@ -176,22 +178,29 @@ class Retriever:
         _, tower_rows = self.index.search(self.towers.weighted(users), wanted, exclude=known, allowed=where)
         recent = self.transitions.history_weights(histories)
         following = self.transitions.following(recent)
-        rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known, allowed=where))
-        rows = union(rows, self._trending(histories, known, where))  # (B, K)
+        shown = self._shown(where)
+        rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known, allowed=shown))
+        rows = union(rows, self._trending(histories, known, shown))  # (B, K)
         unranked = self._sourced(rows, histories, users=users, recent=recent, following=following)
         candidates = unranked.ranked_by(self.fusion.score(unranked))
         empty = histories.lengths == 0
         return self._popular(candidates, empty, where) if empty.any() else candidates
 
-    def _trending(self, histories: Histories, known: list[Rows] | None, where: Mask | None) -> Rows:
-        """(B, W) rows of what is in fashion when each user asks, known items and those that `where` bars left out."""
+    def _trending(self, histories: Histories, known: list[Rows] | None, shown: Mask | None) -> Rows:
+        """(B, W) rows of what is in fashion when each user asks, known items and those not to be shown left out."""
         rows = self.trend.most_taken(histories.asked_at, len(histories), self.config.trending)
-        if where is not None:
-            rows[~where[rows]] = NO_ITEM
+        if shown is not None:
+            rows[~shown[rows]] = NO_ITEM
         if known is not None:
             for place, taken in enumerate(known):
                 rows[place, np.isin(rows[place], taken)] = NO_ITEM
         return rows
+
+    def _shown(self, where: Mask | None) -> Mask | None:
+        """(N,) what a filter leaves of the items that are available; None for all. The index knows those by itself."""
+        if where is None or self.available is None:
+            return self.available if where is None else where
+        return where & self.available
 
     def scored(self, rows: Rows, histories: Histories) -> Candidates:
         """Any items (B, K) scored by every source and ranked by their fusion."""
@@ -232,10 +241,9 @@ class Retriever:
 
     def _popular(self, candidates: Candidates, empty: np.ndarray, where: Mask | None) -> Candidates:
         """The same candidates with the lists of empty histories replaced by recent popular items."""
-        score = (
-            self.recent_popularity if where is None else np.where(where, self.recent_popularity, np.float32(-np.inf))
-        )
-        popular = best_of_dense(score[None, :], candidates.depth, name=POPULARITY)
+        shown, taken = self._shown(where), self.recent_popularity
+        taken = taken if shown is None else np.where(shown, taken, np.float32(-np.inf))
+        popular = best_of_dense(taken[None, :], candidates.depth, name=POPULARITY)
         rows, score = candidates.item_rows.copy(), candidates.score.copy()
         width = popular.depth
         rows[empty], score[empty] = NO_ITEM, -np.inf

@@ -1,7 +1,9 @@
 """An item tower and a user tower over one table of text vectors, and several such pairs added up."""
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -9,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from data.schema import Histories, Scores
+from data.schema import Histories, Rows, Scores
 from retrieval.history_reader import HistoryReader
 from retrieval.item_tower import ItemTower, ItemVectors, Join, joined_width, principal_directions
 from retrieval.sequence_tower import SequenceTower
@@ -168,10 +170,31 @@ class TwoTowers(nn.Module):
         self.item.bias[cold] = self.item.bias[rarest].mean()
 
     @torch.inference_mode()
-    def item_vectors(self) -> Scores:
-        """(N, D) float32, the vectors to be indexed."""
+    def item_vectors(self, rows: Rows | None = None) -> Scores:
+        """(N, D) float32, the vectors to be indexed, or those at `rows` alone."""
         self.eval()
-        return self.item_vectors_at(torch.arange(len(self.text), device=self.text.device)).cpu().numpy()
+        wanted = torch.arange(len(self.text)) if rows is None else torch.from_numpy(rows)
+        return self.item_vectors_at(wanted.to(self.text.device)).cpu().numpy()
+
+    @torch.no_grad()
+    def over(self, text: Scores, retold: Mapping[int, str]) -> "TwoTowers":
+        """The same towers over a catalog with other texts or more items, for use and not for training.
+
+        Args:
+            text: (N', E) centred text vectors, N' ≥ N; items beyond N have no residual until they are settled.
+            retold: row → text, of the items that are new or have another text.
+        """
+        # In place of ours in the copy: the text vectors, by far the largest part, and who reads histories.
+        instead: dict[int, Any] = {id(self.text): torch.from_numpy(text).to(self.text.device)}
+        if isinstance(self.user, TextTower):
+            instead[id(self.user.reader)] = self.user.reader.over(retold, n_items=len(text))
+        towers = copy.deepcopy(self, instead)
+        more = len(text) - len(self.text)
+        towers.item.residual = _longer(towers.item.residual, more)
+        towers.item.bias = _longer(towers.item.bias, more)
+        if isinstance(towers.user, RecencyTower):
+            towers.user.residual = _longer(towers.user.residual, more)
+        return towers
 
     @torch.inference_mode()
     def user_vectors(self, histories: Histories, item_vectors: Scores | None = None) -> Scores:
@@ -205,6 +228,11 @@ class _Table:
     def __call__(self, text: Tensor, rows: Tensor) -> Tensor:
         """(n, D) of the items at `rows` (n,)."""
         return self.vectors[rows]
+
+
+def _longer(table: nn.Parameter, more: int) -> nn.Parameter:
+    """With so many rows of noughts at its end."""
+    return nn.Parameter(torch.cat([table, table.new_zeros(more, table.shape[1])]))
 
 
 def _user_tower(

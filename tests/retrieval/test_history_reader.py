@@ -82,3 +82,13 @@ def test_another_encoder_than_the_catalogs_is_refused():
     other = bag_reader(TEXTS, encoder=BagEncoder(salt="x"))
     with pytest.raises(Mismatch, match=r"'minilm-l6' reads 'red kind0 name0' otherwise.*train-retriever"):
         other.vectors(padded([[1]]))
+
+
+def test_over_a_changed_catalog_new_and_retold_items_are_read_in_their_new_words():
+    reader, rows = bag_reader(TEXTS), padded([[0, 1], [5, 0]])
+    before = reader.vectors(rows)
+    more = reader.over({1: "blue kind7 other", 12: "red kind1 late"}, n_items=13)
+    words = ["blue kind7 other; red kind0 name0", "red kind1 late; red kind0 name0", "red kind2 name5; red kind0 name0"]
+    expected = centred(vectors_of(words), MEAN)
+    np.testing.assert_allclose(more.vectors(padded([[1, 0], [12, 0], [5, 0]])), expected, atol=1e-3)
+    np.testing.assert_array_equal(reader.vectors(rows), before)
