@@ -4,18 +4,18 @@ import json
 import sys
 from dataclasses import dataclass
 
-import numpy as np
 from rich.console import Console
 
-from data.schema import Rows, Scores
+from data.schema import Rows
 from pipeline.workspace import Workspace
+from recommend.answer import Answer
 from recommend.item_filter import ALL_ITEMS, ItemFilter
 from recommend.ledger import LEDGER, Ledger, add_to_ledger
-from recommend.recommender import Answer, Recommender, Rerank
-from recommend.release import encoder_of, load_stages
+from recommend.recommender import Recommender, Rerank
+from recommend.release import load_stages
 from recommend.table import answer_as_json, print_answer
+from recommend.wishes import WishReader
 from rerank.budget import Budget
-from retrieval.encode import encode_texts
 from store.errors import BadInput, UnknownId
 
 WAY_OUT = "recommend from items with --history ITEM,ITEM, or from a wish with --query 'text'"
@@ -60,7 +60,9 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     history = _history(recommender, wish)
     about = recommender.about_of(wish.user) if wish.user is not None else ""
     where = wish.items.mask(recommender.catalog)
-    vector = _query_vector(ws, recommender, wish.query) if wish.query is not None else None
+    vector = None
+    if wish.query is not None:
+        vector = WishReader(ws.run, ws.run.release()).vector(wish.query, recommender)
     # The first pass through a model pays for its threads and caches; the cost line is of a warm one.
     for _ in range(2):
         found = recommender.recommend(
@@ -97,18 +99,6 @@ def _history(recommender: Recommender, wish: Wish) -> Rows:
         return recommender.item_rows([item_id for item_id in ids if item_id])
     except UnknownId as error:
         raise UnknownId(f"{error}: {WAY_OUT}") from error
-
-
-def _query_vector(ws: Workspace, recommender: Recommender, query: str) -> Scores:
-    if not query.strip():
-        raise BadInput("--query is empty: write what is wished for")
-    if recommender.catalog.vectors is not None:
-        raise BadInput(
-            "--query needs item vectors made from texts, but those of this run were given in the catalog: "
-            "prepare it without --map vector, or ask with --history"
-        )
-    encoder, settings = encoder_of(ws.run, ws.run.release())
-    return np.asarray(recommender.text_vector(encode_texts(encoder, [query], settings))[0])
 
 
 def _heading(wish: Wish) -> str:

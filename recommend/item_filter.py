@@ -1,12 +1,33 @@
 """Which items a request may be answered with: a condition on columns, an allow list, a deny list."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from data.schema import Catalog, Mask
-from index.filters import filter_mask
+from index.filters import FilterFault, filter_mask
 from store.errors import BadInput
+
+__all__ = ["ALL_ITEMS", "Conditions", "FilterFault", "ItemFilter"]
+
+FILTERS_KEPT = 64
+"""Masks of conditions that are kept for the next request with the same words."""
+
+
+class Conditions:
+    """The masks of conditions on one catalog; equal words get one and the same mask. Safe for several threads."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self.mask = lru_cache(maxsize=FILTERS_KEPT)(self._mask)
+        """Condition → (N,) the items that meet it; FilterFault where it has a fault or nothing meets it."""
+
+    def _mask(self, where: str) -> Mask:
+        mask = filter_mask(self._catalog.items, where)
+        if not mask.any():
+            raise FilterFault(where, 0, f"none of the {len(self._catalog):,} items meets it: ask for less")
+        return mask
 
 
 @dataclass(frozen=True)

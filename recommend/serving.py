@@ -1,0 +1,152 @@
+"""One release, opened to be served: its Recommender, its reranker in a child, and what people look things up with."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Protocol
+
+from recommend.batched import BatchedReranker
+from recommend.catalog import LiveCatalog
+from recommend.item_filter import Conditions
+from recommend.ledger import LEDGER, Ledger
+from recommend.overload import OverloadConfig, RerankLoad
+from recommend.recommender import RecommendConfig, Recommender
+from recommend.search import Directory
+from recommend.wishes import WishReader
+from rerank.base import Reranker
+from store.artifacts import Release, Run
+from store.fingerprint import fingerprint
+
+
+class ServedReranker(Reranker, Protocol):
+    """A reranker that may be away for a while; `SupervisedReranker` is one.
+
+    Attributes:
+        starts: how often its model was loaded.
+        trouble: why it cannot be; empty where it can.
+    """
+
+    starts: int
+    trouble: str
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a call would be answered."""
+        ...
+
+    def forget(self) -> None:
+        """Drops the histories that it remembers."""
+        ...
+
+    def close(self) -> None:
+        """Ends it."""
+        ...
+
+
+Opener = Callable[[Run, str, RecommendConfig], ServedReranker]
+"""Starts the reranker of a key."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What requests are answered from; a request keeps the one that it began with.
+
+    Attributes:
+        catalog: the items as they are now, for whoever changes them.
+        name: of the release, short; the same wherever the same artifacts are served.
+        child: who holds the model, in a process of its own; None where the release has no reranker.
+        reranker: the same for callers of several threads at once.
+    """
+
+    release: Release
+    name: str
+    catalog: LiveCatalog
+    recommender: Recommender
+    wishes: WishReader
+    directory: Directory
+    conditions: Conditions
+    load: RerankLoad
+    child: ServedReranker | None
+    reranker: Reranker | None
+
+    @property
+    def reranker_is_ready(self) -> bool:
+        """Whether a reranker, where there is one, would answer."""
+        return self.child is None or self.child.is_ready
+
+    @property
+    def items(self) -> int:
+        """How many may be shown."""
+        available = self.recommender.retriever.available
+        return len(self.recommender.catalog) if available is None else int(available.sum())
+
+    def changed(self) -> "Serving":
+        """The same over the items as they are now; no model is loaded for it."""
+        stages = self.catalog.stages
+        return replace(
+            self,
+            recommender=self.recommender.over(stages),
+            directory=Directory(stages.dataset, stages.retriever.available),
+            conditions=Conditions(stages.dataset.catalog),
+        )
+
+
+@dataclass(frozen=True)
+class ServingPlan:
+    """How releases of a run are opened.
+
+    Attributes:
+        configure: reads how to recommend, anew for each release.
+        opener: starts a reranker.
+        expected: how many requests are under way.
+        timeout_s: longest wait for the reranker's turn.
+    """
+
+    run: Run
+    configure: Callable[[], RecommendConfig]
+    overload: OverloadConfig
+    opener: Opener
+    expected: Callable[[], int]
+    timeout_s: float
+
+    def open(self, release: Release, *, before: Serving | None = None) -> Serving:
+        """Loads a release; a reranker that was served before goes on.
+
+        Raises:
+            MissingStep, CorruptArtifact, Mismatch: as `load_stages`; no child is left behind then.
+        """
+        config = self.configure()
+        child: ServedReranker | None = None
+        kept = before.child if before is not None and before.release.reranker == release.reranker else None
+
+        def opened(key: str) -> Reranker:
+            nonlocal child
+            child = kept or self.opener(self.run, key, config)
+            return BatchedReranker(
+                child,
+                most=self.overload.batch,
+                window_ms=self.overload.batch_window_ms,
+                expected=self.expected,
+                timeout_s=self.timeout_s,
+            )
+
+        wishes = WishReader(self.run, release)
+        catalog = LiveCatalog(self.run, wishes.encode, opened=opened)
+        stages, load = catalog.stages, RerankLoad(self.overload)
+        spent = Ledger.read(self.run.root / LEDGER).today.fed_tokens
+        return Serving(
+            release=catalog.published.release,
+            name=release_name(catalog.published.release),
+            catalog=catalog,
+            recommender=Recommender(stages, config, spent_today=spent, load=load),
+            wishes=wishes,
+            directory=Directory(stages.dataset, stages.retriever.available),
+            conditions=Conditions(stages.dataset.catalog),
+            load=load,
+            child=child,
+            reranker=stages.reranker,
+        )
+
+
+def release_name(release: Release) -> str:
+    """Twelve hexadecimal digits that follow from the artifacts alone, whatever items have changed since."""
+    return fingerprint(asdict(release.models))[:12]

@@ -1,0 +1,58 @@
+"""Wishes in free text, read by the sentence-transformer that read the catalog."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data.schema import Scores
+from recommend.recommender import Recommender
+from recommend.release import encoder_of
+from retrieval.encode import EncoderConfig, encode_texts
+from store.artifacts import Release, Run
+from store.errors import BadInput
+
+
+class WishReader:
+    """The encoder of one release; its model is loaded when the first wish comes, or by `warm`.
+
+    Args:
+        run: where the release's retriever is.
+    """
+
+    def __init__(self, run: Run, release: Release) -> None:
+        self._run, self._release = run, release
+        self._loaded: tuple[Any, EncoderConfig] | None = None
+        self._lock = threading.Lock()
+
+    def vector(self, wish: str, recommender: Recommender) -> Scores:
+        """(E,) text vector of a wish, centred like the catalog's.
+
+        Raises:
+            BadInput: when it is empty, or the catalog's vectors were not made from texts.
+        """
+        if not wish.strip():
+            raise BadInput("the query is empty: write what is wished for")
+        if recommender.catalog.vectors is not None:
+            raise BadInput(
+                "a query needs item vectors made from texts, but those of this run were given in the catalog: "
+                "prepare it without --map vector, or ask with a history"
+            )
+        return np.asarray(recommender.text_vector(self.encode([wish]))[0])
+
+    def encode(self, texts: Sequence[str]) -> Scores:
+        """(n, E) text vectors of length 1."""
+        # One caller at a time: more threads in the model would only slow each other down.
+        with self._lock:
+            encoder, settings = self._encoder()
+            return np.asarray(encode_texts(encoder, texts, settings))
+
+    def warm(self) -> None:
+        """Loads the model and reads one wish, so that the first caller does not wait for it."""
+        self.encode(["a wish"])
+
+    def _encoder(self) -> tuple[Any, EncoderConfig]:
+        if self._loaded is None:
+            self._loaded = encoder_of(self._run, self._release)
+        return self._loaded
