@@ -78,7 +78,7 @@ class FaissIndex(ABC):
         self, vectors: Scores, k: int, *, exclude: Sequence[Rows] | None = None, allowed: Mask | None = None
     ) -> tuple[Scores, Rows]:
         """See VectorIndex.search."""
-        self._check_queries(vectors, k, exclude)
+        self.check_queries(vectors, k, exclude)
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
         FAISS.cvar.distance_compute_blas_threshold = BLAS_FROM_QUERIES * self._dimension
         part = None if allowed is None else Allowed.of(allowed, self._count)
@@ -118,7 +118,21 @@ class FaissIndex(ABC):
             scores, rows = without_excluded(scores, rows, exclude, size=self._count)
         return of_length(scores, rows, k)
 
-    def _check_queries(self, vectors: Scores, k: int, exclude: Sequence[Rows] | None) -> None:
+    @property
+    def faiss(self) -> Any:
+        """FAISS's own index, to be copied and not changed."""
+        return self._index
+
+    def candidates_for(self, fetch: int) -> int:
+        """How many rows must be found by FAISS's scores for `fetch` settled ones."""
+        return min(fetch, self._count)
+
+    def settled(self, queries: Scores, found: tuple[Scores, Rows], fetch: int) -> tuple[Scores, Rows]:
+        """The `fetch` best of what FAISS found, with the scores that are handed out."""
+        return of_length(*found, fetch)
+
+    def check_queries(self, vectors: Scores, k: int, exclude: Sequence[Rows] | None) -> None:
+        """Refuses what cannot be searched, as VectorIndex.search says."""
         if vectors.ndim != 2 or vectors.shape[1] != self._dimension:
             raise Mismatch(
                 f"index has dimension {self._dimension}, the vectors have {vectors.shape[-1]}: they come from "
