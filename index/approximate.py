@@ -19,7 +19,7 @@ from index.layout import (
     default_layout,
     empty_index,
 )
-from index.lists import Allowed, exact_search, in_order
+from index.lists import Allowed, exact_search, in_order, nothing
 from index.stored_vectors import StoredVectors
 from store.errors import BadInput
 
@@ -107,49 +107,48 @@ class ApproximateIndex(FaissIndex):
     def _found(self, queries: Scores, fetch: int, allowed: Allowed | None) -> tuple[Scores, Rows]:
         """What the short cuts find, possibly fewer than wanted."""
         there = self._count if allowed is None else allowed.count
-        wide = min(ceil(fetch * self.effort.rescored), there) if self.layout.rescores else fetch
-        scores, rows = self.candidates(queries, wide, allowed)
-        if not self.layout.rescores:
-            return in_order(scores, rows)
-        return self.rescored(queries, rows, fetch)
+        wide = min(self.candidates_for(fetch), there)
+        found = self.candidates(queries, wide, params=self._params(fetch, allowed))
+        return self.settled(queries, found, fetch)
 
-    def candidates(
-        self, queries: Scores, wide: int, allowed: Allowed | None = None, *, fixed: bool = False
-    ) -> tuple[Scores, Rows]:
-        """(B, wide) best by the index's own scores, which may be estimates; `fixed`: by no more than the effort."""
+    def candidates_for(self, fetch: int) -> int:
+        """See FaissIndex.candidates_for."""
+        return min(ceil(fetch * self.effort.rescored), self._count) if self.layout.rescores else fetch
+
+    def settled(self, queries: Scores, found: tuple[Scores, Rows], fetch: int) -> tuple[Scores, Rows]:
+        """See FaissIndex.settled."""
+        return self.rescored(queries, found[1], fetch) if self.layout.rescores else in_order(*found)
+
+    def candidates(self, queries: Scores, wide: int, *, params: Any = None) -> tuple[Scores, Rows]:
+        """(B, wide) best by the index's own scores, which may be estimates; without parameters, by its effort."""
         FAISS.cvar.distance_compute_blas_threshold = BLAS_FROM_QUERIES * self._dimension
-        params = None if fixed else self._params(wide, allowed)
         scores, rows = self._index.search(queries, wide, params=params)
         scores[rows == NO_ITEM] = -np.inf
         return scores, rows
 
     def rescored(self, queries: Scores, rows: Rows, k: int) -> tuple[Scores, Rows]:
         """The k best of candidates (B, W) by the stored vectors."""
-        scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+        best_scores, best_rows = nothing(len(queries), k)
         for place, query in enumerate(queries):
-            found = rows[place] != NO_ITEM
-            there = rows[place] if found.all() else rows[place, found]
-            scores[place, found] = self._stored.take(there) @ query
-        if rows.shape[1] > k:
-            best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-            scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
-        order = np.lexsort((rows, -scores), axis=-1)
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+            there = rows[place] if rows[place, -1] != NO_ITEM else rows[place, rows[place] != NO_ITEM]
+            scores = self._stored.take(there) @ query
+            order = np.argsort(-scores, kind="stable")[:k]
+            best_scores[place, : len(order)] = scores[order]
+            best_rows[place, : len(order)] = there[order]
+        return in_order(best_scores, best_rows)
 
-    def _params(self, wide: int, allowed: Allowed | None) -> Any:
-        """FAISS's parameters where the usual effort is not enough: a filter, or long lists; else None.
-
-        As many allowed vectors are scanned as a search without a filter scans, and some for each that is wanted.
-        """
+    def _params(self, fetch: int, allowed: Allowed | None) -> Any:
+        """FAISS's parameters where the usual effort is not enough: a filter, or long lists; else None."""
         there = self._count if allowed is None else allowed.count
         selector: dict[str, Any] = {} if allowed is None else {"sel": allowed.selector}
+        wider = (self._count / there) ** self.effort.widening
         if self.kind is IndexKind.HNSW:
-            walk = min(self._count, ceil(max(self.effort.walk, wide) * self._count / there))
+            walk = min(self._count, ceil(max(self.effort.walk, fetch) * wider))
             if walk == self.effort.walk and allowed is None:
                 return None
             return FAISS.SearchParametersHNSW(efSearch=walk, **selector)
         lists = self.layout.lists
-        probes = ceil(max(self.effort.probes * self._count, SCANNED_FOR_EACH * wide * lists) / there)
+        probes = ceil(max(self.effort.probes * wider, SCANNED_FOR_EACH * fetch * lists / there))
         if probes <= self.effort.probes and allowed is None:
             return None
         probes = min(lists, probes)

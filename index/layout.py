@@ -85,6 +85,12 @@ class Effort(BaseModel):
     probes: int = Field(16, ge=1, description="lists that are scanned")
     walk: int = Field(128, ge=1, description="vectors of a graph that are kept in sight (efSearch), at least k")
     rescored: float = Field(4.0, ge=1, description="candidates scored once more, as a multiple of k")
+    widening: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="a filter that leaves a share of the vectors multiplies lists or walk by share^-this",
+    )
     exact_below: int = Field(
         2_000, ge=0, description="where a filter leaves fewer vectors than this, all of them are scored instead"
     )

@@ -107,10 +107,9 @@ def without_excluded(scores: Scores, rows: Rows, exclude: Sequence[Rows], *, siz
 
 def of_length(scores: Scores, rows: Rows, k: int) -> tuple[Scores, Rows]:
     """The first k places, filled up with -inf and NO_ITEM."""
-    missing = k - scores.shape[1]
-    if missing <= 0:
+    width = scores.shape[1]
+    if width >= k:
         return scores[:, :k], rows[:, :k]
-    return (
-        np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf),
-        np.pad(rows, ((0, 0), (0, missing)), constant_values=NO_ITEM),
-    )
+    filled_scores, filled_rows = nothing(len(scores), k)
+    filled_scores[:, :width], filled_rows[:, :width] = scores, rows
+    return filled_scores, filled_rows

@@ -11,6 +11,7 @@ from data.schema import NO_ITEM, Rows, Scores
 from index.approximate import ApproximateIndex
 from index.base import VectorIndex
 from index.layout import Effort, IndexKind
+from index.lists import Allowed
 
 LATENCIES = 200
 """Searches, at least, that a time is the median of; queries come round again."""
@@ -22,6 +23,9 @@ FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, WIDEST
 CAUTION = 2.0
 """Standard errors of the mean recall by which the target must be exceeded, so that other queries reach it, too."""
 
+
+FILTERED, FILTERED_SHARE = 100, 0.1
+"""Queries, and the share of vectors that a filter leaves, by which the effort behind filters is chosen."""
 
 RUNGS_BEYOND = 3
 """Efforts tried beyond the least that reaches the target."""
@@ -118,6 +122,7 @@ def cheapest_effort(index: ApproximateIndex, sample: Sample, target: float) -> t
         index.set_effort(effort)
         medians.append(times_of(index, sample.queries, sample.k, searches=60).p50_ms)
     chosen = contenders[int(np.argmin(medians))]
+    chosen = chosen.model_copy(update={"widening": _widening(index, sample, chosen, target)})
     chosen = chosen.model_copy(update={"exact_below": _exact_below(index, sample, chosen)})
     index.set_effort(chosen)
     return chosen, True
@@ -156,16 +161,30 @@ def _ladder(index: ApproximateIndex) -> list[Effort]:
 def _recalls(index: ApproximateIndex, effort: Effort, sample: Sample) -> list[tuple[Effort, Scores]]:
     """One effort with less and more rescoring: one search for the most candidates tells of all."""
     if not index.layout.rescores:
-        _, rows = index.candidates(sample.queries, sample.k, fixed=index.kind is not IndexKind.HNSW)
+        _, rows = index.candidates(sample.queries, sample.k)
         return [(effort, recall_of(rows, sample.rows))]
     wide = min(len(index), int(sample.k * WIDEST))
-    _, rows = index.candidates(sample.queries, wide, fixed=True)
+    _, rows = index.candidates(sample.queries, wide)
     told = []
     for factor in FACTORS:
         # A best row among the first candidates survives rescoring: nothing scores higher than the best.
         recalls = recall_of(rows[:, : int(np.ceil(sample.k * factor))], sample.rows)
         told.append((effort.model_copy(update={"rescored": factor}), recalls))
     return told
+
+
+def _widening(index: ApproximateIndex, sample: Sample, effort: Effort, target: float) -> float:
+    """The least that reaches the target among a tenth of the vectors, drawn at random."""
+    rng = np.random.default_rng(0)
+    queries = sample.queries[:FILTERED]
+    scattered = rng.random(len(index)) < FILTERED_SHARE
+    for widening in (0.25, 0.5, 0.75):
+        index.set_effort(effort.model_copy(update={"widening": widening, "exact_below": 0}))
+        _, found = index.search(queries, sample.k, allowed=scattered)
+        _, best = index.exact(queries, sample.k, Allowed.of(scattered, len(index)))
+        if reaches(recall_of(found, best), target):
+            return widening
+    return 1.0
 
 
 def _exact_below(index: ApproximateIndex, sample: Sample, effort: Effort) -> int:

@@ -71,7 +71,8 @@ class StoredVectors:
                 f"{path} has {found:,} bytes, {shape[0]:,} vectors of {shape[1]} × {storage} have {expected:,}: "
                 "run 'python cli.py build-index'"
             )
-        return cls(np.memmap(path, dtype=dtype, mode="r", shape=shape), storage)
+        # A plain array over the map: np.memmap itself takes longer to index than the rows to read.
+        return cls(np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=shape)), storage)
 
     def write(self, path: Path) -> None:
         """Writes the values one after another, without a header.
