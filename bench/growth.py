@@ -75,7 +75,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['queries_per_second']:,} | {row['searched_bytes']:.0f} + {row['kept_bytes']:.0f} | "
             f"{row['build_seconds']:,.1f} s |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", f"![time and memory over size]({PICTURE.name})", ""])
 
 
 def draw(rows: list[dict[str, Any]]) -> None:

@@ -107,11 +107,17 @@ class ApproximateIndex(FaissIndex):
     def _found(self, queries: Scores, fetch: int, allowed: Allowed | None) -> tuple[Scores, Rows]:
         """What the short cuts find, possibly fewer than wanted."""
         there = self._count if allowed is None else allowed.count
-        wide = min(ceil(fetch * self.effort.rescored), there) if self.layout.rescores else fetch
-        scores, rows = self.candidates(queries, wide, params=self._params(fetch, allowed))
-        if not self.layout.rescores:
-            return in_order(scores, rows)
-        return self.rescored(queries, rows, fetch)
+        wide = min(self.candidates_for(fetch), there)
+        found = self.candidates(queries, wide, params=self._params(fetch, allowed))
+        return self.settled(queries, found, fetch)
+
+    def candidates_for(self, fetch: int) -> int:
+        """See FaissIndex.candidates_for."""
+        return min(ceil(fetch * self.effort.rescored), self._count) if self.layout.rescores else fetch
+
+    def settled(self, queries: Scores, found: tuple[Scores, Rows], fetch: int) -> tuple[Scores, Rows]:
+        """See FaissIndex.settled."""
+        return self.rescored(queries, found[1], fetch) if self.layout.rescores else in_order(*found)
 
     def candidates(self, queries: Scores, wide: int, *, params: Any = None) -> tuple[Scores, Rows]:
         """(B, wide) best by the index's own scores, which may be estimates; without parameters, by its effort."""

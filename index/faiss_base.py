@@ -8,6 +8,7 @@ from data.schema import Mask, Rows, Scores
 from index.checks import check_rows
 from index.grouped import GroupedIndex
 from index.layout import FAISS, Effort, IndexKind, Layout
+from index.lists import of_length
 from index.manifest import FORMAT, IndexManifest, Trial, draw_canaries, write_manifest
 from index.stored_vectors import DecodedVectors, StoredVectors, VectorsByRow
 
@@ -68,6 +69,19 @@ class FaissIndex(GroupedIndex):
         """See VectorIndex.search."""
         FAISS.cvar.distance_compute_blas_threshold = BLAS_FROM_QUERIES * self._dimension
         return super().search(vectors, k, exclude=exclude, allowed=allowed)
+
+    @property
+    def faiss(self) -> Any:
+        """FAISS's own index, to be copied and not changed."""
+        return self._index
+
+    def candidates_for(self, fetch: int) -> int:
+        """How many rows must be found by FAISS's scores for `fetch` settled ones."""
+        return min(fetch, self._count)
+
+    def settled(self, queries: Scores, found: tuple[Scores, Rows], fetch: int) -> tuple[Scores, Rows]:
+        """The `fetch` best of what FAISS found, with the scores that are handed out."""
+        return of_length(*found, fetch)
 
     def save(
         self,

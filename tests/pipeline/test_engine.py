@@ -1,6 +1,7 @@
 """Work in parts, by this process and by Ray: the same results."""
 
 import importlib.util
+import pickle
 import shutil
 import socket
 import time
@@ -44,23 +45,35 @@ def test_one_process_makes_the_parts_in_order_and_prepares_once():
     assert prepared == [True]
 
 
-@pytest.mark.services
-@needs_ray
-def test_two_workers_recommend_what_one_process_does(shop: Shop, tmp_path, monkeypatch):
+class Pickled(Engine):
+    """Two workers that know nothing but what is pickled for them; what Ray does, in one process."""
+
+    def made(self, prepare, parts):
+        workers = [pickle.loads(pickle.dumps(prepare))() for _ in range(2)]
+        for place, part in enumerate(parts):
+            yield workers[place % 2](pickle.loads(pickle.dumps(part)))
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        Pickled(EngineKind.RAY),
+        pytest.param(RAY, marks=[pytest.mark.services, needs_ray]),
+    ],
+    ids=["pickled", "ray"],
+)
+def test_two_workers_recommend_what_one_process_does(shop: Shop, tmp_path, monkeypatch, engine):
     root = shop.copy(tmp_path)
     weigh_reranker(root, retrieval=1.0, reranker=0.8)
     ws = open_workspace(root)
     monkeypatch.setattr(export, "USERS_AT_ONCE", 25)  # 120 users: five parts
-    frames = []
-    for engine in (HERE, RAY):
-        path = tmp_path / f"{engine.kind}.parquet"
-        asked = {"k": 12, "depth": 8, "users": 0, "rerank": Rerank.AUTO, "towers_only": False}
-        items = ItemFilter(exclude="i05,i09")
-        rows = export.export(ws, Asked.TEST, path, **asked, items=items, log=quiet(ws), engine=engine)
-        frames.append(pl.read_parquet(path))
-        assert rows == len(frames[-1]) == 120 * 12
-    assert frames[0].equals(frames[1])
-    assert not {"i05", "i09"} & set(frames[1]["item_id"])
+    asked = {"k": 12, "depth": 8, "users": 0, "rerank": Rerank.AUTO, "towers_only": False}
+    asked["items"] = ItemFilter(exclude="i05,i09")
+    one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
+    assert export.export(ws, Asked.TEST, one, **asked, log=quiet(ws)) == 120 * 12
+    assert export.export(ws, Asked.TEST, two, **asked, log=quiet(ws), engine=engine) == 120 * 12
+    assert pl.read_parquet(one).equals(pl.read_parquet(two))
+    assert not {"i05", "i09"} & set(pl.read_parquet(two)["item_id"])
 
 
 @pytest.mark.services

@@ -1,0 +1,86 @@
+"""A replica of an index on a GPU: the CPU's copy is the master, the replica is made from it and swapped whole."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data.schema import NO_ITEM, Mask, Rows, Scores
+from index.checks import check_queries
+from index.faiss_base import FaissIndex
+from index.layout import FAISS, IndexKind
+from index.lists import in_order, of_length, without_excluded
+
+ON_GPU = frozenset({IndexKind.FLAT, IndexKind.IVF_FLAT, IndexKind.IVF_SQ8, IndexKind.IVF_PQ})
+"""Kinds that FAISS can copy to a GPU."""
+
+DEEPEST = 2_048
+"""The most rows that a GPU returns for a query."""
+
+
+def gpus() -> int:
+    """How many GPUs this build of FAISS can use; 0 for the CPU's build."""
+    return int(FAISS.get_num_gpus()) if hasattr(FAISS, "StandardGpuResources") else 0
+
+
+class GpuIndex:
+    """A master and its replica behind the VectorIndex Protocol.
+
+    Plain and excluding searches go to the GPU; filters, deep lists and what comes back short go to the master,
+    which holds the same vectors.
+
+    Args:
+        master: of a kind in ON_GPU.
+
+    Raises:
+        ValueError: when the kind has no counterpart on a GPU.
+    """
+
+    def __init__(self, master: FaissIndex) -> None:
+        self._resources = FAISS.StandardGpuResources()
+        self.replace(master)
+
+    def replace(self, master: FaissIndex) -> None:
+        """Copies a new master to the GPU, and only then searches there."""
+        if master.kind not in ON_GPU:
+            raise ValueError(f"{master.kind} has no counterpart on a GPU; these have: {', '.join(sorted(ON_GPU))}")
+        replica = FAISS.index_cpu_to_gpu(self._resources, 0, master.faiss)
+        if hasattr(replica, "nprobe"):
+            replica.nprobe = min(master.effort.probes, master.layout.lists)
+        # One assignment of both: a search under way ends on the pair that it began with.
+        self._pair: tuple[FaissIndex, Any] = (master, replica)
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of every vector."""
+        return self._pair[0].dimension
+
+    def __len__(self) -> int:
+        return len(self._pair[0])
+
+    def vectors(self, rows: Rows) -> Scores:
+        """See VectorIndex.vectors."""
+        return self._pair[0].vectors(rows)
+
+    def search(
+        self, vectors: Scores, k: int, *, exclude: Sequence[Rows] | None = None, allowed: Mask | None = None
+    ) -> tuple[Scores, Rows]:
+        """See VectorIndex.search."""
+        master, replica = self._pair
+        check_queries(master, vectors, k, exclude)
+        longest = max(map(len, exclude), default=0) if exclude is not None else 0
+        wide = master.candidates_for(k + longest)
+        if allowed is not None or wide > DEEPEST or not len(vectors):
+            return master.search(vectors, k, exclude=exclude, allowed=allowed)
+        queries = np.ascontiguousarray(vectors, dtype=np.float32)
+        scores, rows = replica.search(queries, wide)
+        scores[rows == NO_ITEM] = -np.inf
+        scores, rows = master.settled(queries, (scores, rows), min(k + longest, len(master)))
+        if exclude is not None and longest:
+            scores, rows = without_excluded(scores, rows, exclude, size=len(master))
+        scores, rows = of_length(*in_order(scores, rows), k)
+        short = rows[:, -1] == NO_ITEM
+        if short.any():
+            left = None if exclude is None else [exclude[int(place)] for place in np.flatnonzero(short)]
+            scores[short], rows[short] = master.search(queries[short], k, exclude=left)
+        return scores, rows
