@@ -15,7 +15,7 @@ FIELDS = "fields"
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: time, level, logger, process, message, what `FIELDS` holds, and a traceback if there is one."""
+    """One object a line: time, level, logger, process, message, what `FIELDS` holds, a traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
