@@ -2,11 +2,11 @@
 
 const KEY = "tandem.key";
 
-/** What the service refused; `code` is its own word, "network" where nobody answered. */
+/** What the service refused; `code` is its own word, "network" where nobody answered; `faults` begin with a field. */
 export class ApiError extends Error {
-  constructor(status, code, message, place = null) {
+  constructor(status, code, message, faults = []) {
     super(message);
-    Object.assign(this, { status, code, place });
+    Object.assign(this, { status, code, faults });
   }
 }
 
@@ -77,7 +77,7 @@ async function fault(response) {
     // a proxy may answer with a page of its own
   }
   const message = said?.message ?? `The service answered ${response.status} ${response.statusText}.`;
-  return new ApiError(response.status, said?.code ?? "unknown", message, said?.place ?? null);
+  return new ApiError(response.status, said?.code ?? "unknown", message, said?.faults ?? []);
 }
 
 function storedKey() {

@@ -2,7 +2,7 @@
 
 import { element, unseen } from "./element.js";
 import { Lines } from "./lines.js";
-import { figure, number, share, signed } from "./words.js";
+import { share, signed } from "./words.js";
 
 const TINTS = 6;
 
@@ -20,19 +20,18 @@ export class Orders {
         ? [...this.before].sort((one, other) => (one.rerank_rank ?? last) - (other.rerank_rank ?? last))
         : items;
     this.place = new Map(this.after.map((item, at) => [item, at + 1]));
-    this.was = new Map(this.before.map((item, at) => [item, at + 1]));
-    this.shownBefore = this.before.slice(0, k);
+    this.shownBefore = this.before.filter((item) => item.retrieval_rank <= k);
     this.shownAfter = this.after.slice(0, k);
-    this.entering = this.before.filter((item) => this.was.get(item) > k && this.place.get(item) <= k);
-    this.leaving = this.after.filter((item) => this.place.get(item) > k && this.was.get(item) <= k);
+    this.entering = this.before.filter((item) => item.retrieval_rank > k && this.place.get(item) <= k);
+    this.leaving = this.after.filter((item) => this.place.get(item) > k && item.retrieval_rank <= k);
   }
 
   get moved() {
-    return this.shownAfter.filter((item) => this.place.get(item) !== this.was.get(item)).length;
+    return this.shownAfter.filter((item) => this.place.get(item) !== item.retrieval_rank).length;
   }
 
   kind(item, k) {
-    const [was, is] = [this.was.get(item), this.place.get(item)];
+    const [was, is] = [item.retrieval_rank, this.place.get(item)];
     if (was > k) return "enters";
     if (is > k) return "leaves";
     return is < was ? "up" : is > was ? "down" : "same";
@@ -109,8 +108,8 @@ function viewSwitch(view, turn) {
   return element(
     "div.segments.slim",
     { role: "group", ariaLabel: "Which order" },
-    button(FUSED, "Fused"),
-    button(ALONE, "Its own"),
+    button(FUSED, "The answer"),
+    button(ALONE, "Reranker alone"),
   );
 }
 
@@ -120,7 +119,7 @@ function beyond(words, rows) {
 }
 
 function beforeRow(item, orders, { k, tints }) {
-  const [was, is] = [orders.was.get(item), orders.place.get(item)];
+  const [was, is] = [item.retrieval_rank, orders.place.get(item)];
   const now = is === was ? "stays" : is > k ? `now ${is}, not shown` : `now ${is}`;
   return element(
     "li.row",
@@ -141,7 +140,7 @@ function afterRow(item, orders, { k, tints, reranked }) {
     {},
     element("span.place", {}, place),
     element("span.body", {}, element("span.title", {}, item.title), reasonLine(item)),
-    reranked ? movement(orders.was.get(item), place, k) : bar(item, tints),
+    reranked ? movement(item.retrieval_rank, place, k) : bar(item, tints),
   );
   const why = element("details", {}, summary, details(item, tints));
   return element("li.row", { data: { item: item.item_id } }, why);
@@ -182,7 +181,7 @@ function details(item, tints) {
   const sources = named.map((name) => {
     const fill = element(`span.tint-${tints.get(name)}`);
     fill.style.width = `${Math.max(0, Math.min(1, shares[name])) * 100}%`;
-    return [element("dt", {}, name), element("dd", {}, element("span.track", { ariaHidden: "true" }, fill), share(shares[name]))];
+    return [element("dt", {}, name), element("dd", {}, element("span.track", { ariaHidden: "true" }, fill), element("span.share", {}, share(shares[name])))];
   });
   const because = (item.because ?? []).map((reason) => element("li", {}, reason.title ?? String(reason)));
   return element(
@@ -200,7 +199,7 @@ function placesAndScores(item) {
   const pairs = [
     ["retrieval", `${item.retrieval_rank}${score(item.retrieval_score)}`],
     ["reranker alone", read ? "not read" : `${item.rerank_rank}${score(item.rerank_score)}`],
-    ["score", figure(item.score)],
+    ["score", signed(item.score, 2)],
     ["item id", item.item_id],
   ];
   return pairs.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);

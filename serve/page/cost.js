@@ -6,7 +6,10 @@ import { count, duration, large, money, whole } from "./words.js";
 
 const MILLION = 1e6;
 const HOUR_MS = 3_600_000;
+const LEAST_MS = 0.05; // what takes less is not worth a word
+/** The looking up of a history is not priced, as in the service's ledger. */
 const STAGES = [
+  ["lookup_ms", "looking up", 5],
   ["retrieval_ms", "retrieval", 1],
   ["rerank_ms", "reranking", 2],
   ["explain_ms", "reasons", 4],
@@ -19,9 +22,9 @@ export class Cost {
     this.node = element("div.cost");
   }
 
-  /** @param {Object} answer of the service. @param {Object} body the request. @param {number} read candidates. */
-  show(answer, body, read) {
-    Object.assign(this, { answer, body, read });
+  /** @param {Object} answer of the service. @param {Object} body the request. */
+  show(answer, body) {
+    this.answer = answer;
     this.amounts = element("div.figures");
     this.node.replaceChildren(
       element("h3", {}, "What this took"),
@@ -35,15 +38,16 @@ export class Cost {
   #draw() {
     const { stages, usage } = this.answer;
     const ms = STAGES.reduce((sum, [name]) => sum + (stages[name] ?? 0), 0);
+    const machineMs = ms - (stages.lookup_ms ?? 0);
     const fed = usage.prompt_tokens - usage.cached_tokens;
-    const one = (fed / MILLION) * this.prices.per_million_tokens + (ms / HOUR_MS) * this.prices.per_machine_hour;
+    const one = (fed / MILLION) * this.prices.per_million_tokens + (machineMs / HOUR_MS) * this.prices.per_machine_hour;
     const priced = this.prices.per_machine_hour > 0 || this.prices.per_million_tokens > 0;
     const remembered = usage.cached_tokens ? `, ${whole(usage.cached_tokens)} remembered` : "";
     this.amounts.replaceChildren(
       amount("Time", duration(ms), stageWords(stages), stageBar(stages, ms)),
-      amount("Tokens", whole(usage.prompt_tokens), `${count(this.read, "candidate")} read of ${whole(usage.candidates)}${remembered}`),
+      amount("Tokens", whole(usage.prompt_tokens), `${count(usage.reranked, "candidate")} read of ${whole(usage.candidates)}${remembered}`),
       amount("This request", priced ? money(one) : "–", priced ? "at these prices" : "no price is set"),
-      amount("A million such", priced ? money(one * MILLION) : "–", `${large((ms / HOUR_MS) * MILLION)} machine hours, ${large(fed * MILLION)} tokens`),
+      amount("A million such", priced ? money(one * MILLION) : "–", `${large((machineMs / HOUR_MS) * MILLION)} machine hours, ${large(fed * MILLION)} tokens`),
     );
   }
 
@@ -75,7 +79,7 @@ function amount(label, value, note, more = null) {
 }
 
 function stageWords(stages) {
-  return STAGES.filter(([name]) => stages[name] > 0)
+  return STAGES.filter(([name]) => stages[name] >= LEAST_MS)
     .map(([name, words]) => `${words} ${duration(stages[name])}`)
     .join(", ");
 }
@@ -83,7 +87,7 @@ function stageWords(stages) {
 function stageBar(stages, ms) {
   const node = element("span.bar", { ariaHidden: "true" });
   for (const [name, , tint] of STAGES) {
-    if (!(stages[name] > 0)) continue;
+    if (!(stages[name] >= LEAST_MS)) continue;
     const part = element(`span.tint-${tint}`);
     part.style.flexGrow = stages[name] / ms;
     node.append(part);

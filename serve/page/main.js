@@ -9,7 +9,7 @@ import { notice } from "./notice.js";
 import { remarks } from "./remarks.js";
 import { Settings } from "./settings.js";
 import { Tabs } from "./tabs.js";
-import { count, settingWords } from "./words.js";
+import { count, sentence, settingWords } from "./words.js";
 
 const WIDE = "(min-width: 60rem)";
 
@@ -52,7 +52,6 @@ class Page {
     if (who === null) return this.#wait();
     const running = (this.running = new AbortController());
     const body = { ...who, ...this.settings.body };
-    body.limit = Math.min(body.limit, this.about.items || body.limit);
     byId("answer").setAttribute("aria-busy", "true");
     try {
       const answer = await api.recommend(body, running.signal);
@@ -71,8 +70,7 @@ class Page {
   /** The last answer. */
   show() {
     const { answer, body, k, words } = this.last;
-    const read = answer.items.filter((item) => item.rerank_rank !== null && item.rerank_rank !== undefined).length;
-    const reranked = read > 0;
+    const reranked = answer.usage.reranked > 0;
     // Where the fusion gives the reranker no weight, only its own order shows what it would do.
     const view = this.view ?? (reranked && !this.about.reranker.helps ? ALONE : FUSED);
     const turn = (other) => {
@@ -91,7 +89,7 @@ class Page {
       const hint = body.where ? "No item meets the filter." : "The catalog has nothing left for them.";
       byId("answer").replaceChildren(title, element("p.nothing", {}, element("strong", {}, "Nothing to recommend."), ` ${hint}`));
     }
-    this.cost.show(answer, body, read);
+    this.cost.show(answer, body);
     byId("cost").replaceChildren(this.cost.node);
     const { moved, shownAfter } = new Orders(answer.items, k, view);
     const told = reranked ? `${moved} of them moved by reranking` : "in retrieval's order";
@@ -102,15 +100,17 @@ class Page {
   fail(error) {
     const place = placeOf(error);
     if (place) {
-      if (place === "fault-where") byId("settings").open = true;
-      byId(place).textContent = error.message;
-      byId(place.replace("fault-", "")).setAttribute?.("aria-invalid", "true");
+      byId(place).textContent = sentence(error.message);
+      if (place === "fault-where") {
+        byId("settings").open = true;
+        byId("where").setAttribute("aria-invalid", "true");
+      }
     }
-    const shown = place ? [] : [notice("error", headline(error), error.message, { label: "Try again", act: () => this.ask() })];
+    const shown = place ? [] : [notice("error", headline(error), sentence(error.message), { label: "Try again", act: () => this.ask() })];
     byId("notices").replaceChildren(...shown);
     byId("status").textContent = place ? "" : error.message;
-    byId("answer").classList.toggle("stale", byId("answer").childElementCount > 0);
-    byId("cost").classList.toggle("stale", byId("cost").childElementCount > 0);
+    for (const id of ["answer", "cost"]) byId(id).classList.add("stale");
+    if (!byId("answer").childElementCount) byId("answer").replaceChildren(element("p.nothing", {}, "No answer yet."));
   }
 
   /** A point of the frontier, tried at once. */
@@ -163,9 +163,12 @@ class Page {
   }
 }
 
+/** The id of the line below the field that is at fault; null where it is none of the two. */
 function placeOf(error) {
-  if (/filter|where/.test(error.code)) return "fault-where";
-  return /unknown|user|item|history/.test(error.code) && error.status < 500 ? "fault-who" : null;
+  if (error.status === 404) return "fault-who";
+  const fields = [error.message, ...error.faults].map((fault) => fault.split(/[^a-z_]/)[0]);
+  if (error.code === "filter" || fields.includes("where")) return "fault-where";
+  return fields.some((field) => ["user_id", "history", "query"].includes(field)) ? "fault-who" : null;
 }
 
 function headline(error) {
@@ -194,7 +197,7 @@ async function start() {
     const page = new Page(await api.about());
     await page.begin();
   } catch (error) {
-    byId("notices").replaceChildren(notice("error", headline(error), error.message, { label: "Try again", act: () => location.reload() }));
+    byId("notices").replaceChildren(notice("error", headline(error), sentence(error.message), { label: "Try again", act: () => location.reload() }));
     if (!(error instanceof api.ApiError)) throw error;
   }
   document.documentElement.dataset.ready = "true";

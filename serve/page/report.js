@@ -6,7 +6,7 @@ import { FrontierPlot } from "./frontier.js";
 import { gatePicture } from "./gate.js";
 import { notice } from "./notice.js";
 import * as tables from "./tables.js";
-import { conclusion, evidence, number, symbol, whole } from "./words.js";
+import { conclusion, evidence, number, sentence, symbol, whole } from "./words.js";
 
 export class Report {
   /** `tried(setting)` is called with a point of the frontier that the reader has chosen. */
@@ -23,7 +23,7 @@ export class Report {
       const again = { label: "Try again", act: () => this.load() };
       const missing = error.status === 404;
       const title = missing ? "There is no report yet." : "The report cannot be shown.";
-      this.node.replaceChildren(notice(missing ? "info" : "error", title, error.message, again));
+      this.node.replaceChildren(notice(missing ? "info" : "error", title, sentence(error.message), again));
     } finally {
       this.node.removeAttribute("aria-busy");
     }

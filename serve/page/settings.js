@@ -4,17 +4,18 @@ import { byId, element } from "./element.js";
 import { count, whole } from "./words.js";
 
 const NO_CAP = null;
+const MOST_SHOWN = 50;
 const TOKENS = [50, 100, 200, 300, 400, 600, 800, 1200, 1600, 2400, 3200, NO_CAP];
 const MS = [5, 10, 20, 40, 60, 80, 100, 150, 200, 300, 500, 1000, NO_CAP];
 
 export class Settings {
   /** `changed()` is called when the reader has set something. */
   constructor({ about, changed }) {
-    const most = Math.max(1, Math.min(about.items, about.defaults.candidates ?? 100));
+    const { depth, limit } = about.limits;
     this.about = about;
     this.changed = changed;
-    this.depth = new Slider("depth", "Depth", upTo(0, most), (n) => `${count(n, "candidate")} read`);
-    this.k = new Slider("k", "Shown", upTo(1, Math.min(50, most)), (n) => count(n, "item"));
+    this.depth = new Slider("depth", "Depth", upTo(0, Math.max(1, depth)), (n) => `${count(n, "candidate")} read`);
+    this.k = new Slider("k", "Shown", upTo(1, Math.max(1, Math.min(MOST_SHOWN, limit))), (n) => count(n, "item"));
     this.tokens = new Slider("tokens", "Tokens, at most", TOKENS, (n) => (n === NO_CAP ? "no cap" : whole(n)));
     this.ms = new Slider("ms", "Time, at most", MS, (n) => (n === NO_CAP ? "no cap" : `${whole(n)} ms`));
     this.sliders = [this.depth, this.k, this.tokens, this.ms];
@@ -22,6 +23,7 @@ export class Settings {
     this.known = byId("exclude-known");
     this.radios = [...document.querySelectorAll("[name=rerank]")];
     byId("sliders").replaceChildren(...this.sliders.map((slider) => slider.node));
+    if (about.columns?.length) byId("columns").textContent = `Columns: ${about.columns.join(", ")}.`;
     this.reset();
     for (const input of [...this.radios, this.known, this.where, ...this.sliders.map((slider) => slider.input)]) {
       input.addEventListener("change", () => this.#changed());
@@ -30,8 +32,9 @@ export class Settings {
   }
 
   reset() {
-    this.depth.value = this.about.defaults.depth ?? 20;
-    this.k.value = this.about.defaults.k ?? 10;
+    this.depth.value = this.about.defaults.depth;
+    this.k.value = this.about.defaults.k;
+    this.known.checked = this.about.defaults.exclude_known;
     this.tokens.value = NO_CAP;
     this.ms.value = NO_CAP;
     this.#brief();
@@ -60,9 +63,10 @@ export class Settings {
     const budget = { depth: this.depth.value };
     if (this.tokens.value !== NO_CAP) budget.max_tokens = this.tokens.value;
     if (this.ms.value !== NO_CAP) budget.max_ms = this.ms.value;
-    const body = { limit: Math.max(this.k.value, reads), rerank: this.rerank, budget, explain: true };
+    const limit = Math.min(Math.max(this.k.value, reads), this.about.limits.limit);
+    const body = { limit, rerank: this.rerank, budget, explain: true };
     if (this.where.value.trim()) body.where = this.where.value.trim();
-    if (!this.known.checked) body.exclude_known = false;
+    if (this.known.checked !== this.about.defaults.exclude_known) body.exclude_known = this.known.checked;
     return body;
   }
 
@@ -74,7 +78,7 @@ export class Settings {
     if (this.tokens.value !== NO_CAP) address.set("tokens", this.tokens.value);
     if (this.ms.value !== NO_CAP) address.set("ms", this.ms.value);
     if (this.where.value.trim()) address.set("where", this.where.value.trim());
-    if (!this.known.checked) address.set("known", "shown");
+    if (this.known.checked !== this.about.defaults.exclude_known) address.set("known", this.known.checked ? "out" : "in");
   }
 
   /** Out of the address of the page. */
@@ -82,7 +86,7 @@ export class Settings {
     for (const slider of this.sliders) if (address.has(slider.name)) slider.value = Number(address.get(slider.name));
     if (["always", "never"].includes(address.get("rerank"))) this.rerank = address.get("rerank");
     this.where.value = address.get("where") ?? "";
-    this.known.checked = address.get("known") !== "shown";
+    if (address.has("known")) this.known.checked = address.get("known") === "out";
     this.#brief();
   }
 

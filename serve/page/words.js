@@ -89,8 +89,8 @@ export function symbol(verdict) {
 
 /** What a paired test lets one say, and no more. */
 export function conclusion({ ours, theirs, test }) {
-  if (test.verdict === "helps") return sentence(`${ours} is better than ${theirs}.`);
-  if (test.verdict === "harms") return sentence(`${ours} is worse than ${theirs}.`);
+  if (test.verdict === "helps") return capital(`${ours} is better than ${theirs}.`);
+  if (test.verdict === "harms") return capital(`${ours} is worse than ${theirs}.`);
   return `There is no evidence that ${ours} is better or worse than ${theirs}.`;
 }
 
@@ -114,6 +114,13 @@ export function settingWords({ model, precision, depth, share: part }) {
   return `${model}, ${precision}, ${depth} deep${part >= 1 ? "" : `, ${Math.round(part * 100)}% of users`}`;
 }
 
+/** A reason of the service as a sentence. */
+export function sentence(text) {
+  if (!text) return "";
+  const said = text[0].toUpperCase() + text.slice(1);
+  return /[.!?)]$/.test(said) ? said : `${said}.`;
+}
+
 /** `1 item`, `2 items`. */
 export function count(n, noun) {
   return `${whole(n)} ${noun}${n === 1 ? "" : "s"}`;
@@ -128,7 +135,7 @@ function minus(text) {
   return text.replace("-", "−");
 }
 
-function sentence(text) {
+function capital(text) {
   const first = text.split(" ")[0];
   return first === first.toLowerCase() ? text[0].toUpperCase() + text.slice(1) : text;
 }
