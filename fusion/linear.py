@@ -41,10 +41,17 @@ class LinearFusion:
     def score(self, candidates: Candidates) -> Scores:
         """(B, K) float32 fused scores; -inf where there is no item."""
         total = np.zeros(candidates.item_rows.shape, dtype=np.float32)
-        for name, weight in self.weights.items():
-            if weight:
-                total += weight * column(candidates, name, self.transforms[name], typical=self.typical[name])
+        for part in self.parts(candidates).values():
+            total += part
         return np.where(candidates.present, total, -np.inf).astype(np.float32)
+
+    def parts(self, candidates: Candidates) -> dict[str, Scores]:
+        """source → (B, K) float32, what it adds to the fused score; sources of weight 0 are left out."""
+        return {
+            name: np.float32(weight) * column(candidates, name, self.transforms[name], typical=self.typical[name])
+            for name, weight in self.weights.items()
+            if weight
+        }
 
     @classmethod
     def fit(

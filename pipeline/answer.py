@@ -3,21 +3,18 @@
 import json
 import sys
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 
-from data.schema import Rows, Scores
+from data.schema import Rows
 from pipeline.workspace import Workspace
+from recommend.answer import Answer
 from recommend.ledger import LEDGER, Ledger, add_to_ledger
-from recommend.recommender import Answer, Recommender, Rerank
+from recommend.recommender import Recommender, Rerank
 from recommend.release import load_stages
 from recommend.table import answer_as_json, print_answer
+from recommend.wishes import WishReader
 from rerank.budget import Budget
-from retrieval.encode import EncoderConfig, encode_texts, load_encoder
-from retrieval.folder import ENCODER, read_card
-from store.assets import resolve_model
 from store.errors import BadInput, UnknownId
 
 WAY_OUT = "recommend from items with --history ITEM,ITEM, or from a wish with --query 'text'"
@@ -59,7 +56,9 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
         load_stages(ws.run, ws.run.release()), ws.config.recommending, spent_today=Ledger.read(ledger).today.fed_tokens
     )
     history = _history(recommender, wish)
-    vector = _query_vector(ws, recommender, wish.query) if wish.query is not None else None
+    vector = None
+    if wish.query is not None:
+        vector = WishReader(ws.run, ws.run.release().retriever or "").vector(wish.query, recommender)
     # The first pass through a model pays for its threads and caches; the cost line is of a warm one.
     for _ in range(2):
         found = recommender.recommend(
@@ -89,29 +88,6 @@ def _history(recommender: Recommender, wish: Wish) -> Rows:
         return recommender.item_rows([item_id for item_id in ids if item_id])
     except UnknownId as error:
         raise UnknownId(f"{error}: {WAY_OUT}") from error
-
-
-def _query_vector(ws: Workspace, recommender: Recommender, query: str) -> Scores:
-    if not query.strip():
-        raise BadInput("--query is empty: write what is wished for")
-    if recommender.catalog.vectors is not None:
-        raise BadInput(
-            "--query needs item vectors made from texts, but those of this run were given in the catalog: "
-            "prepare it without --map vector, or ask with --history"
-        )
-    encoder, settings = _encoder_of_release(ws)
-    return np.asarray(recommender.text_vector(encode_texts(encoder, [query], settings))[0])
-
-
-def _encoder_of_release(ws: Workspace) -> tuple[Any, EncoderConfig]:
-    """The encoder that read the catalog for what is published: its own tuned one, or the one its config names."""
-    folder = ws.run.artifact("retriever", ws.run.release().retriever or "")
-    card = read_card(folder)
-    settings = card.config.encoder
-    if card.tuned:
-        return load_encoder(str(folder / ENCODER), settings), settings
-    source = resolve_model(settings.model)
-    return load_encoder(source.path_or_id, settings, revision=source.revision), settings
 
 
 def _heading(wish: Wish) -> str:

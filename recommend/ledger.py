@@ -128,6 +128,12 @@ class Allowance:
             self._turn()
             self._spent += tokens
 
+    def settle(self, spent: int) -> None:
+        """Takes over what all processes together have spent on the present day, by the ledger."""
+        with self._lock:
+            self._turn()
+            self._spent = spent
+
     def _turn(self) -> None:
         if self._day != _today():
             self._day, self._spent = _today(), 0

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -11,7 +11,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.schema import NO_ITEM, Candidates, Catalog, Histories, Rows, Scores
-from recommend.ledger import Allowance, Prices, Spent
+from recommend.answer import Answer, Basis, Cost, RecommendedItem
+from recommend.ledger import Allowance, Prices
+from recommend.microbatch import MicroBatch
+from recommend.overload import RerankLoad
 from recommend.release import Stages
 from recommend.second_stage import Ranked, SecondStage, unread
 from rerank.budget import Budget, Cap, Cut
@@ -25,6 +28,8 @@ from store.errors import BadInput
 
 BECAUSE = 2
 """History items named as reasons for each recommendation."""
+RETRIEVED_TOGETHER = 16
+"""Callers, in as many threads, whose histories are searched for in one go."""
 
 
 class RecommendConfig(BaseModel):
@@ -56,97 +61,35 @@ class Rerank(StrEnum):
     NEVER = "never"
 
 
-class Basis(StrEnum):
-    """What an answer rests on."""
-
-    HISTORY = "history"
-    QUERY = "query"
-    POPULAR = "recent popular items"
-
-
 @dataclass(frozen=True, slots=True)
-class RecommendedItem:
-    """One place of an answer.
+class _Question:
+    """What one caller wants of the first stage."""
 
-    Attributes:
-        retrieval_rank: place after the first stage, from 1.
-        rerank_rank: place by the reranker's own score among those it read; None where it did not read it.
-        retrieval_score: fused score of the first stage.
-        rerank_score: the reranker's score; None where it did not read it.
-        because: ids of the history items that contributed most to retrieval, the strongest first.
-    """
-
-    item_id: str
-    title: str
-    score: float
-    retrieval_rank: int
-    rerank_rank: int | None
-    retrieval_score: float
-    rerank_score: float | None
-    because: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What an answer cost: items found and read, tokens of the prompt, those remembered, milliseconds a stage."""
-
-    candidates: int
-    reranked: int
-    prompt_tokens: int
-    cached_tokens: int
-    retrieval_ms: float
-    rerank_ms: float
-    explain_ms: float
-
-    @property
-    def spent(self) -> Spent:
-        """For the ledger; finding reasons is part of the first stage."""
-        return Spent(
-            requests=1,
-            reranked=int(self.reranked > 0),
-            candidates=self.reranked,
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=self.cached_tokens,
-            retrieval_ms=self.retrieval_ms + self.explain_ms,
-            rerank_ms=self.rerank_ms,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Recommendations for one user.
-
-    Attributes:
-        not_reranked: why the reranker was not asked; empty where it was.
-        left_out: what the budget cut away, and by which cap; empty where everything fitted.
-        degraded: how the reranker failed, so that retrieval order stands; empty where it did not.
-    """
-
-    basis: Basis
-    items: tuple[RecommendedItem, ...]
-    cost: Cost
-    release_fit: str
-    not_reranked: str
-    left_out: str = ""
-    degraded: str = ""
+    history: Rows
+    wanted: int
+    exclude_known: bool
 
 
 class Recommender:
-    """Command line, batch and server all recommend through one of these."""
+    """Command line, batch and server all recommend through one of these; safe for several threads."""
 
-    def __init__(self, stages: Stages, config: RecommendConfig, *, spent_today: int = 0) -> None:
+    def __init__(
+        self, stages: Stages, config: RecommendConfig, *, spent_today: int = 0, load: RerankLoad | None = None
+    ) -> None:
         """Makes one from a release.
 
         Args:
             stages: what is published.
             config: what an answer looks like.
             spent_today: tokens that the reranker has read today, of the `max_tokens_per_day`.
+            load: grants fewer candidates while the reranker is busy; None: as many as are asked for.
         """
         self.config = config
         self.dataset = stages.dataset
         self.catalog: Catalog = stages.dataset.catalog
         self.users = stages.dataset.users
         self.interactions = stages.dataset.interactions
+        self.titles, self.texts = self.catalog.titles, self.catalog.texts
         self.retriever: Retriever = stages.retriever
         self.second: SecondStage | None = None
         if stages.reranker is not None and stages.fusion is not None:
@@ -154,10 +97,11 @@ class Recommender:
             reranker = stages.reranker
             if isinstance(reranker, PackedReranker):  # one in a child has chosen for itself
                 reranker = at_precision(reranker, config.precision)
-            self.second = SecondStage(reranker, stages.fusion, self.catalog.texts, stages.gate, allowance)
+            self.second = SecondStage(reranker, stages.fusion, self.texts, stages.gate, allowance)
         self.fit = stages.fit
+        self._load = load
         self._calibrated = False
-        self._titles = self.catalog.titles
+        self._retrieving = MicroBatch(self._retrieve_together, most=RETRIEVED_TOGETHER)
 
     def history_of(self, user_id: str) -> Rows:
         """All item rows of a known user, oldest first.
@@ -176,6 +120,9 @@ class Recommender:
         rerank: Rerank = Rerank.AUTO,
         budget: Budget | None = None,
         query_vector: Scores | None = None,
+        exclude: Rows | None = None,
+        exclude_known: bool | None = None,
+        explained: bool = True,
     ) -> Answer:
         """The best k items for one history, each with its reasons, and what they cost.
 
@@ -186,27 +133,34 @@ class Recommender:
             rerank: `ALWAYS` shows the reranker's places and scores even where they do not count.
             budget: what the answer may cost; what was left out for it stands in the answer.
             query_vector: (E,) text vector of a free-text wish, which then takes the history's place.
+            exclude: (m,) rows of items that must not come back.
+            exclude_known: whether those of the history must not either; None: as configured.
+            explained: whether reasons are looked for, which costs several times what retrieval does.
 
         Raises:
             BadInput: when k is not positive or larger than the catalog.
         """
         k = self.config.k if k is None else k
         self.check_k(k)
-        histories = Histories.of([history.tolist()])
+        question = _Question(
+            history,
+            max(k, self.config.candidates),
+            self.config.exclude_known if exclude_known is None else exclude_known,
+        )
         started = time.perf_counter()
-        basis, retrieved = self._retrieve(histories, max(k, self.config.candidates), query_vector)
+        basis, retrieved = self._retrieve(question, query_vector, exclude)
         after_retrieval = time.perf_counter()
         use_reranker = basis is Basis.HISTORY and rerank is not Rerank.NEVER
-        ranked = self._reranked_or_not(
+        ranked, gave_way = self._reranked_or_not(
             retrieved,
-            histories,
-            depth=depth if use_reranker else 0,
+            Histories.of([history.tolist()]),
+            depth=(self.config.depth if depth is None else depth) if use_reranker else 0,
             always=rerank is Rerank.ALWAYS,
             budget=budget,
             spent_ms=(after_retrieval - started) * 1000,
         )
         after_rerank = time.perf_counter()
-        items = self._items(ranked, history, k, explained=basis is Basis.HISTORY)
+        items = self._items(ranked, history, k, explained=explained and basis is Basis.HISTORY)
         cost = Cost(
             candidates=int(retrieved.present.sum()),
             reranked=ranked.depth,
@@ -222,9 +176,11 @@ class Recommender:
             items=items,
             cost=cost,
             release_fit=self.fit,
-            not_reranked="" if ranked.depth else self._why_not_reranked(basis, rerank, ranked),
+            not_reranked="" if ranked.depth else gave_way or self._why_not_reranked(basis, rerank, ranked),
             left_out=f"{cut} ({cap})" if cap is not Cap.NONE else "",
             degraded=ranked.degraded,
+            gave_way=gave_way,
+            gated=cut is Cut.GATED,
         )
 
     def rank(self, histories: Histories, *, candidates: int, depth: int | None = None) -> Ranked:
@@ -289,6 +245,10 @@ class Recommender:
         """
         return self.catalog.vocabulary.rows(item_ids)
 
+    def title_of(self, item_id: str) -> str:
+        """The title of a known item."""
+        return self.titles[self.catalog.vocabulary.row(item_id)]
+
     def check_k(self, k: int) -> None:
         """Refuses a number of items that no list can have.
 
@@ -298,17 +258,40 @@ class Recommender:
         if not 1 <= k <= len(self.catalog):
             raise BadInput(f"k is {k:,}, but the catalog has {len(self.catalog):,} items: ask for 1 to that many")
 
-    def _retrieve(self, histories: Histories, wanted: int, query: Scores | None) -> tuple[Basis, Candidates]:
+    def _retrieve(self, question: _Question, query: Scores | None, exclude: Rows | None) -> tuple[Basis, Candidates]:
+        # Where some must not come back, as many more are looked for.
+        more = 0 if exclude is None else len(exclude)
         if query is not None:
-            return Basis.QUERY, self.retriever.candidates_for_texts(query[None, :], histories, wanted)
-        return (Basis.HISTORY if histories.lengths[0] else Basis.POPULAR), self.retrieve(histories, wanted)
+            histories = Histories.of([question.history.tolist()])
+            basis, found = (
+                Basis.QUERY,
+                self.retriever.candidates_for_texts(query[None, :], histories, question.wanted + more),
+            )
+        else:
+            basis = Basis.HISTORY if len(question.history) else Basis.POPULAR
+            found = self._retrieving(replace(question, wanted=question.wanted + more))
+        return basis, found if exclude is None else _without(found, exclude, question.wanted)
+
+    def _retrieve_together(self, questions: Sequence[_Question]) -> list[Candidates]:
+        """The first stage for several callers; those who want alike lists are searched for at once."""
+        alike: dict[tuple[int, bool], list[int]] = {}
+        for place, question in enumerate(questions):
+            alike.setdefault((question.wanted, question.exclude_known), []).append(place)
+        found: dict[int, Candidates] = {}
+        for (wanted, exclude_known), places in alike.items():
+            histories = Histories.of([questions[place].history.tolist() for place in places])
+            lists = self.retriever.candidates(histories, wanted, exclude_known=exclude_known)
+            for row, place in enumerate(places):
+                found[place] = lists if len(places) == 1 else lists.take(np.array([row]))
+        return [found[place] for place in range(len(questions))]
 
     def _items(self, ranked: Ranked, history: Rows, k: int, *, explained: bool) -> tuple[RecommendedItem, ...]:
         final, retrieved = ranked.reranked, ranked.retrieved
         rows = final.item_rows[0][final.item_rows[0] != NO_ITEM][:k]
         place_before = {int(row): place for place, row in enumerate(retrieved.item_rows[0])}
         read = _reranker_places(ranked)
-        reasons = self._reasons(history, rows) if explained else [()] * len(rows)
+        reasons = self._reasons(history, rows) if explained else [{}] * len(rows)
+        lifts = self._lifts(retrieved) if explained else {}
         items = []
         for place, row in enumerate(rows.tolist()):
             before = place_before[row]
@@ -316,19 +299,35 @@ class Recommender:
             items.append(
                 RecommendedItem(
                     item_id=self.catalog.vocabulary.ids[row],
-                    title=self._titles[row],
+                    title=self.titles[row],
                     score=float(final.score[0, place]),
                     retrieval_rank=before + 1,
                     rerank_rank=reread[0] if reread else None,
                     retrieval_score=float(retrieved.score[0, before]),
                     rerank_score=reread[1] if reread else None,
-                    because=reasons[place],
+                    because=tuple(reasons[place]),
+                    shares=tuple(reasons[place].values()),
+                    sources={name: float(share[before]) for name, share in lifts.items()},
                 )
             )
         return tuple(items)
 
-    def _reranked_or_not(self, retrieved: Candidates, histories: Histories, **how: Any) -> Ranked:
-        """As `rerank`; where it fails, retrieval order with the reason: an answer is worth more than its last touch."""
+    def _reranked_or_not(
+        self, retrieved: Candidates, histories: Histories, *, depth: int | None, always: bool, **how: Any
+    ) -> tuple[Ranked, str]:
+        """As `rerank`, and what load has cost; where it fails, retrieval order with the reason.
+
+        An answer is worth more than its last touch.
+        """
+        wanted = min(depth or 0, retrieved.depth)
+        if self._load is None or not wanted or not (always or self.reranker_helps):
+            return self._rerank_or_say_why(retrieved, histories, depth=wanted, always=always, **how), ""
+        with self._load.reading(wanted) as reading:
+            ranked = self._rerank_or_say_why(retrieved, histories, depth=reading.depth, always=always, **how)
+            reading.succeeded = ranked.depth > 0
+        return ranked, reading.words
+
+    def _rerank_or_say_why(self, retrieved: Candidates, histories: Histories, **how: Any) -> Ranked:
         try:
             return self.rerank(retrieved, histories, **how)
         except (RuntimeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
@@ -351,15 +350,35 @@ class Recommender:
             return "the reranker did not help on validation; --rerank always shows its scores"
         return "the reranker was told not to"
 
-    def _reasons(self, history: Rows, rows: Rows) -> list[tuple[str, ...]]:
+    def _lifts(self, retrieved: Candidates) -> dict[str, Scores]:
+        """source → (K,) its share in what lifts an item above the lowest of the list by each source."""
+        parts = {name: part[0] for name, part in self.retriever.fusion.parts(retrieved).items()}
+        present = retrieved.present[0]
+        lifts = {name: np.where(present, part - part[present].min(initial=np.inf), 0) for name, part in parts.items()}
+        whole = np.maximum(sum(lifts.values(), np.zeros(len(present), dtype=np.float32)), 1e-12)
+        return {name: np.asarray(lift / whole, dtype=np.float32) for name, lift in lifts.items()}
+
+    def _reasons(self, history: Rows, rows: Rows) -> list[dict[str, float]]:
+        """For each of the items at `rows` the history items that raised it most, and their shares."""
         recent, parts = contributions(self.retriever, history, rows)  # (H,), (H, K)
         ids = self.catalog.vocabulary.ids
+        parts = np.maximum(parts, 0)
         strongest = np.argsort(-parts, axis=0, kind="stable")  # (H, K)
-        named = []
-        for place in range(len(rows)):
-            found = [ids[recent[step]] for step in strongest[:, place] if parts[step, place] > 0]
-            named.append(tuple(dict.fromkeys(found))[:BECAUSE])
+        named: list[dict[str, float]] = []
+        for place, whole in enumerate(parts.sum(axis=0)):
+            found: dict[str, float] = {}
+            for step in strongest[:, place]:
+                if parts[step, place] > 0:
+                    found.setdefault(ids[recent[step]], float(parts[step, place] / whole))
+            named.append(dict(list(found.items())[:BECAUSE]))
         return named
+
+
+def _without(found: Candidates, rows: Rows, depth: int) -> Candidates:
+    """One list without the items at `rows`, cut to `depth`."""
+    kept = np.flatnonzero(~np.isin(found.item_rows[0], rows))[:depth]
+    sources = {name: scores[:, kept] for name, scores in found.sources.items()}
+    return Candidates(found.item_rows[:, kept], found.score[:, kept], sources)
 
 
 def _reranker_places(ranked: Ranked) -> dict[int, tuple[int, float]]:

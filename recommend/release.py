@@ -1,6 +1,6 @@
 """A published release, loaded: retriever, index and reranker that belong together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,13 @@ class Stages:
     fit: str
 
 
-def load_stages(run: Run, release: Release, *, with_reranker: bool = True) -> Stages:
+def load_stages(
+    run: Run, release: Release, *, with_reranker: bool = True, opened: Callable[[str], Reranker] | None = None
+) -> Stages:
     """Loads a release and checks that its parts were made from one another.
+
+    Args:
+        opened: gives the reranker of a key, such as one in a child process; None: it is loaded here.
 
     Raises:
         MissingStep: when a part is missing; the message names the command that makes it.
@@ -80,17 +85,29 @@ def load_stages(run: Run, release: Release, *, with_reranker: bool = True) -> St
         teacher = artifact_key("retriever", {**made_from, "fit": "evaluation"})
         taught_by = run.manifest("reranker", release.reranker)["made_from"]["retriever"]
         _same(teacher, taught_by, "the reranker", "train-reranker", run)
-        reranker, fusion, gate = load_reranker(run, release.reranker)
+        fusion, gate = load_weighing(run, release.reranker)
+        reranker = opened(release.reranker) if opened else load_model(run, release.reranker)
     return Stages(dataset, retriever, reranker, fusion, gate, release, made_from["fit"])
 
 
 def load_reranker(run: Run, key: str) -> tuple[PackedReranker[Any], LinearFusion, Gate]:
     """A reranker merged for inference, and the fusion and the gate fitted with it."""
+    return load_model(run, key), *load_weighing(run, key)
+
+
+def load_model(run: Run, key: str) -> PackedReranker[Any]:
+    """A reranker merged for inference."""
     folder = _whole(run, "reranker", key)
     made_from: Mapping[str, Any] = run.manifest("reranker", key)["made_from"]
     source = resolve_model(made_from["config"]["model"])
     loaded = load_trained(folder, model_dir=local_folder(source), model_fingerprint=source.fingerprint)
-    return loaded.merged(), LinearFusion.load(folder / RERANK_FUSION), Gate.load(folder / RERANK_GATE)
+    return loaded.merged()
+
+
+def load_weighing(run: Run, key: str) -> tuple[LinearFusion, Gate]:
+    """The fusion and the gate that were fitted with a reranker."""
+    folder = _whole(run, "reranker", key)
+    return LinearFusion.load(folder / RERANK_FUSION), Gate.load(folder / RERANK_GATE)
 
 
 def _whole(run: Run, kind: str, key: str) -> Path:

@@ -1,16 +1,19 @@
 """A reranker in a process of its own: a hang, a crash or a lack of memory there ends the child, not the caller."""
 
+import logging
 import multiprocessing
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from recommend.release import load_reranker
+from recommend.release import load_model
 from rerank.base import Reranker, RerankRequest, RerankResult
 from rerank.precision import Precision, at_precision
 from store.artifacts import Run
@@ -18,6 +21,9 @@ from store.artifacts import Run
 READY, ANSWER, FAULT = "ready", "answer", "fault"
 GRACE_S = 5.0
 """For a child that was asked to end."""
+AGAIN_S = 2.0
+"""Between two attempts to start a child whose model cannot be loaded."""
+_LOG = logging.getLogger(__name__)
 
 
 class RerankerFailure(RuntimeError):
@@ -38,15 +44,19 @@ class SupervisedReranker:
     """
 
     def __init__(
-        self, load: Callable[[], Reranker], *, timeout_s: float, start_s: float = 120.0, name: str = "supervised"
+        self, load: Callable[[], Reranker], *, timeout_s: float, start_s: float = 300.0, name: str = "supervised"
     ) -> None:
         self.name = name
         self.timeout_s, self.start_s = timeout_s, start_s
         self.failures: Counter[str] = Counter()
         self.starts = 0
         self._load = load
-        # A forked child would inherit threads and locks in the middle of whatever they do.
-        self._context = multiprocessing.get_context("spawn")
+        self.trouble = ""
+        """Why the last child could not load its model; empty where it could."""
+        # A child forked from here would inherit threads and locks in the middle of whatever they do; one that is
+        # forked from a server which has done the imports and nothing else starts as fresh, in the time of its model.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__])
         self._lock = threading.Lock()
         self._child: BaseProcess | None = None
         self._pipe: Connection | None = None
@@ -68,6 +78,15 @@ class SupervisedReranker:
         """See `Reranker`; waits for the model to be loaded."""
         self.wait_until_ready()
         self._ask("calibrate")
+
+    def forget(self) -> None:
+        """Drops the histories that the reranker remembers; a child that is being started has none."""
+        try:
+            self._ask("forget")
+        except RerankerFailure:
+            # Whoever cannot answer is replaced by one that remembers nothing, unless it was merely busy.
+            with self._lock:
+                self._restart()
 
     def wait_until_ready(self) -> None:
         """Waits until the child holds its model.
@@ -100,6 +119,7 @@ class SupervisedReranker:
             self._fail("busy", f"others kept it busy for {self.timeout_s:g} s")
         try:
             if not self._ready.is_set() or self._pipe is None:
+                self._revive()
                 self._fail("starting", "it is being started")
             return self._answer(method, arguments, deadline)
         finally:
@@ -132,16 +152,32 @@ class SupervisedReranker:
         child.start()
         theirs.close()
         self.starts += 1
+        self._started_at = time.monotonic()
         self._child, self._pipe = child, ours
         threading.Thread(target=self._await_ready, args=(ours, child), daemon=True, name="reranker-start").start()
 
     def _await_ready(self, pipe: Connection, child: BaseProcess) -> None:
-        """Opens the way to the child once it says that it is ready; gives up on one that dies before."""
+        """Opens the way to the child once it says that it is ready; one that is not in time is ended."""
         try:
-            if pipe.poll(self.start_s) and pipe.recv()[0] == READY and self._child is child:
-                self._ready.set()
+            kind, words = pipe.recv() if pipe.poll(self.start_s) else (FAULT, f"not loaded within {self.start_s:g} s")
         except (EOFError, OSError):
-            self.failures["start"] += 1
+            kind, words = FAULT, "its process ended"
+        if self._child is not child:
+            return
+        if kind == READY:
+            self.trouble = ""
+            self._ready.set()
+            return
+        self.failures["start"] += 1
+        self.trouble = words
+        _LOG.error("the reranker cannot be started: %s", words)
+        child.kill()
+
+    def _revive(self) -> None:
+        """Starts a child where the last one could not load its model, from time to time: what it lacked may be back."""
+        given_up = self._child is not None and not self._child.is_alive()
+        if given_up and time.monotonic() - self._started_at > AGAIN_S:
+            self._restart()
 
     def _restart(self) -> None:
         self._end(0.0)
@@ -173,12 +209,19 @@ class _Loader:
         self.root, self.key, self.precision = root, key, precision
 
     def __call__(self) -> Reranker:
-        return at_precision(load_reranker(Run(self.root), self.key)[0], self.precision)
+        return at_precision(load_model(Run(self.root), self.key), self.precision)
 
 
 def _serve(pipe: Connection, load: Callable[[], Reranker]) -> None:
     """The child: loads, then answers until nobody asks any more."""
-    reranker = load()
+    # Ctrl-C is for the parent, which ends its child in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _offer_to_be_killed()
+    try:
+        reranker = load()
+    except Exception as error:  # whatever it is, the parent has to be told
+        pipe.send((FAULT, f"{type(error).__name__}: {error}"))
+        return
     pipe.send((READY, None))
     while True:
         try:
@@ -189,3 +232,9 @@ def _serve(pipe: Connection, load: Callable[[], Reranker]) -> None:
             pipe.send((ANSWER, getattr(reranker, method)(*arguments)))
         except Exception as error:  # whatever it is, the caller has to be told and the child goes on
             pipe.send((FAULT, f"{type(error).__name__}: {error}"))
+
+
+def _offer_to_be_killed() -> None:
+    """Where memory runs out the system ends this process, which can be replaced, and not its parent."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("900")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recommend.recommender import Answer, Basis
+from recommend.answer import Answer, Basis
 
 HISTORY_SHOWN = 5
 REASON_CHARS = 24

@@ -71,7 +71,7 @@ def test_unknown_users_and_items_are_told_the_way_out(shop: Shop):
     [
         (["--user", "u010", "-k", "61"], "k is 61, but the catalog has 60 items: ask for 1 to that many"),
         (["--user", "u010", "-k", "0"], "k is 0"),
-        (["--query", "  "], "--query is empty"),
+        (["--query", "  "], "query is empty"),
         ([], "exactly one of --user ID"),
         (["--user", "u010", "--query", "bal"], "exactly one of --user ID"),
         (["--all"], "needs -o FILE"),

@@ -39,7 +39,7 @@ def test_all_goes_on_but_wishes_in_words(given, capsys):
     build_index(ws, log=quiet(ws))
     ws = open_workspace(ws.run.root)
     assert len(answer(ws, Wish(user="u010"), as_json=True).items) == 10
-    with pytest.raises(BadInput, match="--query needs item vectors made from texts"):
+    with pytest.raises(BadInput, match="query needs item vectors made from texts"):
         answer(ws, Wish(query="red"), as_json=True)
 
 

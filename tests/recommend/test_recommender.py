@@ -8,7 +8,8 @@ import pytest
 
 from data.schema import Histories
 from pipeline.workspace import open_workspace
-from recommend.recommender import Basis, RecommendConfig, Recommender, Rerank
+from recommend.answer import Basis
+from recommend.recommender import RecommendConfig, Recommender, Rerank
 from recommend.release import Stages, load_stages
 from rerank.base import RerankRequest, RerankResult
 from rerank.budget import Budget, Cap, Cut

@@ -14,7 +14,7 @@ import pytest
 from pipeline.workspace import open_workspace
 from recommend.recommender import Recommender
 from recommend.release import load_stages
-from recommend.supervised import RerankerFailure, SupervisedReranker, supervised
+from recommend.supervised import AGAIN_S, RerankerFailure, SupervisedReranker, supervised
 from rerank.base import Reranker, RerankRequest, RerankResult
 from rerank.precision import Precision
 from tests.pipeline.shop import weigh_reranker
@@ -111,17 +111,23 @@ def test_what_the_reranker_raises_reaches_the_caller_and_the_child_lives_on(chil
     assert len(child.score([REQUEST]).scores[0]) == 8
 
 
-def broken() -> Reranker:
-    raise OSError("no such model")
-
-
-def test_a_model_that_cannot_be_loaded_is_told(capfd: pytest.CaptureFixture[str]) -> None:
-    with SupervisedReranker(broken, timeout_s=1.0, start_s=1.0) as found:
-        with pytest.raises(RerankerFailure, match="not loaded within 1 s"):
-            found.wait_until_ready()
+def test_a_model_that_cannot_be_loaded_is_told_and_tried_again(tmp_path: Path, model: Path) -> None:
+    (there := tmp_path / "there").symlink_to(tmp_path / "nowhere")
+    with SupervisedReranker(partial(faulty, there), timeout_s=5.0, start_s=60.0) as found:
+        until = time.monotonic() + 60
+        while not found.trouble and time.monotonic() < until:
+            time.sleep(0.05)
+        assert "Error" in found.trouble
         with pytest.raises(RerankerFailure, match="being started"):
             found.score([REQUEST])
-    assert "no such model" in capfd.readouterr().err
+        there.unlink()
+        there.symlink_to(model)
+        time.sleep(AGAIN_S)
+        with pytest.raises(RerankerFailure, match="being started"):
+            found.score([REQUEST])
+        found.wait_until_ready()
+        assert found.failures["start"] == 1
+        assert found.trouble == ""
 
 
 def test_closing_ends_the_child(model: Path) -> None:

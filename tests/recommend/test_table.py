@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from recommend.recommender import Answer, Basis, Cost, RecommendedItem
+from recommend.answer import Answer, Basis, Cost, RecommendedItem
 from recommend.table import answer_as_json, print_answer
 
 

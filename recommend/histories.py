@@ -1,0 +1,59 @@
+"""What a user has taken: the log of the release, and the events that came since."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.schema import Dataset, Histories, Rows
+from recommend.events import Events
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a user.
+
+    Attributes:
+        item_rows: (n,) oldest first.
+        unknown_items: ids of events with items that the catalog does not have, or not yet.
+        found: whether log or events have the user at all.
+    """
+
+    item_rows: Rows
+    unknown_items: tuple[str, ...] = ()
+    found: bool = True
+
+
+def known_of(user_id: str, dataset: Dataset, events: Events) -> Known:
+    """Log and events put together in order of time; an event that the log has, too, counts once.
+
+    Of a user who asked to be forgotten only what came later is there.
+    """
+    rows, times = _logged(user_id, dataset)
+    forgotten_at = events.forgotten_at(user_id)
+    if forgotten_at is not None:
+        later = times > forgotten_at
+        rows, times = rows[later], times[later]
+    recent = events.of_user(user_id)
+    if not recent:
+        return Known(rows, found=bool(len(rows)))
+    logged = set(zip(rows.tolist(), times.tolist(), strict=True))
+    vocabulary = dataset.catalog.vocabulary
+    unknown = tuple(dict.fromkeys(item_id for item_id, _ in recent if item_id not in vocabulary))
+    pairs = [(vocabulary.row(item_id), moment) for item_id, moment in recent if item_id in vocabulary]
+    pairs = [pair for pair in pairs if pair not in logged]
+    new = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    # The log keeps its own order, which need not be that of time; without time (the smallest number) it comes first.
+    moments = np.concatenate([np.maximum.accumulate(times), new[:, 1]])
+    return Known(np.concatenate([rows, new[:, 0]])[np.argsort(moments, kind="stable")], unknown)
+
+
+def _logged(user_id: str, dataset: Dataset) -> tuple[Rows, Rows]:
+    """(n,) item rows and (n,) Unix seconds, NO_TIME where unknown, in the order of the log."""
+    log = dataset.interactions
+    if user_id not in dataset.users:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    row = dataset.users.row(user_id)
+    rows = log[row]
+    if log.timestamps is None:
+        return rows, np.full(len(rows), Histories.NO_TIME)
+    return rows, log.timestamps[log.offsets[row] : log.offsets[row + 1]]

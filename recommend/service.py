@@ -1,0 +1,325 @@
+"""The one object behind a server: answers, events and deletions, whatever is published or fails meanwhile."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data.schema import Histories, Rows, Scores
+from recommend.answer import Answer
+from recommend.events import Event, Events, Stored
+from recommend.histories import Known, known_of
+from recommend.ledger import LEDGER, Spent, add_to_ledger
+from recommend.microbatch import Crowded
+from recommend.overload import OverloadConfig
+from recommend.recommender import RecommendConfig, Rerank
+from recommend.serving import Opener, Serving, ServingPlan, release_name
+from recommend.supervised import supervised
+from rerank.base import RerankRequest, RerankResult
+from rerank.budget import Budget
+from store.artifacts import Release, Run
+from store.errors import BadInput, MissingStep, TandemError
+
+LOOK_S = 1.0
+"""Between two looks at what is published."""
+SETTLE_S = 5.0
+"""Between two entries into the ledger."""
+NOBODY = np.zeros(0, dtype=np.int64)
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request wants: for exactly one of a user, a history of item ids (oldest first) and a query in words."""
+
+    user_id: str | None = None
+    history: Sequence[str] | None = None
+    query: str | None = None
+    limit: int | None = None
+    depth: int | None = None
+    budget: Budget = field(default_factory=Budget)
+    exclude_items: Sequence[str] = ()
+    exclude_known: bool | None = None
+    rerank: Rerank = Rerank.AUTO
+    explain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An answer, and what it was made from.
+
+    Attributes:
+        unknown_items: ids that were asked with and that the catalog lacks; they were passed over.
+        known_user: whether log or events have the user; True where none was named.
+        lookup_ms: of finding the history or reading the query.
+    """
+
+    answer: Answer
+    serving: Serving
+    unknown_items: tuple[str, ...]
+    known_user: bool
+    lookup_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What a deletion took away: events, and items of the log's history, which are not used any more."""
+
+    events: int
+    history_items: int
+
+
+class Service:
+    """Safe for several threads; close it in the end.
+
+    Args:
+        run: the run directory.
+        configure: reads how to recommend; called once for each release.
+        overload: how to give way under load.
+        time_limit_s: longest wait for the reranker's turn, and longest time that it may take for an answer.
+        opener: starts a reranker; None: in a supervised child process.
+
+    Raises:
+        MissingStep, CorruptArtifact, Mismatch: when what is published cannot be served.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        configure: Callable[[], RecommendConfig],
+        overload: OverloadConfig,
+        time_limit_s: float,
+        opener: Opener | None = None,
+    ) -> None:
+        self.run = run
+        self.events = Events(run.root)
+        self.refused = ""
+        """Why a newer release is not served; empty where none is waiting."""
+        self.swaps = 0
+        self._under_way = 0
+        self._spent = Spent()
+        self._lock = threading.Lock()
+        self._plan = ServingPlan(
+            run, configure, overload, opener or _in_a_child(time_limit_s), lambda: self._under_way, time_limit_s
+        )
+        self._now = self._plan.open(run.release())
+        self._seen = self._now.release
+        self._leaving: list[tuple[float, Serving]] = []
+        self._ends = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, daemon=True, name="keeper")
+        self._keeper.start()
+
+    @property
+    def serving(self) -> Serving:
+        """What new requests are answered from."""
+        return self._now
+
+    def recommend(self, ask: Ask) -> Served:
+        """An answer; where the reranker fails or is too busy, in retrieval order, and it says so.
+
+        Raises:
+            BadInput: when not exactly one of user, history and query is given, or a number is out of range.
+        """
+        serving = self._now
+        started = time.perf_counter()
+        with self._counted():
+            history, vector, known = self._asked(serving, ask)
+            excluded, strangers = _rows(serving, ask.exclude_items)
+            looked_up = time.perf_counter()
+            answer = serving.recommender.recommend(
+                history,
+                k=ask.limit,
+                depth=ask.depth,
+                rerank=ask.rerank,
+                budget=ask.budget,
+                query_vector=vector,
+                exclude=excluded if len(excluded) else None,
+                exclude_known=ask.exclude_known,
+                explained=ask.explain,
+            )
+        self._spend(answer.cost.spent)
+        unknown = tuple(dict.fromkeys((*known.unknown_items, *strangers)))
+        return Served(answer, serving, unknown, known.found, (looked_up - started) * 1000)
+
+    def rerank(self, history: Sequence[str], documents: Sequence[str]) -> RerankResult:
+        """Scores for any texts in the light of a history of texts.
+
+        Raises:
+            MissingStep: when the release has no reranker.
+            Crowded: when it is too busy.
+            RuntimeError: when it gave no answer.
+        """
+        serving = self._now
+        if serving.reranker is None:
+            raise MissingStep(
+                f"this release has no reranker: train one with 'python cli.py train-reranker --run {self.run.root}'"
+            )
+        started = time.perf_counter()
+        with self._counted(), serving.load.reading(len(documents)) as reading:
+            if documents and not reading.depth:
+                raise Crowded("the reranker is too busy")
+            found = serving.reranker.score([RerankRequest(tuple(history), tuple(documents))])
+            reading.succeeded = True
+        tokens, cached = sum(found.prompt_tokens), sum(found.cached_tokens)
+        spent_ms = (time.perf_counter() - started) * 1000
+        self._spend(Spent(1, 1, len(documents), tokens, cached, rerank_ms=spent_ms))
+        if not np.isfinite(found.scores[0]).all():
+            raise RuntimeError("the reranker's scores are not finite")
+        return found
+
+    def texts_of(self, user_id: str) -> list[str]:
+        """The texts of what a user took, oldest first."""
+        recommender = self._now.recommender
+        rows = known_of(user_id, recommender.dataset, self.events).item_rows
+        return [recommender.texts[row] for row in rows.tolist()]
+
+    def similar(self, item_id: str, limit: int) -> tuple[Serving, list[tuple[int, float]]]:
+        """(item_row, cosine of the texts) of the items most alike.
+
+        Raises:
+            UnknownId: when the catalog has no such item.
+            BadInput: when `limit` is larger than the catalog.
+        """
+        serving = self._now
+        recommender = serving.recommender
+        recommender.check_k(limit)
+        row = int(recommender.item_rows([item_id])[0])
+        itself = Histories.of([[row]])
+        found = recommender.retriever.candidates_for_texts(recommender.retriever.text[row][None, :], itself, limit)
+        there = found.present[0]
+        return serving, list(zip(found.item_rows[0][there].tolist(), found.score[0][there].tolist(), strict=True))
+
+    def forget(self, user_id: str) -> Forgotten:
+        """Deletes what a user did, durably: events, the use of the log's history, what the reranker remembers.
+
+        The published data set and models keep what they were made from until the next training, which leaves it out.
+        """
+        serving = self._now
+        logged = known_of(user_id, serving.recommender.dataset, self.events).item_rows
+        events = self.events.forget(user_id)
+        if serving.child is not None:
+            serving.child.forget()
+        return Forgotten(events, max(0, len(logged) - events))
+
+    def store(self, events: Sequence[Event]) -> tuple[Stored, tuple[str, ...]]:
+        """Stores events, durably; returns with them the ids of items that the catalog does not have, or not yet."""
+        vocabulary = self._now.recommender.catalog.vocabulary
+        unknown = dict.fromkeys(event.item_id for event in events if event.item_id not in vocabulary)
+        return self.events.add(events), tuple(unknown)
+
+    def troubles(self) -> list[str]:
+        """Why answers may be less than they could be; empty where all is well."""
+        found = [f"a newer release is refused: {self.refused}"] if self.refused else []
+        if not self._now.reranker_is_ready:
+            trouble = self._now.child.trouble if self._now.child is not None else ""
+            found.append("the reranker is being started; answers are in retrieval order")
+            found += [f"the reranker cannot be started: {trouble}"] if trouble else []
+        return found
+
+    def refresh(self) -> bool:
+        """Serves what has been published since, if it can; says whether it does now.
+
+        Requests under way finish with the release that they began with.
+        """
+        try:
+            release = self.run.release()
+        except TandemError as error:
+            self.refused = str(error)
+            return False
+        if release == self._seen:
+            return False
+        self._seen = release
+        if release_name(release) == self._now.name:
+            self.refused = ""
+            return False
+        try:
+            new = self._plan.open(release, before=self._now)
+        except (TandemError, OSError, ValueError) as error:
+            self.refused = str(error)
+            _LOG.error("a newer release is refused: %s", error)
+            return False
+        self.refused = ""
+        old, self._now = self._now, new
+        self.swaps += 1
+        self._leaving.append((time.monotonic() + 2 * self._plan.timeout_s, old))
+        return True
+
+    def close(self) -> None:
+        """Ends the child, and puts what was spent into the ledger."""
+        self._ends.set()
+        self._keeper.join()
+        self._settle()
+        for serving in (*(old for _, old in self._leaving), self._now):
+            if serving.child is not None:
+                serving.child.close()
+        self.events.close()
+
+    def _asked(self, serving: Serving, ask: Ask) -> tuple[Rows, Scores | None, Known]:
+        if sum(one is not None for one in (ask.user_id, ask.history, ask.query)) != 1:
+            raise BadInput("give exactly one of user_id, history and query")
+        if ask.user_id is not None:
+            known = known_of(ask.user_id, serving.recommender.dataset, self.events)
+            return known.item_rows, None, known
+        if ask.history is not None:
+            rows, strangers = _rows(serving, ask.history)
+            return rows, None, Known(rows, strangers)
+        return NOBODY, serving.wishes.vector(ask.query or "", serving.recommender), Known(NOBODY)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._lock:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= 1
+
+    def _spend(self, spent: Spent) -> None:
+        with self._lock:
+            self._spent += spent
+
+    def _keep(self) -> None:
+        settled = time.monotonic()
+        while not self._ends.wait(LOOK_S):
+            self.refresh()
+            if time.monotonic() - settled > SETTLE_S:
+                self._settle()
+                settled = time.monotonic()
+            left = [old for moment, old in self._leaving if moment < time.monotonic()]
+            self._leaving = [(moment, old) for moment, old in self._leaving if old not in left]
+            for old in left:
+                if old.child is not None and old.child is not self._now.child:
+                    old.child.close()
+
+    def _settle(self) -> None:
+        """Puts what was spent into the ledger; where that fails it is tried again with what comes next."""
+        with self._lock:
+            spent, self._spent = self._spent, Spent()
+        if spent == Spent():
+            return
+        try:
+            ledger = add_to_ledger(self.run.root / LEDGER, spent)
+        except (TandemError, OSError):
+            _LOG.exception("the ledger cannot be written")
+            self._spend(spent)
+            return
+        if self._now.recommender.second is not None:
+            self._now.recommender.second.allowance.settle(ledger.today.fed_tokens)
+
+
+def _rows(serving: Serving, item_ids: Sequence[str]) -> tuple[Rows, tuple[str, ...]]:
+    """Rows of the items that there are, and the ids of the others."""
+    vocabulary = serving.recommender.catalog.vocabulary
+    strangers = tuple(dict.fromkeys(item_id for item_id in item_ids if item_id not in vocabulary))
+    known = [item_id for item_id in item_ids if item_id in vocabulary] if strangers else list(item_ids)
+    return vocabulary.rows(known), strangers
+
+
+def _in_a_child(time_limit_s: float) -> Opener:
+    return lambda run, key, config: supervised(run, key, config.precision, timeout_s=time_limit_s)

@@ -1,0 +1,103 @@
+"""One release, opened to be served: its Recommender, its reranker in a child, and what people look things up with."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from recommend.batched import BatchedReranker
+from recommend.ledger import LEDGER, Ledger
+from recommend.overload import OverloadConfig, RerankLoad
+from recommend.recommender import RecommendConfig, Recommender
+from recommend.release import load_stages
+from recommend.search import Directory
+from recommend.supervised import SupervisedReranker
+from recommend.wishes import WishReader
+from rerank.base import Reranker
+from store.artifacts import Release, Run
+from store.fingerprint import fingerprint
+
+Opener = Callable[[Run, str, RecommendConfig], SupervisedReranker]
+"""Starts the reranker of a key."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What requests are answered from; a request keeps the one that it began with.
+
+    Attributes:
+        name: of the release, short; the same wherever the same artifacts are served.
+        child: the process with the model; None where the release has no reranker.
+        reranker: the same for callers of several threads at once.
+    """
+
+    release: Release
+    name: str
+    recommender: Recommender
+    wishes: WishReader
+    directory: Directory
+    load: RerankLoad
+    child: SupervisedReranker | None
+    reranker: Reranker | None
+
+    @property
+    def reranker_is_ready(self) -> bool:
+        """Whether a reranker, where there is one, would answer."""
+        return self.child is None or self.child.is_ready
+
+
+@dataclass(frozen=True)
+class ServingPlan:
+    """How releases of a run are opened.
+
+    Attributes:
+        configure: reads how to recommend, anew for each release.
+        opener: starts a reranker.
+        expected: how many requests are under way.
+        timeout_s: longest wait for the reranker's turn.
+    """
+
+    run: Run
+    configure: Callable[[], RecommendConfig]
+    overload: OverloadConfig
+    opener: Opener
+    expected: Callable[[], int]
+    timeout_s: float
+
+    def open(self, release: Release, *, before: Serving | None = None) -> Serving:
+        """Loads a release; a reranker that was served before goes on.
+
+        Raises:
+            MissingStep, CorruptArtifact, Mismatch: as `load_stages`; no child is left behind then.
+        """
+        config = self.configure()
+        child: SupervisedReranker | None = None
+        kept = before.child if before is not None and before.release.reranker == release.reranker else None
+
+        def opened(key: str) -> Reranker:
+            nonlocal child
+            child = kept or self.opener(self.run, key, config)
+            return BatchedReranker(
+                child,
+                most=self.overload.batch,
+                window_ms=self.overload.batch_window_ms,
+                expected=self.expected,
+                timeout_s=self.timeout_s,
+            )
+
+        stages = load_stages(self.run, release, opened=opened)
+        load = RerankLoad(self.overload)
+        spent = Ledger.read(self.run.root / LEDGER).today.fed_tokens
+        return Serving(
+            release=release,
+            name=release_name(release),
+            recommender=Recommender(stages, config, spent_today=spent, load=load),
+            wishes=WishReader(self.run, release.retriever or ""),
+            directory=Directory(stages.dataset),
+            load=load,
+            child=child,
+            reranker=stages.reranker,
+        )
+
+
+def release_name(release: Release) -> str:
+    """Twelve hexadecimal digits that follow from the artifacts alone."""
+    return fingerprint(asdict(release))[:12]
