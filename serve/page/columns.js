@@ -205,10 +205,17 @@ function placesAndScores(item) {
   return pairs.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
 }
 
-/** The legend of the bars: a swatch a source. */
+function swatch(tint, words) {
+  return element("li", {}, element(`span.swatch.tint-${tint}`), words);
+}
+
+/** The legend of the bars: a swatch a source, one for all weaker ones. */
 function legend(tints) {
   if (!tints.size) return null;
-  const keys = [...tints].map(([name, tint]) => element("li", {}, element(`span.swatch.tint-${tint}`), name));
+  const named = [...tints].filter(([, tint]) => tint < TINTS || tints.size === TINTS);
+  const others = tints.size - named.length;
+  const keys = named.map(([name, tint]) => swatch(tint, name));
+  if (others) keys.push(swatch(TINTS, `${others} others`));
   return element("div.legend", {}, element("p", {}, "Share of each source in retrieval's score"), element("ul", {}, ...keys));
 }
 
