@@ -13,6 +13,7 @@ except ModuleNotFoundError as missing:
     print("  . .venv/bin/activate", file=sys.stderr)
     raise SystemExit(9) from None
 
+from commands import serve as serving
 from commands.options import (
     DEFAULT_RUN,
     ConfigOption,
@@ -298,6 +299,11 @@ def doctor() -> None:
     from pipeline.doctor import findings
 
     print("\n".join(findings()))
+
+
+app.command(epilog=example("python cli.py serve --run runs/shop --port 8080"))(serving.serve)
+app.add_typer(serving.keys_app, name="keys")
+app.add_typer(serving.events_app, name="events")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from recommend.recommender import RecommendConfig
 from recommend.sweep import SweepConfig
 from rerank.fit import RerankerConfig
 from retrieval.retriever import RetrieverConfig
+from serve.limits import ServeConfig
 from store.errors import BadInput
 
 
@@ -29,6 +30,7 @@ class Config(BaseModel):
     retriever: RetrieverConfig = Field(RetrieverConfig(), description="the first stage")
     reranker: RerankerConfig = Field(RerankerConfig(), description="the second stage")
     recommend: RecommendConfig = Field(RecommendConfig(), description="what a recommendation looks like")
+    serve: ServeConfig = Field(ServeConfig(), description="what a server accepts, and how it gives way")
     sweep: SweepConfig = Field(SweepConfig(), description="what a frontier tries")
     baselines: BaselinesConfig = Field(BaselinesConfig(), description="what reports compare with")
 

@@ -24,6 +24,18 @@ def run_log(command: str, run: Path) -> Any:
     return RunLog(Run(run), command)
 
 
+def ensured(run: Path, *, needs: str) -> None:
+    """Refuses a run in which nothing is prepared; the default run is made, up to what this command needs."""
+    from pipeline.steps import DEFAULT_RUN as AUTOMATIC
+    from pipeline.steps import ensure_default_run
+    from pipeline.workspace import prepared_key
+    from store.artifacts import Run
+
+    if run == AUTOMATIC:
+        ensure_default_run(needs, run_log("serve", run))
+    prepared_key(Run(run))
+
+
 def opened(command: str, run: Path, settings: list[str] | None, *, needs: str) -> tuple[Any, Any]:
     """The run's workspace and log; the default run first makes whatever comes before this command."""
     from dataclasses import replace

@@ -1,6 +1,6 @@
 """From a log and a catalog in files to a validated Dataset; every fault found is told at once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -67,6 +67,7 @@ class LoadReport(BaseModel):
     rows_read: int = Field(description="interactions in the file")
     interactions: int = Field(description="interactions kept")
     dropped: dict[str, int] = Field(description="exact_copies, below_min_rating, unknown_items, repeated_pairs → rows")
+    added: int = Field(0, description="interactions that came from elsewhere, such as a service's events")
     users_read: int = Field(description="users in the file of interactions")
     users: int = Field(description="users with an interaction kept")
     items: int = Field(description="items of the catalog")
@@ -95,6 +96,7 @@ class _Log:
     rows_read: int
     users_read: int
     dropped: dict[str, int] = field(default_factory=dict)
+    added: int = 0
 
 
 def load_interactions(path: Path, config: LoadConfig) -> pl.DataFrame:
@@ -138,7 +140,13 @@ def load_users(path: Path, config: LoadConfig) -> pl.DataFrame:
     return users
 
 
-def load_dataset(log: Path, catalog: Path, config: LoadConfig, users: Path | None = None) -> tuple[Dataset, LoadReport]:
+Amend = Callable[[pl.DataFrame, pl.Series], tuple[pl.DataFrame, dict[str, int], int]]
+"""Rows of a log and the ids of the catalog → other rows, how many went for which reason, and how many came."""
+
+
+def load_dataset(
+    log: Path, catalog: Path, config: LoadConfig, users: Path | None = None, *, amend: Amend | None = None
+) -> tuple[Dataset, LoadReport]:
     """The data set of a log and a catalog: user rows by first appearance in the log, item rows as in the catalog.
 
     A user's interactions are ordered by `position` if the log has it, else by time, else as in the file; ties keep
@@ -149,6 +157,7 @@ def load_dataset(log: Path, catalog: Path, config: LoadConfig, users: Path | Non
         catalog: items.
         config: how to read both.
         users: optional table of users; only checked and counted here.
+        amend: changes the rows of the log before they are matched with the catalog.
 
     Raises:
         BadInput: with all faults of all files, each with the numbers of its rows.
@@ -159,6 +168,9 @@ def load_dataset(log: Path, catalog: Path, config: LoadConfig, users: Path | Non
     items = _read_items(Path(catalog), config, faults)
     described = _read_users(Path(users), config, faults) if users is not None else None
     if read is not None and items is not None:
+        if amend is not None and not faults:
+            frame, went, came = amend(read.frame, items.frame[ITEM_ID])
+            read = replace(read, frame=frame, dropped={**read.dropped, **went}, added=came)
         read = _without_unknown(read, items.frame[ITEM_ID], Path(log), config, faults)
         if not faults and not len(read.frame):
             rules = ", ".join(f"{rule}: {count:,}" for rule, count in read.dropped.items())
@@ -180,6 +192,7 @@ def _report(dataset: Dataset, log: _Log, items: _Items, order: Order, described:
         rows_read=log.rows_read,
         interactions=len(rows),
         dropped=log.dropped,
+        added=log.added,
         users_read=log.users_read,
         users=len(dataset.users),
         items=len(dataset.catalog),

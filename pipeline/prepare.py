@@ -9,6 +9,7 @@ from data.prepared import save_prepared
 from data.split import split_with_report
 from pipeline.run_log import RunLog
 from pipeline.workspace import Workspace, open_workspace, save_config, save_prepared_key
+from recommend.live_log import LiveLog
 from store.artifacts import Run, artifact_key
 from store.atomic import sha256_of
 
@@ -23,7 +24,9 @@ def prepare(
     """
     with run.lock():
         log.say(f"reading {log_path} and {catalog_path}")
-        dataset, loaded = load_dataset(log_path, catalog_path, config.data, users)
+        live = LiveLog.of(run.root)
+        amend = live.amended if live is not None and live.made_from else None
+        dataset, loaded = load_dataset(log_path, catalog_path, config.data, users, amend=amend)
         _, divided = split_with_report(dataset, config.split)
         report = {"load": loaded.model_dump(mode="json"), "split": divided.model_dump(mode="json")}
         sources = {"log": sha256_of(log_path), "catalog": sha256_of(catalog_path)}
@@ -31,6 +34,7 @@ def prepare(
             **sources,
             "data": config.data.model_dump(mode="json"),
             "split": config.split.model_dump(mode="json"),
+            **(live.made_from if live is not None else {}),
         }
         names = {"log": str(log_path), "catalog": str(catalog_path)}
         key = artifact_key("dataset", made_from)
@@ -42,6 +46,9 @@ def prepare(
             run.write_artifact("dataset", made_from, write)
         save_config(run, config)
         save_prepared_key(run, key)
+    if amend is not None:
+        went = loaded.dropped["forgotten_users"]
+        log.say(f"added: {loaded.added:,} events of the service; left out: {went:,} of users who asked to be forgotten")
     log.record({"event": "prepared", "dataset": key, **_counts(report)})
     for part in ("validation", "test"):
         if not report["split"][f"{part}_users"]:

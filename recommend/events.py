@@ -108,8 +108,7 @@ class Events:
 
     def forgotten(self, user_ids: pl.Series) -> pl.DataFrame:
         """user_id and time for those among `user_ids` who asked to be forgotten."""
-        marks = {str(user): int(str(moment)) for user, moment in self._database.reading("SELECT * FROM forgotten")}
-        found = {}
+        marks, found = self.marks(), {}
         if marks:
             hashes = {user_id: self.hashed(user_id) for user_id in user_ids.unique().to_list()}
             found = {user_id: marks[mark] for user_id, mark in hashes.items() if mark in marks}
@@ -121,6 +120,15 @@ class Events:
         rows = self._database.reading("SELECT user_id, item_id, time FROM events ORDER BY number")
         schema = {USER_ID: pl.String, ITEM_ID: pl.String, TIMESTAMP: pl.Int64}
         return pl.DataFrame(rows, schema=schema, orient="row")
+
+    def last_number(self) -> int:
+        """Of the newest event; 0 without one."""
+        return int(str(self._database.reading("SELECT coalesce(max(number), 0) FROM events")[0][0]))
+
+    def marks(self) -> dict[str, int]:
+        """Keyed hash of each user who asked to be forgotten → Unix seconds of that."""
+        rows = self._database.reading("SELECT user, time FROM forgotten ORDER BY user")
+        return {str(user): int(str(moment)) for user, moment in rows}
 
     def export(self, path: Path) -> int:
         """Writes all events as a Parquet log and returns how many they are.

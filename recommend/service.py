@@ -21,7 +21,7 @@ from recommend.serving import Opener, Serving, ServingPlan, release_name
 from recommend.supervised import supervised
 from rerank.base import RerankRequest, RerankResult
 from rerank.budget import Budget
-from store.artifacts import Release, Run
+from store.artifacts import Run
 from store.errors import BadInput, MissingStep, TandemError
 
 LOOK_S = 1.0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 from recommend.batched import BatchedReranker
 from recommend.ledger import LEDGER, Ledger
@@ -9,13 +10,38 @@ from recommend.overload import OverloadConfig, RerankLoad
 from recommend.recommender import RecommendConfig, Recommender
 from recommend.release import load_stages
 from recommend.search import Directory
-from recommend.supervised import SupervisedReranker
 from recommend.wishes import WishReader
 from rerank.base import Reranker
 from store.artifacts import Release, Run
 from store.fingerprint import fingerprint
 
-Opener = Callable[[Run, str, RecommendConfig], SupervisedReranker]
+
+class ServedReranker(Reranker, Protocol):
+    """A reranker that may be away for a while; `SupervisedReranker` is one.
+
+    Attributes:
+        starts: how often its model was loaded.
+        trouble: why it cannot be; empty where it can.
+    """
+
+    starts: int
+    trouble: str
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a call would be answered."""
+        ...
+
+    def forget(self) -> None:
+        """Drops the histories that it remembers."""
+        ...
+
+    def close(self) -> None:
+        """Ends it."""
+        ...
+
+
+Opener = Callable[[Run, str, RecommendConfig], ServedReranker]
 """Starts the reranker of a key."""
 
 
@@ -25,7 +51,7 @@ class Serving:
 
     Attributes:
         name: of the release, short; the same wherever the same artifacts are served.
-        child: the process with the model; None where the release has no reranker.
+        child: who holds the model, in a process of its own; None where the release has no reranker.
         reranker: the same for callers of several threads at once.
     """
 
@@ -35,7 +61,7 @@ class Serving:
     wishes: WishReader
     directory: Directory
     load: RerankLoad
-    child: SupervisedReranker | None
+    child: ServedReranker | None
     reranker: Reranker | None
 
     @property
@@ -69,7 +95,7 @@ class ServingPlan:
             MissingStep, CorruptArtifact, Mismatch: as `load_stages`; no child is left behind then.
         """
         config = self.configure()
-        child: SupervisedReranker | None = None
+        child: ServedReranker | None = None
         kept = before.child if before is not None and before.release.reranker == release.reranker else None
 
         def opened(key: str) -> Reranker:

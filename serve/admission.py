@@ -52,7 +52,7 @@ class Admission:
         limit_s = self._limits.time_limit_ms / 1000
         waiting = max(0, self.inside - self._limits.concurrency)
         expected_s = waiting * self._mean_s / self._limits.concurrency
-        if waiting >= self._limits.queue and self._places.locked() or expected_s > limit_s / 2:
+        if (waiting >= self._limits.queue and self._places.locked()) or expected_s > limit_s / 2:
             raise Busy(max(1, math.ceil(expected_s)))
         self.inside += 1
         try:

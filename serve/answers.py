@@ -1,6 +1,7 @@
 """What answers say: their shape for the OpenAPI document, and their JSON."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -200,19 +201,24 @@ class ErrorAnswer(BaseModel):
     request_id: str
 
 
-def json_response(content: Any, status: int = 200, **headers: str) -> Response:
+def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Plain JSON; in ASCII, so that no text can be half of a character."""
     body = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Response(body, status, named or None, "application/json")
+    return Response(body, status, headers, "application/json")
 
 
 def error_response(
-    status: int, message: str, request_id: str, *, code: str, faults: list[str] | None = None, **headers: str
+    status: int,
+    message: str,
+    request_id: str,
+    *,
+    code: str,
+    faults: list[str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """A refusal in the one shape that all have."""
     content = {"error": {"code": code, "message": message, "faults": faults or []}, "request_id": request_id}
-    return json_response(content, status, **headers)
+    return json_response(content, status, headers)
 
 
 def recommend_answer(served: Served, request_id: str, prices: Prices) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Door:
                 "no good key: send it as 'Authorization: Bearer KEY'",
                 request_id,
                 code="key",
-                www_authenticate="Bearer",
+                headers={"www-authenticate": "Bearer"},
             )
         needed = needed_scope(scope["method"], path)
         if needed not in scopes:

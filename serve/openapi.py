@@ -1,11 +1,12 @@
 """The OpenAPI document, and a page that shows it without loading anything from elsewhere."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, FileSystemLoader, select_autoescape
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
@@ -31,7 +32,7 @@ REFUSALS = {
     "422": "everything that is wrong with the request",
     "429": "too many requests at once; Retry-After says when to come back",
 }
-_POLICY = "default-src 'none'; style-src 'self'"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def describe(app: FastAPI) -> None:
@@ -45,7 +46,7 @@ def describe(app: FastAPI) -> None:
 
 def page(document: dict[str, Any]) -> str:
     """The document for people."""
-    templates = Environment(loader=PackageLoader("serve", "."), autoescape=select_autoescape(default=True))
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(default=True))
     templates.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     return templates.get_template("docs.html.j2").render(document=document, resolve=lambda ref: _at(document, ref))
 
@@ -64,7 +65,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 def _complete(made: dict[str, Any]) -> None:
-    models = [ErrorAnswer, *(model for several in BODIES.values() for model in several)]
+    models: list[type[BaseModel]] = [ErrorAnswer, *(model for several in BODIES.values() for model in several)]
     _, schemas = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )

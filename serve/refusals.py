@@ -38,21 +38,20 @@ async def refuse(request: Request, error: Exception) -> Response:
     request_id = request_id_of(request)
     if isinstance(error, Busy):
         server_of(request).metrics.refused.inc()
-        return error_response(429, str(error), request_id, code="busy", retry_after=str(error.retry_s))
+        return error_response(429, str(error), request_id, code="busy", headers={"retry-after": str(error.retry_s)})
     if isinstance(error, ValidationError):
         faults = _faults(error)
         return error_response(422, faults[0], request_id, code="invalid", faults=faults)
     if isinstance(error, HTTPException):
-        headers = {name.replace("-", "_"): value for name, value in (error.headers or {}).items()}
-        return error_response(error.status_code, str(error.detail), request_id, code="refused", **headers)
+        return error_response(error.status_code, str(error.detail), request_id, code="refused", headers=error.headers)
     if isinstance(error, ClientDisconnect):
         return error_response(400, "the body ended early", request_id, code="refused")
     status, code = next(((status, code) for kind, status, code in STATUS if isinstance(error, kind)), (500, "bug"))
     if status == 500:
         _LOG.error("a request failed", exc_info=error)
         return error_response(500, "this should not have happened; the log has more", request_id, code=code)
-    retry = {"retry_after": str(RETRY_S)} if status in {429, 503} else {}
-    return error_response(status, str(error), request_id, code=code, **retry)
+    retry = {"retry-after": str(RETRY_S)} if status in {429, 503} else None
+    return error_response(status, str(error), request_id, code=code, headers=retry)
 
 
 def _faults(error: ValidationError) -> list[str]:

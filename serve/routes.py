@@ -10,8 +10,8 @@ from starlette.responses import Response
 from recommend.events import Event
 from serve import answers
 from serve.answers import json_response
-from serve.context import request_id_of, server_of, told
 from serve.bodies import RecommendBody, RerankBody, check, events_of
+from serve.context import request_id_of, server_of, told
 from serve.report import newest_report
 
 router = APIRouter()

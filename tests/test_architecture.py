@@ -16,8 +16,9 @@ MAY_IMPORT = {
     "baselines": "store data index eval fusion retrieval",
     "rerank": "store data eval fusion",
     "recommend": "store data index retrieval rerank fusion",
+    "serve": "store data rerank recommend",
     "pipeline": "store data index eval fusion retrieval baselines rerank recommend config",
-    "commands": "store data index eval fusion retrieval baselines rerank recommend config pipeline",
+    "commands": "store data index eval fusion retrieval baselines rerank recommend serve config pipeline",
 }
 # What stands above the pipeline and is imported by nobody but its own kind.
 TOP = {"bench", "tests", "scripts"}

@@ -1,0 +1,116 @@
+"""A socket, and uvicorn behind it until it is told to stop."""
+
+import asyncio
+import errno
+import gc
+import ipaddress
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+
+from serve.app import create_app
+from serve.context import Server
+from serve.limits import ServeConfig
+from store.errors import BadInput
+
+KEEP_ALIVE_S = 30
+BACKLOG = 512
+SWITCH_S = 0.001
+"""After so long a thread that computes hands over to the event loop; Python's own 5 ms would be in every answer."""
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that nobody else has; it does not listen yet, so that no client waits while models are loaded.
+
+    Args:
+        port: 0 for any that is free.
+
+    Raises:
+        BadInput: when the port is in use, or the host is no address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise BadInput(
+                f"port {port} of {host} is in use: stop what listens there, or give another with --port"
+            ) from error
+        raise BadInput(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+    return made
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach that host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def url_of(found: socket.socket) -> str:
+    """For people."""
+    host, port = found.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve_until_told(
+    make: Callable[[], Server], listening: socket.socket, *, started: Callable[[], None] = lambda: None
+) -> None:
+    """Answers requests until SIGTERM or Ctrl-C; those under way are answered before it returns.
+
+    Args:
+        make: opens what is served; called here, its Service is closed here.
+        listening: as `bound` made it.
+        started: called when the first request may come.
+    """
+    sys.setswitchinterval(SWITCH_S)
+    server = make()
+    # What is loaded stays: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
+    # uvicorn raises the signal once more when all is answered; it must not end the process before things are closed.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        running = uvicorn.Server(_config(server))
+        asyncio.Runner(loop_factory=running.config.get_loop_factory()).run(_served(running, listening, started))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        server.service.close()
+        if server.keys is not None:
+            server.keys.close()
+
+
+async def _served(running: uvicorn.Server, listening: socket.socket, started: Callable[[], None]) -> None:
+    async def tell() -> None:
+        while not running.started:
+            await asyncio.sleep(0.01)
+        started()
+
+    telling = asyncio.create_task(tell())
+    await running.serve(sockets=[listening])
+    telling.cancel()
+
+
+def _config(server: Server) -> uvicorn.Config:
+    limits: ServeConfig = server.limits
+    return uvicorn.Config(
+        create_app(server),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=limits.drain_s,
+    )
