@@ -32,7 +32,8 @@ assets: $(STAMP)  ## the data and the model that the slow tests read; without th
 test: assets  ## every test that this machine can run; skips are listed with their reasons
 	@$(PY) -m pytest -rs $(ARGS)
 
-check: assets  ## the gate: format, lint, types, tests
+check: assets  ## the gate: format, lint, types, tests; as root on Debian it installs Chromium for the page's
+	@scripts/browser.sh
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy .

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Response, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Response, ViewportSize, expect, sync_playwright
 
 WIDE: ViewportSize = {"width": 1440, "height": 1000}
 NARROW: ViewportSize = {"width": 360, "height": 740}
-PATIENCE_MS = 30_000.0
+PATIENCE_MS = 60_000.0
+"""A busy machine is no fault of the page."""
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -17,6 +18,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 def chromium() -> Iterator[Browser]:
     """The machine's own Chromium; Playwright brings none along."""
     path = next(filter(None, map(shutil.which, NAMES)))
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield found
@@ -28,7 +30,8 @@ class Visit:
 
     Attributes:
         asked: bodies of the recommendations that were asked for, in order.
-        complaints: errors and warnings of the console, and scripts' exceptions.
+        refused: the browser's own words on requests that were answered with an error, which the page tells in its own.
+        complaints: other errors and warnings of the console, and scripts' exceptions.
     """
 
     def __init__(self, browser: Browser, address: str, *, viewport: ViewportSize = WIDE, **context: Any) -> None:
@@ -39,6 +42,7 @@ class Visit:
         self.address = address
         self.asked: list[dict[str, Any]] = []
         self._responses: list[Response] = []
+        self.refused: list[str] = []
         self.complaints: list[str] = []
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -47,15 +51,16 @@ class Visit:
 
     def open(self, question: str = "") -> "Visit":
         """Loads the page with a question in its address, and waits until all is there."""
+        self.page.goto("about:blank")  # a new question alone would load nothing
         self.page.goto(f"{self.address}/#{question}")
-        self.page.wait_for_selector("html[data-ready]", state="attached")
         self.settle()
         return self
 
     def settle(self) -> None:
         """Waits until nothing is under way."""
-        self.page.wait_for_load_state("networkidle")
+        self.page.wait_for_selector("html[data-ready]", state="attached")
         self.page.wait_for_selector("#answer:not([aria-busy])", state="attached")
+        self.page.wait_for_selector("#view-report:is([hidden], :has(.verdict), :has(.notice))", state="attached")
 
     def texts(self, selector: str) -> list[str]:
         """Of all elements, without white space around."""
@@ -71,7 +76,9 @@ class Visit:
         self.context.close()
 
     def _console(self, message: ConsoleMessage) -> None:
-        if message.type in {"error", "warning"}:
+        if message.text.startswith("Failed to load resource"):
+            self.refused.append(message.text)
+        elif message.type in {"error", "warning"}:
             self.complaints.append(message.text)
 
     def _response(self, response: Response) -> None:
