@@ -13,21 +13,25 @@ except ModuleNotFoundError as missing:
     print("  . .venv/bin/activate", file=sys.stderr)
     raise SystemExit(9) from None
 
+from commands import index
 from commands import serve as serving
 from commands.options import (
     DEFAULT_RUN,
     ConfigOption,
+    EngineOption,
     ForceOption,
     JsonOption,
     MapOption,
+    RayAddressOption,
     RunOption,
     SetOption,
     TableOption,
     TemplateOption,
     UsersOption,
+    WorkersOption,
     example,
 )
-from commands.session import choice, keep, opened, run_log, say, say_next
+from commands.session import choice, chosen_engine, keep, opened, run_log, say, say_next
 
 # Bars of libraries, drawn into logs, tell nobody anything; our own lines do.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -43,6 +47,8 @@ app = typer.Typer(
     help="Tandem recommends from a catalog of texts and a log of who chose what, in two stages.\n\n"
     "Begin with: python cli.py quickstart LOG CATALOG, or python cli.py demo.",
 )
+
+app.add_typer(index.app, name="index")
 
 INTERRUPTED = 130
 
@@ -89,17 +95,24 @@ def train_retriever(
     budget_minutes: Annotated[
         float | None, typer.Option(min=0.01, help="minutes for all towers; short for retriever.train.budget_minutes")
     ] = None,
+    engine: EngineOption = "process",
+    ray_address: RayAddressOption = "",
+    workers: WorkersOption = 0,
     settings: SetOption = None,
     force: ForceOption = False,
 ) -> None:
     """Train the towers, count transitions, fit their fusion on validation; goes on where a killed one stopped."""
     from pipeline import train_retriever as step
+    from pipeline.engine import HERE
     from retrieval.distributed import joined_team
 
     if budget_minutes is not None:
         settings = [*(settings or []), f"retriever.train.budget_minutes={budget_minutes:g}"]
+    readers = chosen_engine(engine, ray_address, workers)
     ws, log = opened("train-retriever", run, settings, needs="prepare")
     with joined_team() as team:
+        if team.leads and readers != HERE:
+            step.read_catalog(ws, log=log, engine=readers)
         keys = step.train_seeds(ws, seeds=seeds, team=team, log=log, force=force)
         if not team.leads:
             return
@@ -108,11 +121,29 @@ def train_retriever(
     say_next(f"python cli.py build-index --run {run}")
 
 
-@app.command(epilog=example("python cli.py build-index --run runs/shop"))
-def build_index(run: RunOption = DEFAULT_RUN, settings: SetOption = None) -> None:
-    """Put the item vectors into a FAISS index and publish it with its retriever."""
+@app.command(epilog=example("python cli.py build-index --run runs/shop --recall-target 0.99 --memory-mb 512"))
+def build_index(
+    run: RunOption = DEFAULT_RUN,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, flat, hnsw, ivf-flat, ivf-sq8, ivf-pq, ivf-fastscan, ivf-rabitq, milvus; short for index.kind"
+        ),
+    ] = None,
+    recall_target: Annotated[
+        float | None, typer.Option(help="share of the exact best to be found; short for index.recall_target")
+    ] = None,
+    memory_mb: Annotated[
+        float | None, typer.Option(help="millions of bytes for what is searched; short for index.memory_mb")
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Put the item vectors into an index, chosen by measurement unless a kind is named, and publish it."""
     from pipeline import build_index as step
 
+    short = {"kind": kind, "recall_target": recall_target, "memory_mb": memory_mb}
+    named = [f"index.{key}={value}" for key, value in short.items() if value is not None]
+    settings = [*(settings or []), *named] or None
     ws, log = opened("build-index", run, settings, needs="train-retriever")
     print(step.build_index(ws, log=log).index)
     keep(ws, settings)
@@ -176,12 +207,22 @@ def recommend(
     towers_only: Annotated[
         bool, typer.Option("--towers-only", help="with --all: one search in the index and no other source")
     ] = False,
+    where: Annotated[
+        str | None, typer.Option(help="items for which this holds, as in \"price < 20 AND brand <> 'Acme'\"")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="item ids, separated by commas: no other items")] = None,
+    exclude: Annotated[str | None, typer.Option(help="item ids, separated by commas: not these")] = None,
     users: UsersOption = 0,
+    engine: EngineOption = "process",
+    ray_address: RayAddressOption = "",
+    workers: WorkersOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Recommend for one user, a history or a wish; or for everybody, into a file."""
     from pipeline.answer import Wish, answer
+    from pipeline.engine import HERE
     from pipeline.export import Asked, check_output, export
+    from recommend.item_filter import ItemFilter
     from recommend.recommender import Rerank
     from rerank.budget import Budget
     from store.errors import BadInput
@@ -190,13 +231,16 @@ def recommend(
     if all_users == (output is None):
         raise BadInput("--all writes a file and needs -o FILE; -o needs --all")
     budget = Budget(max_tokens=max_tokens, max_ms=max_ms)
-    wish = Wish(user=user, history=history, query=query, k=k, depth=depth, rerank=when, budget=budget)
+    items = ItemFilter(where=where, only=only, exclude=exclude)
+    wish = Wish(user=user, history=history, query=query, k=k, depth=depth, rerank=when, budget=budget, items=items)
     part = choice(Asked, split, "--split")
     if all_users and (wish.given or as_json or budget != Budget()):
         alone = "--user, --history, --query, --json, --max-tokens and --max-ms"
         raise BadInput(f"--all recommends for every user, into a file: leave out {alone}")
-    if not all_users and (users or towers_only or part is not Asked.NEXT):
-        raise BadInput("--split, --users and --towers-only go with --all; one user is answered from the whole history")
+    makers = chosen_engine(engine, ray_address, workers)
+    if not all_users and (users or towers_only or part is not Asked.NEXT or makers != HERE):
+        alone = "--split, --users, --towers-only and --engine"
+        raise BadInput(f"{alone} go with --all; one user is answered from the whole history, at once")
     if not all_users:
         wish.check()
     if output is not None:
@@ -205,7 +249,17 @@ def recommend(
     if all_users and output is not None:
         wanted = 100 if k is None else k
         rows = export(
-            ws, part, output, k=wanted, depth=depth, users=users, rerank=when, towers_only=towers_only, log=log
+            ws,
+            part,
+            output,
+            k=wanted,
+            depth=depth,
+            users=users,
+            rerank=when,
+            towers_only=towers_only,
+            log=log,
+            items=items,
+            engine=makers,
         )
         print(f"{output}: {rows:,} rows")
         return

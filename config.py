@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from baselines.lineup import BaselinesConfig
 from data.load import LoadConfig
 from data.split import SplitConfig
+from index.build import IndexConfig
 from recommend.recommender import RecommendConfig
 from recommend.sweep import SweepConfig
 from rerank.fit import RerankerConfig
@@ -28,6 +29,7 @@ class Config(BaseModel):
     data: LoadConfig = Field(LoadConfig(), description="how log and catalog are read")
     split: SplitConfig = Field(SplitConfig(), description="what is held out")
     retriever: RetrieverConfig = Field(RetrieverConfig(), description="the first stage")
+    index: IndexConfig = Field(IndexConfig(), description="search among item vectors")
     reranker: RerankerConfig = Field(RerankerConfig(), description="the second stage")
     recommend: RecommendConfig = Field(RecommendConfig(), description="what a recommendation looks like")
     serve: ServeConfig = Field(ServeConfig(), description="what a server accepts, and how it gives way")

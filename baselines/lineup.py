@@ -48,7 +48,7 @@ class BaselinesConfig(BaseModel):
 
     kinds: tuple[BaselineKind, ...] = Field(QUICK, description="baselines that are fitted; sasrec trains for minutes")
     tuning_users: int = Field(5_000, ge=1, description="validation users that settings are chosen on, at most")
-    recent_days: tuple[float, ...] = Field((7, 30, 90, 365), min_length=1, description="windows of recency, days")
+    recent_days: tuple[float, ...] = Field((1, 3, 7, 30, 90, 365), min_length=1, description="windows of recency, days")
     knn_history_decay: tuple[float, ...] = Field((0.5, 0.7, 0.9), min_length=1, description="see ItemKnnConfig")
     knn_shrinkage: tuple[float, ...] = Field((0.0, 10.0), min_length=1, description="see ItemKnnConfig")
     ease_l2: tuple[float, ...] = Field((20.0, 150.0, 1000.0), min_length=1, description="see EaseConfig")

@@ -53,7 +53,7 @@ class SasRec(ScoresAll):
         torch.manual_seed(training.seed)
         no_text = torch.zeros(n_items, 1)
         ids_alone = config.model_copy(update={"text_dim": 0})
-        towers = TwoTowers(no_text, ids_alone, sparse=samples_softmax(counts))
+        towers = TwoTowers(no_text, ids_alone, sparse=samples_softmax(counts, training.softmax))
         record = train_towers(
             towers,
             train,

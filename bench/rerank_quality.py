@@ -11,9 +11,7 @@ of an order of the same candidates that knows the answers.
 """
 
 import argparse
-import csv
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
+from bench.planted import READ_BY_RETRIEVER, planted_files
 from bench.record import ROOT, record
+from bench.steps import evaluated, settings, step, train_both
 from rerank.base import RerankRequest
 from rerank.card import BaseModelName
 from rerank.decoder import DecoderConfig, DecoderReranker
@@ -33,32 +33,25 @@ from store.artifacts import Run
 from store.assets import fetch, local_folder, resolve_model
 
 FILE = "reranker.json"
-CLI = [sys.executable, "cli.py"]
-COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "pink", "orange", "purple", "grey", "golden")
-FOLLOWS = (7, 4, 9, 0, 10, 2, 8, 5, 11, 1, 3, 6)
-"""Place of the colour that follows each: a single cycle."""
-SYLLABLES = ("ka", "lo", "mi", "ru", "ta", "ve", "zo", "ni", "pe", "sa", "du", "ho", "fi", "go", "ba", "ly")
+ALWAYS = ("sweep.shares=[1.0]", "sweep.catalog_users=0")
 
 
 def planted(args: argparse.Namespace) -> None:
-    """Every user has a maker of their own, whose twelve things differ by colour; a colour decides the next one.
-
-    The retriever reads the beginning of a text, the maker's name: it finds the twelve, and cannot order them.
-    """
+    """Data whose rule only the reranker can see."""
     run = "runs/bench-planted"
     with tempfile.TemporaryDirectory() as folder:
-        log, catalog = _planted_files(Path(folder), users=args.users)
-        settings = (
-            "retriever.encoder.max_tokens=8",
+        log, catalog = planted_files(Path(folder), users=args.users)
+        chosen = (
+            READ_BY_RETRIEVER,
             "retriever.recency.epochs=3",
             "retriever.sequence.epochs=3",
             f"reranker.train.budget_minutes={args.minutes}",
             "reranker.train.epochs=6",
             "reranker.easy_share=0.1",
         )
-        _step("prepare", str(log), str(catalog), "--run", run, *_set(*settings))
-    _train(run)
-    report = _evaluated(run)
+        step("prepare", str(log), str(catalog), "--run", run, *settings(*chosen))
+    train_both(run)
+    report = evaluated(run, *ALWAYS)
     found = _gain(report)
     share = (found["ours"] - found["without"]) / (found["oracle"] - found["without"])
     width = found["oracle"] - found["without"]
@@ -83,9 +76,9 @@ def data(args: argparse.Namespace) -> None:
     """Any log and catalog."""
     run, folder = f"runs/bench-rerank-{args.name}", Path(args.data).resolve()
     files = [str(folder / name) for name in ("interactions.parquet", "items.parquet")]
-    _step("prepare", *files, "--run", run, *_set(f"reranker.train.budget_minutes={args.minutes}", *(args.set or [])))
-    _train(run)
-    found = _gain(_evaluated(run, "--users", str(args.users)))
+    step("prepare", *files, "--run", run, *settings(f"reranker.train.budget_minutes={args.minutes}", *(args.set or [])))
+    train_both(run)
+    found = _gain(evaluated(run, *ALWAYS, users=args.users))
     record(
         FILE,
         f"{args.name}_rerank_gain",
@@ -153,48 +146,10 @@ def _places_gained(
     return figures
 
 
-def _planted_files(folder: Path, *, users: int) -> tuple[Path, Path]:
-    rng = np.random.default_rng(0)
-    log, catalog = [], []
-    for user in range(users):
-        name = " ".join("".join(rng.choice(SYLLABLES, 3)) for _ in range(3))
-        order = rng.permutation(len(COLOURS))
-        ids = {int(colour): f"i{user}x{place}" for place, colour in enumerate(order)}
-        catalog += [[ids[colour], f"{name}, {COLOURS[colour]}"] for colour in sorted(ids, key=ids.__getitem__)]
-        colour = int(rng.integers(len(COLOURS)))
-        for step in range(6):
-            log.append([f"u{user}", ids[colour], 1_600_000_000 + 86_400 * (10 * step + int(rng.integers(9)))])
-            colour = FOLLOWS[colour]
-    return _written(folder / "log.csv", ["user_id", "item_id", "timestamp"], log), _written(
-        folder / "catalog.csv", ["item_id", "title"], catalog
-    )
-
-
-def _written(path: Path, header: list[str], rows: list[list[Any]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
-    return path
-
-
-def _train(run: str) -> None:
-    for step in ("train-retriever", "build-index", "train-reranker"):
-        _step(step, "--run", run)
-
-
-def _evaluated(run: str, *options: str) -> dict[str, Any]:
-    _step("evaluate", "--run", run, "--split", "test", "--no-baselines", "--frontier", *options, *_set(*ONE_POINT))
-    read: dict[str, Any] = json.loads((ROOT / run / "reports/test/report.json").read_text())
-    return read
-
-
-ONE_POINT = ("sweep.depths=[20]", "sweep.shares=[1.0]", 'sweep.precisions=["float32"]', "sweep.catalog_users=0")
-"""The frontier at the one setting of the figures: for what an order that knows the answers would reach there."""
-
-
 def _gain(report: dict[str, Any]) -> dict[str, Any]:
     """Both stages as they would be served, and with a weight even where validation gave the reranker none."""
     test = next(one["test"] for one in report["comparisons"] if one["question"] == "Does reranking help?")
-    (always,) = report["frontier"]["points"]
+    always = report["frontier"]["points"][0]  # of the config's own reranker; those of earlier settings follow
     return {
         "gain": round(test["relative"] or 0.0, 4),
         "gain_low": round(test["relative_low"] or 0.0, 4),
@@ -209,14 +164,6 @@ def _gain(report: dict[str, Any]) -> dict[str, Any]:
         "users": report["users"],
         "fusion_fitted_anyway": {"ndcg@10": round(always["ndcg10"], 5), "verdict": always["test"]["verdict"]},
     }
-
-
-def _set(*assignments: str) -> list[str]:
-    return [part for assignment in assignments for part in ("--set", assignment)]
-
-
-def _step(*words: str) -> None:
-    subprocess.run([*CLI, *words], cwd=ROOT, check=True)
 
 
 def main() -> None:

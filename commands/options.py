@@ -23,6 +23,13 @@ ForceOption = Annotated[bool, typer.Option("--force", help="make it again even i
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
 UsersOption = Annotated[int, typer.Option("--users", min=0, help="users drawn by a hash of their id; 0: all")]
 TableOption = Annotated[Path | None, typer.Option("--users-table", help="optional table of users")]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="process: this one alone; ray: several, here or on a cluster")
+]
+RayAddressOption = Annotated[
+    str, typer.Option("--ray-address", help="host:port of a Ray cluster; without it, a Ray of this machine")
+]
+WorkersOption = Annotated[int, typer.Option("--workers", min=0, help="processes of Ray; 0: one for each processor")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of settings")]
 TemplateOption = Annotated[
     str | None, typer.Option(help="item text, as in '{title} | {genres}'; the default takes descriptive columns")

@@ -1,6 +1,8 @@
 """The server, its keys and its events."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +12,10 @@ from commands.options import DEFAULT_RUN, JsonOption, RunOption, example
 from commands.session import ensured, say
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from config import Config
+    from recommend.shared import Address
     from serve.context import Server
 
 SetOption = Annotated[
@@ -25,6 +30,7 @@ def serve(
     run: RunOption = DEFAULT_RUN,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0: any that is free")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="processes that answer; they share one reranker")] = 1,
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="no keys; for this machine alone, and only on a loopback address")
     ] = False,
@@ -38,15 +44,21 @@ def serve(
     if no_auth and not is_loopback(host):
         raise BadInput(f"--no-auth goes with a loopback address, and {host} is none: leave one of the two out")
     ensured(run, needs="train-reranker")
-    config = _config(run, settings)
+    _config(run, settings)  # a wrong setting is told before anything else
     listening = bound(host, port)
+    if not no_auth:
+        _first_key(run)
     lines = begin_logging()
 
     def started() -> None:
-        say(f"serving {run} at {url_of(listening)} (API: {url_of(listening)}/docs); stop with Ctrl-C")
+        several = f" by {workers} workers" if workers > 1 else ""
+        say(f"serving {run}{several} at {url_of(listening)} (API: {url_of(listening)}/docs); stop with Ctrl-C")
 
     try:
-        serve_until_told(lambda: _server(run, config, settings, no_auth=no_auth), listening, started=started)
+        if workers == 1:
+            serve_until_told(lambda: _server(run, settings, no_auth=no_auth), listening, started=started)
+        else:
+            _serve_by_workers(run, settings, listening, started, workers=workers, no_auth=no_auth)
     finally:
         listening.close()
         lines.stop()
@@ -129,26 +141,84 @@ def _config(run: Path, settings: list[str] | None) -> "Config":
     return with_overrides(read_config(Run(run).config_path), settings or [])
 
 
-def _server(run: Path, config: "Config", settings: list[str] | None, *, no_auth: bool) -> "Server":
-    """What a server answers from, opened; the first key is made where there is none yet."""
-    from recommend.service import Service
-    from serve.context import Server
+def _first_key(run: Path) -> None:
+    """Makes one where there is none yet, so that whoever starts a server can use it."""
     from serve.keys import Keys, Scope
+
+    keys = Keys(run)
+    if not keys.all():
+        say(f"the first key of {run}, shown this once: {keys.add(frozenset(Scope), note='made by serve')}")
+    keys.close()
+
+
+def _server(run: Path, settings: list[str] | None, *, no_auth: bool, hub: "Address | None" = None) -> "Server":
+    """What a server answers from, opened; with a hub the reranker is asked there."""
+    from recommend.service import Service
+    from recommend.shared import SharedReranker
+    from serve.context import Server
+    from serve.keys import Keys
     from serve.page_files import PAGE
     from store.artifacts import Run
 
-    keys = None if no_auth else Keys(run)
-    if keys is not None and not keys.all():
-        say(f"the first key of {run}, shown this once: {keys.add(frozenset(Scope), note='made by serve')}")
+    config = _config(run, settings)
     service = Service(
         Run(run),
         configure=lambda: _config(run, settings).recommending,
         overload=config.serve.overload,
         time_limit_s=config.serve.time_limit_ms / 1000,
+        opener=None if hub is None else lambda _run, key, _config: SharedReranker(hub, key),
     )
     if service.serving.child is None:
         say(f"{run} has no reranker: answers are in retrieval order")
-    return Server(service, config.serve, keys, PAGE)
+    return Server(service, config.serve, None if no_auth else Keys(run), PAGE)
+
+
+def _serve_by_workers(
+    run: Path,
+    settings: list[str] | None,
+    listening: "socket",
+    started: Callable[[], None],
+    *,
+    workers: int,
+    no_auth: bool,
+) -> None:
+    from recommend.shared import RerankerHub
+    from recommend.supervised import supervised
+    from serve.workers import Workers
+    from store.artifacts import Run
+
+    config = _config(run, settings)
+    limit_s, overload = config.serve.time_limit_ms / 1000, config.serve.overload
+    hub = RerankerHub(
+        lambda key: supervised(Run(run), key, config.recommend.precision, timeout_s=limit_s),
+        batch=overload.batch,
+        window_ms=overload.batch_window_ms,
+        timeout_s=limit_s,
+    )
+    try:
+        work = partial(work_on, run.resolve(), settings, no_auth, hub.address)
+        Workers(work, workers, listening).run(started)
+    finally:
+        hub.close()
+
+
+def work_on(
+    run: Path,
+    settings: list[str] | None,
+    no_auth: bool,
+    hub: "Address",
+    listening: "socket",
+    started: Callable[[], None],
+) -> None:
+    """One worker: serves until it is told to end."""
+    from serve.logs import begin_logging
+    from serve.server import serve_until_told
+
+    lines = begin_logging()
+    try:
+        serve_until_told(lambda: _server(run, settings, no_auth=no_auth, hub=hub), listening, started=started)
+    finally:
+        lines.stop()
 
 
 def _day(moment: int) -> str:

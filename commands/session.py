@@ -79,3 +79,18 @@ def choice(kind: Callable[[str], Any], text: str, option: str) -> Any:
     except ValueError as error:
         known = ", ".join(str(choice) for choice in kind)  # type: ignore[attr-defined]
         raise BadInput(f"{option} is {text!r}; it may be {known}") from error
+
+
+def chosen_engine(kind: str, address: str, workers: int) -> Any:
+    """The engine that the options name.
+
+    Raises:
+        BadInput: when it is unknown, or options of Ray go with another one.
+    """
+    from pipeline.engine import Engine, EngineKind
+    from store.errors import BadInput
+
+    engine = Engine(choice(EngineKind, kind, "--engine"), address, workers)
+    if engine.kind is not EngineKind.RAY and (address or workers):
+        raise BadInput("--ray-address and --workers go with --engine ray")
+    return engine

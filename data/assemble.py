@@ -1,12 +1,14 @@
 """Validated rows of a log and a catalog, as a Dataset of rows."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import Literal
 
 import numpy as np
 import polars as pl
 
-from data.schema import ITEM_ID, TIMESTAMP, USER_ID, Catalog, Dataset, Histories
+from data.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Catalog, Dataset, Histories
 from data.vocabulary import Vocabulary
 
 _USER_ROW = "user_row"
@@ -32,14 +34,17 @@ class Order(StrEnum):
     FILE = "file"
 
 
-def assemble(log: pl.DataFrame, items: pl.DataFrame, duplicates: Duplicates) -> tuple[Dataset, Order, int]:
+def assemble(
+    log: pl.DataFrame, items: pl.DataFrame, duplicates: Duplicates, *, about: Mapping[str, str] | None = None
+) -> tuple[Dataset, Order, int]:
     """User rows by first appearance in `log`, item rows as in `items`, interactions in order.
 
     Args:
-        log: user_id, item_id and, where known, position and timestamp (s), in the order of the file; every item_id
-            is one of `items`.
+        log: user_id, item_id and, where known, position, timestamp (s) and rating, in the order of the file; every
+            item_id is one of `items`.
         items: item_id, title, text, and any other columns.
         duplicates: what to keep of a user's interactions with one item.
+        about: user_id → words on that user.
 
     Returns:
         The data set, what ordered it, and how many repeated interactions were dropped.
@@ -54,7 +59,11 @@ def assemble(log: pl.DataFrame, items: pl.DataFrame, duplicates: Duplicates) -> 
         keep: Literal["first", "last"] = "first" if duplicates == Duplicates.KEEP_FIRST else "last"
         frame = frame.unique(subset=[_USER_ROW, _ITEM_ROW], keep=keep, maintain_order=True)
     catalog = Catalog(items, Vocabulary(items[ITEM_ID].to_list()))
-    dataset = Dataset(_histories(frame, len(users)), Vocabulary(users.to_list(), noun="user"), catalog)
+    histories = _histories(frame, len(users))
+    if about is not None:
+        words = np.array([about.get(user_id, "") for user_id in users.to_list()], dtype=np.object_)
+        histories = replace(histories, about=words)
+    dataset = Dataset(histories, Vocabulary(users.to_list(), noun="user"), catalog)
     return dataset, order, len(log) - len(frame)
 
 
@@ -62,7 +71,8 @@ def _histories(frame: pl.DataFrame, n_users: int) -> Histories:
     counts = np.bincount(frame[_USER_ROW].to_numpy(), minlength=n_users)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     times = frame[TIMESTAMP].fill_null(Histories.NO_TIME).to_numpy() if TIMESTAMP in frame.columns else None
-    return Histories(frame[_ITEM_ROW].to_numpy(), offsets, times)
+    ratings = frame[RATING].cast(pl.Float32).fill_null(np.nan).to_numpy() if RATING in frame.columns else None
+    return Histories(frame[_ITEM_ROW].to_numpy(), offsets, times, ratings=ratings)
 
 
 def _row_of(ids: pl.Series, vocabulary: pl.Series) -> pl.Series:

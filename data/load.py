@@ -15,7 +15,7 @@ from data.columns import TableKind, check_mapping, find_columns, unused_time
 from data.faults import Faults, rows_told
 from data.schema import ITEM_ID, POSITION, RATING, TEXT, TIMESTAMP, TITLE, USER_ID, VECTOR, Dataset, Histories
 from data.table import ROW, Table, read_table
-from data.text import MAX_CHARS_PER_PART, default_template, item_texts, item_titles
+from data.text import MAX_CHARS_PER_PART, default_template, default_user_template, item_texts, item_titles
 from data.times import TimestampUnit, told
 from store.errors import BadInput
 
@@ -53,6 +53,11 @@ class LoadConfig(BaseModel):
     )
     template: str = Field(
         "", description="an item's text, such as '{title} | {genres}'; empty for title and descriptive columns"
+    )
+    user_template: str = Field(
+        "",
+        description="what rerankers are told of a user of the users table, such as 'age {age}'; empty for all columns "
+        "whose values several users share",
     )
     max_chars_per_part: int = Field(
         MAX_CHARS_PER_PART, ge=1, description="characters of each column that go into an item's text"
@@ -156,7 +161,7 @@ def load_dataset(
         log: interactions.
         catalog: items.
         config: how to read both.
-        users: optional table of users; only checked and counted here.
+        users: optional table of users, whose columns tell about who took the items.
         amend: changes the rows of the log before they are matched with the catalog.
 
     Raises:
@@ -175,10 +180,11 @@ def load_dataset(
         if not faults and not len(read.frame):
             rules = ", ".join(f"{rule}: {count:,}" for rule, count in read.dropped.items())
             faults.add(Path(log), f"none of the {read.rows_read:,} interactions is left ({rules})")
+    about = None if described is None else _about(described, Path(str(users)), config, faults)
     faults.raise_all()
     assert read is not None
     assert items is not None
-    dataset, order, repeated = assemble(read.frame, items.frame, config.duplicates)
+    dataset, order, repeated = assemble(read.frame, items.frame, config.duplicates, about=about)
     if config.duplicates != Duplicates.KEEP_ALL:
         read = replace(read, dropped={**read.dropped, "repeated_pairs": repeated})
     return dataset, _report(dataset, read, items, order, described)
@@ -285,6 +291,19 @@ def _read_items(path: Path, config: LoadConfig, faults: Faults) -> _Items | None
     rest = own.drop([column for column in (*found.values(), ITEM_ID, TITLE, TEXT) if column in own.columns])
     given = [] if vectors is None else [vectors]
     return _Items(pl.DataFrame([ids.alias(ITEM_ID), item_titles(named, texts), texts, *given, *rest]), template)
+
+
+def _about(users: pl.DataFrame, path: Path, config: LoadConfig, faults: Faults) -> dict[str, str] | None:
+    """User id → words; None where the table tells nothing."""
+    template = config.user_template or default_user_template(users)
+    if not template:
+        return None
+    try:
+        texts = item_texts(users, template, max_chars_per_part=config.max_chars_per_part)
+    except BadInput as error:
+        faults.add(path, str(error).replace("no column of the catalog", "no column of the users table"))
+        return None
+    return dict(zip(users[USER_ID].to_list(), texts.fill_null("").to_list(), strict=True))
 
 
 def _read_users(path: Path, config: LoadConfig, faults: Faults) -> pl.DataFrame | None:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from data.schema import ITEM_ID, TEXT, TIMESTAMP, TITLE, USER_ID, Catalog, Dataset, Histories
+from data.schema import ITEM_ID, RATING, TEXT, TIMESTAMP, TITLE, USER_ID, Catalog, Dataset, Histories
 from data.vocabulary import Vocabulary
 from store.artifacts import Verify, check_files
 from store.atomic import sha256_of
 from store.errors import CorruptArtifact, MissingStep
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "dataset.json"
 
 _USER_ROW = "user_row"
@@ -24,6 +24,7 @@ _INTERACTIONS = "interactions.parquet"
 _USERS = "users.parquet"
 _ITEMS = "items.parquet"
 _LENGTH = "interactions"
+_REMEDY = "prepare the data again with 'python cli.py prepare'"
 
 
 def save_prepared(
@@ -50,8 +51,12 @@ def save_prepared(
     if log.timestamps is not None:
         times = pl.Series(TIMESTAMP, log.timestamps)
         frame = frame.with_columns(times.set(times == Histories.NO_TIME, None))
+    if log.ratings is not None:
+        frame = frame.with_columns(pl.Series(RATING, log.ratings).fill_nan(None))
     frame.write_parquet(folder / _INTERACTIONS)
     users = pl.DataFrame({USER_ID: pl.Series(dataset.users.ids, dtype=pl.String), _LENGTH: log.lengths})
+    if log.about is not None:
+        users = users.with_columns(pl.Series(TEXT, log.about.tolist(), dtype=pl.String))
     users.write_parquet(folder / _USERS)
     dataset.catalog.items.write_parquet(folder / _ITEMS)
     names = (_INTERACTIONS, _USERS, _ITEMS)
@@ -77,31 +82,42 @@ def load_prepared(folder: Path, *, verify: Verify = Verify.SIZES) -> tuple[Datas
         MissingStep: when nothing has been prepared there.
         CorruptArtifact: when a file is missing, truncated, altered or unreadable.
     """
+    manifest = prepared_manifest(folder, verify=verify)
+    try:
+        dataset = _read(folder)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise CorruptArtifact(f"{folder} cannot be read ({error}): {_REMEDY}") from error
+    return dataset, manifest
+
+
+def prepared_manifest(folder: Path, *, verify: Verify = Verify.SIZES) -> dict[str, Any]:
+    """The manifest of a data set, whose files are checked and not read; errors as `load_prepared`."""
     if not folder.is_dir():
         raise MissingStep(f"{folder} does not exist: make it with 'python cli.py prepare'")
-    remedy = "prepare the data again with 'python cli.py prepare'"
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         faults = check_files(folder, manifest["files"], verify)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptArtifact(f"{folder / MANIFEST} is unreadable ({error}): {remedy}") from error
+        raise CorruptArtifact(f"{folder / MANIFEST} is unreadable ({error}): {_REMEDY}") from error
     if faults:
-        raise CorruptArtifact(f"{folder} is damaged ({'; '.join(faults)}): {remedy}")
-    try:
-        dataset = _read(folder)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise CorruptArtifact(f"{folder} cannot be read ({error}): {remedy}") from error
-    return dataset, manifest
+        raise CorruptArtifact(f"{folder} is damaged ({'; '.join(faults)}): {_REMEDY}")
+    return manifest
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:
-    """16 hexadecimal digits that change with any interaction, time, order, id, title, text or given vector."""
+    """16 hexadecimal digits that change with any interaction, time, rating, order, id, title, text, word on
+    a user or given vector.
+    """
     log, items = dataset.interactions, dataset.catalog.items
     digest = hashlib.sha256()
-    arrays = (log.item_rows, log.offsets, log.timestamps if log.timestamps is not None else np.zeros(0, np.int64))
+    times = log.timestamps if log.timestamps is not None else np.zeros(0, np.int64)
+    arrays: list[np.ndarray] = [log.item_rows, log.offsets, times]
+    if log.ratings is not None:
+        arrays.append(log.ratings)
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-    for texts in (dataset.users.ids, items[ITEM_ID], items[TITLE], items[TEXT]):
+    about = [] if log.about is None else [log.about.tolist()]
+    for texts in (dataset.users.ids, items[ITEM_ID], items[TITLE], items[TEXT], *about):
         digest.update(json.dumps(list(texts)).encode())
     if (vectors := dataset.catalog.vectors) is not None:
         digest.update(np.ascontiguousarray(vectors).tobytes())
@@ -117,6 +133,9 @@ def _read(folder: Path) -> Dataset:
     times = None
     if TIMESTAMP in log.columns:
         times = log[TIMESTAMP].fill_null(Histories.NO_TIME).to_numpy().astype(np.int64)
-    histories = Histories(log[_ITEM_ROW].to_numpy().astype(np.int64), offsets, times)
+    ratings = log[RATING].fill_null(np.nan).to_numpy().astype(np.float32) if RATING in log.columns else None
+    about = np.array(users[TEXT].to_list(), dtype=np.object_) if TEXT in users.columns else None
+    rows = log[_ITEM_ROW].to_numpy().astype(np.int64)
+    histories = Histories(rows, offsets, times, ratings=ratings, about=about)
     catalog = Catalog(items, Vocabulary(items[ITEM_ID].to_list()))
     return Dataset(histories, Vocabulary(users[USER_ID].to_list(), noun="user"), catalog)

@@ -20,11 +20,18 @@ VECTOR = "vector"
 RANK = "rank"
 SCORE = "score"
 
+TRANSITIONS = "transitions"
+"""Name of the source of candidates that counts what followed what."""
+
 NO_ITEM = -1
 """Stands in an array of item rows where a list ends early."""
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
+Words = npt.NDArray[np.object_]
+"""Of str."""
+Mask = npt.NDArray[np.bool_]
+"""True for each row that may be returned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,35 +44,44 @@ class Histories:
         timestamps: (R,) int64 Unix seconds beside item_rows, `NO_TIME` where unknown; None without any time.
         asked_at: (B,) int64 Unix seconds of the moment at which each list is asked what comes next, `NO_TIME`
             where unknown; None for the end of the log.
+        ratings: (R,) float32 beside item_rows, NaN where unknown; None in a log without them.
+        about: (B,) str, what is known of who took each list, empty where nothing is; None without a table of users.
     """
 
     item_rows: Rows
     offsets: Rows
     timestamps: Rows | None = None
     asked_at: Rows | None = None
+    ratings: Scores | None = None
+    about: Words | None = None
 
     NO_TIME = np.iinfo(np.int64).min
 
     @classmethod
-    def of(cls, lists: Sequence[Sequence[int]]) -> "Histories":
+    def of(cls, lists: Sequence[Sequence[int]], *, about: Sequence[str] | None = None) -> "Histories":
         """Histories without time from plain lists of item rows, oldest first."""
         lengths = np.array([len(rows) for rows in lists], dtype=np.int64)
         flat = np.array([row for rows in lists for row in rows], dtype=np.int64)
-        return cls(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        words = None if about is None else np.array(about, dtype=np.object_)
+        return cls(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), about=words)
 
     @classmethod
     def joined(cls, parts: Sequence["Histories"]) -> "Histories":
-        """The lists of all parts, one part after another; with times only where every part has them."""
+        """The lists of all parts, one part after another; times, ratings and words only where every part has them."""
         lengths = np.concatenate([np.zeros(0, dtype=np.int64), *(part.lengths for part in parts)])
         rows = np.concatenate([np.zeros(0, dtype=np.int64), *(part.item_rows for part in parts)])
         times = [part.timestamps for part in parts if part.timestamps is not None]
         asked = [part.asked_at for part in parts if part.asked_at is not None]
+        ratings = [part.ratings for part in parts if part.ratings is not None]
+        about = [part.about for part in parts if part.about is not None]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         return cls(
             rows,
             offsets,
             np.concatenate(times) if times and len(times) == len(parts) else None,
             np.concatenate(asked) if asked and len(asked) == len(parts) else None,
+            np.concatenate(ratings) if ratings and len(ratings) == len(parts) else None,
+            np.concatenate(about) if about and len(about) == len(parts) else None,
         )
 
     def __len__(self) -> int:
@@ -89,7 +105,8 @@ class Histories:
         kept = np.bincount(self.list_of_row[mask], minlength=len(self))
         offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
         times = None if self.timestamps is None else self.timestamps[mask]
-        return Histories(self.item_rows[mask], offsets, times, self.asked_at)
+        ratings = None if self.ratings is None else self.ratings[mask]
+        return Histories(self.item_rows[mask], offsets, times, self.asked_at, ratings, self.about)
 
     def take(self, places: Rows) -> "Histories":
         """The lists at `places`, in that order."""
@@ -97,9 +114,14 @@ class Histories:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         entries = np.repeat(self.offsets[places] - offsets[:-1], lengths) + np.arange(offsets[-1])
         times = None if self.timestamps is None else self.timestamps[entries]
-        return Histories(
-            self.item_rows[entries], offsets, times, None if self.asked_at is None else self.asked_at[places]
-        )
+        asked_at = None if self.asked_at is None else self.asked_at[places]
+        ratings = None if self.ratings is None else self.ratings[entries]
+        about = None if self.about is None else self.about[places]
+        return Histories(self.item_rows[entries], offsets, times, asked_at, ratings, about)
+
+    def about_of(self, place: int) -> str:
+        """What is known of who took the list at `place`; empty where nothing is."""
+        return "" if self.about is None else str(self.about[place])
 
     def asked_after_last(self) -> "Histories":
         """The same lists, each asked at the moment of its last item: when a log is replayed user by user."""
@@ -151,11 +173,18 @@ class Catalog:
     @property
     def vectors(self) -> Scores | None:
         """(N, E) float32 of length 1, where the catalog came with a vector for each item; else None."""
-        # A column of the user's own that is merely called so holds no arrays: lists are read as text.
-        if not isinstance(self.items.schema.get(VECTOR), pl.Array):
-            return None
-        given = self.items[VECTOR].to_numpy()
-        return np.asarray(given / np.linalg.norm(given, axis=1, keepdims=True), dtype=np.float32)
+        return unit_vectors(self.items) if brings_vectors(self.items) else None
+
+
+def brings_vectors(items: pl.DataFrame) -> bool:
+    """Whether items came with a vector each; a column that is merely called so holds no arrays, lists are text."""
+    return isinstance(items.schema.get(VECTOR), pl.Array)
+
+
+def unit_vectors(items: pl.DataFrame) -> Scores:
+    """(n, E) float32 of length 1, of items that came with a vector each."""
+    given = items[VECTOR].to_numpy()
+    return np.asarray(given / np.linalg.norm(given, axis=1, keepdims=True), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)

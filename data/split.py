@@ -322,4 +322,7 @@ def _empty(part: str, log: Histories) -> Holdout:
 
 def _nothing(count: int, like: Histories) -> Histories:
     none = np.zeros(0, dtype=np.int64)
-    return Histories(none, np.zeros(count + 1, dtype=np.int64), None if like.timestamps is None else none)
+    times = None if like.timestamps is None else none
+    ratings = None if like.ratings is None else np.zeros(0, dtype=np.float32)
+    about = None if like.about is None else np.full(count, "", dtype=np.object_)
+    return Histories(none, np.zeros(count + 1, dtype=np.int64), times, ratings=ratings, about=about)

@@ -1,4 +1,4 @@
-"""Item row → text, history → text: one wording for towers and prompts."""
+"""Item row → text, user row → text, history → text: one wording for towers and prompts."""
 
 import difflib
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from data.faults import nearest
-from data.schema import ITEM_ID, TEXT, TITLE
+from data.schema import ITEM_ID, TEXT, TITLE, USER_ID
 from store.errors import BadInput
 
 MAX_CHARS_PER_PART = 300
@@ -101,6 +101,22 @@ def default_template(items: pl.DataFrame) -> str:
             f"map the one that is the title, as in --map title={example}, or give a template such as '{{{example}}}'"
         )
     return " | ".join(f"{{{column}}}" for column in columns)
+
+
+def default_user_template(users: pl.DataFrame) -> str:
+    """Every column but the id, each behind its name: `age {age} | occupation {occupation}`.
+
+    Columns in which nearly every user has a value of their own, such as names and addresses, tell nothing that
+    carries over to others and are left out; so are those of lists and of nothing.
+    """
+    columns = [column for column in users.columns if column != USER_ID]
+    telling = [column for column in columns if not users.schema[column].is_nested() and _repeats(users[column])]
+    return " | ".join(f"{column.replace('_', ' ')} {{{column}}}" for column in telling)
+
+
+def _repeats(values: pl.Series) -> bool:
+    known = values.drop_nulls()
+    return len(known) > 0 and 2 * known.n_unique() <= len(known)
 
 
 def history_text(titles: Sequence[str]) -> str:

@@ -66,6 +66,7 @@ class WholeCatalog:
         users: on how many it was measured; 0: the tokens were counted and nothing was read.
         ndcg10: of these users, None where nothing was read.
         two_stage_ndcg10: of the same users, by both stages at the deepest setting in float32.
+        test: these two stages against the whole catalog, user by user; None where nothing was read.
     """
 
     model: str
@@ -74,6 +75,7 @@ class WholeCatalog:
     users: int
     ndcg10: float | None
     two_stage_ndcg10: float | None
+    test: PairedTest | None = None
 
 
 @dataclass(frozen=True, slots=True)

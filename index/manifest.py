@@ -8,9 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.schema import Rows, Scores
 from index.base import VectorIndex
+from index.layout import Effort, Layout
 from store.errors import CorruptArtifact, Mismatch, MissingStep
 
 MANIFEST_FILE = "index.json"
+FORMAT = 2
+"""1: flat indexes only, without layout, effort and report."""
+
 CANARY_COUNT = 8
 CANARY_DEPTH = 10
 CANARY_SEED = 20_140_723
@@ -28,20 +32,41 @@ class Canary(BaseModel):
     scores: tuple[float, ...] = Field(description="their inner products")
 
 
+class Trial(BaseModel):
+    """What one kind measured when an index was planned; times on one query, in milliseconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layout: Layout = Field(description="what was built")
+    effort: Effort = Field(description="the cheapest effort that was found to reach the target")
+    recall: float = Field(description="share of the exact best k that it finds, over queries kept for this")
+    k: int = Field(description="how many")
+    p50_ms: float = Field(description="median")
+    p99_ms: float = Field(description="one in a hundred takes longer")
+    queries_per_second: float = Field(description="in batches")
+    searched_bytes: float = Field(description="for each vector, of what searches go through")
+    kept_bytes: float = Field(description="for each vector, of vectors kept beside it, mapped")
+    build_seconds: float = Field(description="training and filling")
+
+
 class IndexManifest(BaseModel):
     """The content of index.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    format: int = Field(1, description="what this file looks like")
     kind: str = Field(description="how vectors are laid out")
     metric: str = Field(description="what search maximises")
     dimension: int = Field(description="length of every vector")
     count: int = Field(description="number of vectors")
     bytes: int = Field(description="size of the index file")
+    layout: Layout = Field(Layout(), description="what was decided when it was built")
+    effort: Effort = Field(Effort(), description="how much a search does")
     faiss: str = Field(description="version of FAISS that wrote it")
     retriever: str = Field(description="fingerprint of the model that made the vectors")
     catalog: str = Field(description="fingerprint of the catalog whose rows they are")
     canaries: tuple[Canary, ...] = Field(description="answers to the seeded queries")
+    report: tuple[Trial, ...] = Field((), description="what was measured when the layout was chosen, that one first")
 
     def check_fingerprints(self, folder: Path, *, retriever: str | None, catalog: str | None) -> None:
         """Compares with what the caller has at hand; None is not compared.
@@ -71,13 +96,20 @@ def read_manifest(folder: Path) -> IndexManifest:
     Raises:
         MissingStep: when there is none.
         CorruptArtifact: when it is not the JSON that was written.
+        Mismatch: when a newer version of this program wrote it.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise MissingStep(f"{folder} holds no index: run 'python cli.py build-index'")
     try:
-        return IndexManifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, ValidationError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if (written := content.get("format", 1)) > FORMAT:
+            raise Mismatch(
+                f"{path} has format {written}, this version reads up to {FORMAT}: a newer version wrote it; use that "
+                "one, or run 'python cli.py build-index'"
+            )
+        return IndexManifest.model_validate(content)
+    except (ValueError, AttributeError, TypeError, ValidationError) as error:
         raise CorruptArtifact(f"{path} is not a readable index manifest: run 'python cli.py build-index'") from error
 
 

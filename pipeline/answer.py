@@ -9,6 +9,7 @@ from rich.console import Console
 from data.schema import Rows
 from pipeline.workspace import Workspace
 from recommend.answer import Answer
+from recommend.item_filter import ALL_ITEMS, ItemFilter
 from recommend.ledger import LEDGER, Ledger, add_to_ledger
 from recommend.recommender import Recommender, Rerank
 from recommend.release import load_stages
@@ -22,7 +23,7 @@ WAY_OUT = "recommend from items with --history ITEM,ITEM, or from a wish with --
 
 @dataclass(frozen=True)
 class Wish:
-    """Whom or what to recommend for: exactly one of user, history and query; and how."""
+    """Whom or what to recommend for: exactly one of user, history and query; which items, and how."""
 
     user: str | None = None
     history: str | None = None
@@ -31,6 +32,7 @@ class Wish:
     depth: int | None = None
     rerank: Rerank = Rerank.AUTO
     budget: Budget | None = None
+    items: ItemFilter = ALL_ITEMS
 
     @property
     def given(self) -> list[str]:
@@ -47,7 +49,7 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     """Recommends from what is published and prints a table, or JSON.
 
     Raises:
-        BadInput: when not exactly one of user, history and query is given.
+        BadInput: when not exactly one of user, history and query is given, or no item passes the filter.
         UnknownId: when the user or an item of the history is not known; the message names the way out.
     """
     wish.check()
@@ -56,13 +58,22 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
         load_stages(ws.run, ws.run.release()), ws.config.recommending, spent_today=Ledger.read(ledger).today.fed_tokens
     )
     history = _history(recommender, wish)
+    about = recommender.about_of(wish.user) if wish.user is not None else ""
+    where = wish.items.mask(recommender.catalog)
     vector = None
     if wish.query is not None:
         vector = WishReader(ws.run, ws.run.release().retriever or "").vector(wish.query, recommender)
     # The first pass through a model pays for its threads and caches; the cost line is of a warm one.
     for _ in range(2):
         found = recommender.recommend(
-            history, k=wish.k, depth=wish.depth, rerank=wish.rerank, budget=wish.budget, query_vector=vector
+            history,
+            k=wish.k,
+            depth=wish.depth,
+            rerank=wish.rerank,
+            budget=wish.budget,
+            query_vector=vector,
+            about=about,
+            where=where,
         )
         add_to_ledger(ledger, found.cost.spent)
     if as_json:

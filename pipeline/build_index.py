@@ -1,20 +1,32 @@
 """Item vectors into a FAISS index, published together with the retriever that made them."""
 
-from index.faiss_index import FlatIndex
+from dataclasses import asdict
+
+import numpy as np
+
+from data.schema import Scores
+from index.build import plan_index
+from pipeline.carry_over import carried_journal
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import open_retriever
 from pipeline.workspace import FitKind, Workspace
 from retrieval.folder import save_vectors
+from retrieval.retriever import Retriever
 from store.artifacts import Release
+from store.releases import prune
+
+SAMPLE_SEED = 20_140_723
 
 
 def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION) -> Release:
     """Builds the index and publishes data set, retriever, vectors and index in one step.
 
-    A published reranker stays in the release only where it was trained behind this retriever.
+    What was changed live since the data set was prepared is carried over, see `pipeline.carry_over`. A published
+    reranker stays in the release only where it was trained behind this retriever.
 
     Raises:
         MissingStep: when the retriever has not been trained.
+        BadInput: when no kind of index reaches the recall target within the memory.
     """
     with ws.run.lock():
         retriever = open_retriever(ws, fit)
@@ -22,16 +34,32 @@ def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION
         vectors_key = ws.run.write_artifact(
             "vectors", ws.vectors_made_from(fit), lambda folder: save_vectors(folder, vectors)
         )
-        index = FlatIndex(vectors)
+        planned = plan_index(vectors, _asked(ws, retriever, fit), ws.config.index, say=log.say)
+        index = planned.index
         index_key = ws.run.write_artifact(
-            "index", ws.index_made_from(fit), lambda folder: index.save(folder, retriever=key, catalog=ws.fingerprint)
+            "index",
+            ws.index_made_from(fit),
+            lambda folder: index.save(folder, retriever=key, catalog=ws.fingerprint, report=planned.report),
         )
-        release = ws.run.publish(
+        release = Release(
             dataset=ws.dataset_key,
             retriever=key,
             vectors=vectors_key,
             index=index_key,
             reranker=ws.reranker_key(fit) if ws.has_reranker(fit) else None,
         )
-    log.record({"event": "index", "items": len(index), "dimension": index.dimension, "key": index_key})
+        release = ws.run.publish(**{**asdict(release), "live": carried_journal(ws.run, release, log=log)})
+        prune(ws.run)
+    log.record(
+        {"event": "index", "kind": index.kind, "items": len(index), "dimension": index.dimension, "key": index_key}
+    )
     return release
+
+
+def _asked(ws: Workspace, retriever: Retriever, fit: FitKind) -> Scores:
+    """(n, ΣD) float32: what a sample of users would search by, each with the history that validation asks them with."""
+    histories = ws.dataset.interactions if fit is FitKind.FINAL else ws.split.validation.histories
+    some = np.flatnonzero(histories.lengths > 0)
+    wanted = min(len(some), ws.config.index.sample_users)
+    users = histories.take(np.random.default_rng(SAMPLE_SEED).choice(some, wanted, replace=False))
+    return retriever.towers.weighted(retriever.towers.user_vectors(users, retriever.item_vectors))

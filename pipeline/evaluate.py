@@ -99,7 +99,9 @@ def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
         served=served,
         depth=DEPTH,
         exclude_known=exclude_known,
-        as_fitted=open_retriever(ws, FitKind.EVALUATION),
+        as_fitted=open_retriever(ws, FitKind.EVALUATION)
+        if fit_for(ws, options.part) is not FitKind.EVALUATION
+        else None,
     )
     systems = _our_systems(recommender, ranked, sources, asked, stats)
     left_out: dict[str, str] = {}

@@ -1,17 +1,22 @@
 """Recommendations for many users as a Parquet file that any judge can read."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from config import Config
 from data.schema import ITEM_ID, RANK, SCORE, USER_ID, Candidates, Holdout
 from data.split import HeldOut, SplitKind, next_holdout
+from pipeline.engine import HERE, Engine, EngineKind
 from pipeline.evaluate import Part, drawn_by_hash, evaluation_recommender
 from pipeline.run_log import RunLog
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, open_workspace
+from recommend.item_filter import ALL_ITEMS, ItemFilter
 from recommend.recommender import Recommender, Rerank
 from recommend.release import load_stages
 from store.artifacts import atomic_write
@@ -39,6 +44,8 @@ def export(
     rerank: Rerank,
     towers_only: bool,
     log: RunLog,
+    items: ItemFilter = ALL_ITEMS,
+    engine: Engine = HERE,
 ) -> int:
     """Writes user_id, item_id, rank (from 1) and score, k rows a user; returns the number of rows.
 
@@ -47,30 +54,80 @@ def export(
 
     Args:
         towers_only: one search in the index, without the other sources and the reranker.
+        items: which may be recommended; where they are fewer than k, so are a user's rows.
+        engine: who does it; users go through it USERS_AT_ONCE at a time in any case, so that the rows are the same.
 
     Raises:
-        BadInput: when the part has no users, or k exceeds the catalog.
+        BadInput: when the part has no users, k exceeds the catalog, or no item passes the filter.
     """
-    recommender = _recommender(ws, asked, with_reranker=rerank is not Rerank.NEVER and not towers_only, log=log)
+    wanted = Lists(asked, k, depth, rerank, towers_only, items)
+    # Workers load their own; this process then only knows who is asked.
+    here = engine.kind is EngineKind.PROCESS
+    recommender = (wanted if here else replace(wanted, rerank=Rerank.NEVER)).recommender(ws, log)
     recommender.check_k(k)
+    make = wanted.maker(recommender)
     holdout = _holdout(ws, asked, recommender)
     if not len(holdout):
         raise BadInput(f"the {asked} part of {ws.run.root} has no users; try --split next")
     holdout = drawn_by_hash(recommender.users, holdout, users)
-    parts = []
-    for start in range(0, len(holdout), USERS_AT_ONCE):
-        part = holdout.take(np.arange(start, min(start + USERS_AT_ONCE, len(holdout))))
-        if towers_only:
-            found = recommender.retriever.search(part.histories, k)
-        else:
-            candidates = max(k, recommender.config.candidates)
-            found = recommender.rank(part.histories, candidates=candidates, depth=depth).reranked.head(k)
-        parts.append(_rows(recommender, part, found))
-        log.say(f"{start + len(part):,} of {len(holdout):,} users")
-    frame = pl.concat(parts)
+    parts = [
+        holdout.take(np.arange(start, min(start + USERS_AT_ONCE, len(holdout))))
+        for start in range(0, len(holdout), USERS_AT_ONCE)
+    ]
+    opened = partial(_opened, ws.run.root.absolute(), ws.config, wanted)
+    made = engine.made((lambda: make) if here else opened, parts)
+    frames, done = [], 0
+    for part, frame in zip(parts, made, strict=True):
+        frames.append(frame)
+        done += len(part)
+        log.say(f"{done:,} of {len(holdout):,} users")
+    frame = pl.concat(frames)
     atomic_write(path, _parquet(frame))
     log.record({"event": "exported", "split": str(asked), "users": len(holdout), "rows": len(frame), "file": str(path)})
     return len(frame)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Which lists are made; see `export`."""
+
+    asked: Asked
+    k: int
+    depth: int | None
+    rerank: Rerank
+    towers_only: bool
+    items: ItemFilter
+
+    def recommender(self, ws: Workspace, log: RunLog) -> Recommender:
+        """The stages that make them."""
+        with_reranker = self.rerank is not Rerank.NEVER and not self.towers_only
+        if self.asked is Asked.NEXT:
+            stages = load_stages(ws.run, ws.run.release(), with_reranker=with_reranker)
+            return Recommender(stages, ws.config.recommending)
+        return evaluation_recommender(ws, Part(self.asked), with_reranker=with_reranker, log=log)
+
+    def maker(self, recommender: Recommender) -> Callable[[Holdout], pl.DataFrame]:
+        """What makes the rows of some users.
+
+        Raises:
+            BadInput: when no item passes the filter.
+        """
+        where = self.items.mask(recommender.catalog)
+
+        def made(part: Holdout) -> pl.DataFrame:
+            if self.towers_only:
+                return _rows(recommender, part, recommender.retriever.search(part.histories, self.k, where=where))
+            candidates = max(self.k, recommender.config.candidates)
+            ranked = recommender.rank(part.histories, candidates=candidates, depth=self.depth, where=where)
+            return _rows(recommender, part, ranked.reranked.head(self.k))
+
+        return made
+
+
+def _opened(root: Path, config: Config, lists: Lists) -> Callable[[Holdout], pl.DataFrame]:
+    """What makes the rows of some users in a process that has only the run directory."""
+    ws = replace(open_workspace(root), config=config)
+    return lists.maker(lists.recommender(ws, RunLog(None, "recommend", quiet=True)))
 
 
 def check_output(path: Path) -> None:
@@ -88,12 +145,6 @@ def _holdout(ws: Workspace, asked: Asked, recommender: Recommender) -> Holdout:
         replayed = ws.config.split.kind is SplitKind.LEAVE_ONE_OUT and ws.config.split.holdout is HeldOut.VALIDATION
         return replace(holdout, histories=holdout.histories.asked_after_last()) if replayed else holdout
     return ws.split.validation if asked is Asked.VALIDATION else ws.split.test
-
-
-def _recommender(ws: Workspace, asked: Asked, *, with_reranker: bool, log: RunLog) -> Recommender:
-    if asked is Asked.NEXT:
-        return Recommender(load_stages(ws.run, ws.run.release(), with_reranker=with_reranker), ws.config.recommending)
-    return evaluation_recommender(ws, Part(asked), with_reranker=with_reranker, log=log)
 
 
 def _rows(recommender: Recommender, asked: Holdout, candidates: Candidates) -> pl.DataFrame:

@@ -11,7 +11,7 @@ from retrieval.encode import encode_texts, load_encoder
 from retrieval.fused_softmax import fused_softmax_loss
 from retrieval.hardware import computes_bfloat16, device
 from retrieval.objective import samples_softmax
-from retrieval.towers import SequenceConfig, TowerConfig
+from retrieval.towers import SequenceConfig, TextConfig, TowerConfig
 
 PROBE_TEXTS = 192
 PROBE_POSITIONS, PROBE_ITEMS = 512, 8192
@@ -56,7 +56,7 @@ def forecast(ws: Workspace, *, evaluation_users: int) -> Forecast:
     )
     return Forecast(
         {
-            "reading the catalog": items / _texts_per_second(ws) / 60,
+            "reading the catalog": (items + _histories_in_items(ws)) / _texts_per_second(ws) / 60,
             "towers": min(_tower_minutes(ws), ws.config.retriever.train.budget_minutes),
             "reranker": ws.config.reranker.train.budget_minutes + reading / 2,
             "baselines": ease + users * 4e-5 * len(ws.config.baselines.kinds),
@@ -81,19 +81,35 @@ def tower_operations(config: TowerConfig, *, positions: int, items: int) -> floa
     return config.copies * min(USUAL_EPOCHS, config.epochs) * (positions * a_position + steps * items * ITEM_OPERATIONS)
 
 
+def _histories_in_items(ws: Workspace) -> float:
+    """What text towers read before they are trained, measured in item texts."""
+    text, users = ws.config.retriever.text, len(ws.dataset.users)
+    if not text.copies:
+        return 0.0
+    histories = min(users * text.positions_per_user, text.most_positions)
+    return histories * text.max_tokens / ws.config.retriever.encoder.max_tokens
+
+
 def _tower_minutes(ws: Workspace) -> float:
     """Of all towers, without regard to their budget."""
     train = ws.split.train
     counts = np.bincount(train.item_rows, minlength=len(ws.dataset.catalog))
     settings = ws.config.retriever
-    items = settings.train.sampled_items if samples_softmax(counts) else int((counts > 0).sum())
-    positions = max(len(train.item_rows) - int((train.lengths > 0).sum()), 0)
+    items = settings.train.sampled_items if samples_softmax(counts, settings.train.softmax) else int((counts > 0).sum())
+    followed = np.maximum(train.lengths - 1, 0)
     return sum(
-        tower_operations(config, positions=positions, items=items)
+        tower_operations(config, positions=_positions(config, followed), items=items)
         / _softmax_flops(config.width, low_precision=computes_bfloat16(settings.train.precision))
         / 60
         for config in settings.towers.values()
     )
+
+
+def _positions(config: TowerConfig, followed: np.ndarray) -> int:
+    """In one pass, of histories with `followed` (B,) items that follow another."""
+    if isinstance(config, TextConfig):
+        return min(int(np.minimum(followed, config.positions_per_user).sum()), config.most_positions)
+    return int(followed.sum())
 
 
 def _matrix_flops() -> float:

@@ -25,9 +25,11 @@ from rerank.fusion import FOLDS, TRANSFORMS, crossed_gains
 from rerank.gate import Gate
 from rerank.packed import PackedReranker
 from rerank.precision import Precision, at_precision
-from store.errors import MissingStep
+from store.errors import BadInput, CorruptArtifact, Mismatch, MissingStep
 
 MILLION = 1_000_000
+UNUSABLE = (CorruptArtifact, Mismatch, MissingStep)
+"""Faults of one reranker, for which the others need not be left unmeasured."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,13 @@ def measure_frontier(ws: Workspace, recommender: Recommender, holdout: Holdout, 
     is asked; on four fifths of it, for the users of the last, where group B itself is. So a model to which the config's
     own fit gave no weight shows what it would do with one.
 
+    A reranker that is damaged, or whose base model is another one now, is left out with a line that says so.
+
     Raises:
-        MissingStep: when the run has no reranker.
+        MissingStep: when the run has no reranker that can be read.
     """
     sweep = ws.config.sweep
-    models = _models(ws)
+    models = _models(ws, log=log)
     deepest = min(max(sweep.depths), len(ws.dataset.catalog))
     asked = Asked(holdout, recommender.retrieve(holdout.histories, deepest))
     selectors = ws.selectors.take(np.arange(min(len(ws.selectors), ws.config.reranker.fusion_users)))
@@ -73,14 +77,24 @@ def measure_frontier(ws: Workspace, recommender: Recommender, holdout: Holdout, 
     whole: list[WholeCatalog] = []
     minutes: dict[str, float] = {}
     for name, key in models.items():
-        reranker = load_reranker(ws.run, key)[0]
-        minutes[name] = _training_minutes(ws, key)
+        try:
+            reranker, minutes[name] = load_reranker(ws.run, key)[0], _training_minutes(ws, key)
+        except UNUSABLE as error:
+            log.say(f"frontier: {name} is left out: {error}")
+            continue
         for precision in sweep.precisions:
             log.say(f"frontier: {name}, {precision}, {len(asked):,} users, {deepest} deep")
-            bench = _Bench(ws, name, at_precision(reranker, precision), precision, asked, fitting, retrieval_ms)
+            try:
+                precise = at_precision(reranker, precision)
+            except BadInput as error:
+                log.say(f"frontier: {name} in {precision} is left out: {error}")
+                continue
+            bench = _Bench(ws, name, precise, precision, asked, fitting, retrieval_ms)
             points += bench.points(without)
             if precision is Precision.FLOAT32:
                 whole.append(bench.whole_catalog(recommender))
+    if not minutes:
+        raise MissingStep(f"no reranker of {ws.run.root} can be read: make one with {ws.command('train-reranker')}")
     prices = ws.config.recommend.prices
     depths = sorted({min(depth, deepest) for depth in sweep.depths})
     return Frontier(
@@ -171,7 +185,8 @@ class _Bench:
             gains[mine] = _ndcg10(reordered(scored.take(mine), fusion, depth=scored.depth, opened=opened), targets)
             few = part.candidates.take(mine)
             two_stage[mine] = _ndcg10(reordered(few, fusion, depth=depth, opened=opened), targets)
-        return WholeCatalog(self.name, float(np.mean(tokens)), ms, users, float(gains.mean()), float(two_stage.mean()))
+        test = paired_bootstrap(two_stage, gains)
+        return WholeCatalog(self.name, float(np.mean(tokens)), ms, users, test.theirs, test.ours, test)
 
     def _scored(self, asked: Asked) -> Asked:
         found = with_reranker_scores(self.reranker, self.texts, asked.candidates, asked.holdout.histories)
@@ -246,7 +261,7 @@ def weights_mb(model: Any) -> float:
     return sum(map(size, model.state_dict().values())) / MILLION
 
 
-def _models(ws: Workspace) -> dict[str, str]:
+def _models(ws: Workspace, *, log: RunLog) -> dict[str, str]:
     """Name in the report → key, of every reranker of the evaluation fit; the config's own comes first.
 
     Raises:
@@ -256,7 +271,11 @@ def _models(ws: Workspace) -> dict[str, str]:
     folders = sorted((ws.run.root / "artifacts" / "reranker").glob("[!.]*"))
     found: dict[str, str] = {}
     for key in sorted((folder.name for folder in folders), key=lambda key: (key != own, key)):
-        made_from = ws.run.manifest("reranker", key)["made_from"]
+        try:
+            made_from = ws.run.manifest("reranker", key)["made_from"]
+        except UNUSABLE as error:
+            log.say(f"frontier: reranker {key} is left out: {error}")
+            continue
         if made_from["retriever"] != retriever or made_from["fit"] != FitKind.EVALUATION.value:
             continue
         name = _name(made_from["config"])

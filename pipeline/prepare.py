@@ -5,7 +5,7 @@ from typing import Any
 
 from config import Config
 from data.load import load_dataset
-from data.prepared import save_prepared
+from data.prepared import FORMAT, save_prepared
 from data.split import split_with_report
 from pipeline.run_log import RunLog
 from pipeline.workspace import Workspace, open_workspace, save_config, save_prepared_key
@@ -32,6 +32,7 @@ def prepare(
         sources = {"log": sha256_of(log_path), "catalog": sha256_of(catalog_path)}
         made_from: dict[str, Any] = {
             **sources,
+            "format": FORMAT,
             "data": config.data.model_dump(mode="json"),
             "split": config.split.model_dump(mode="json"),
             **(live.made_from if live is not None else {}),

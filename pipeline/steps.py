@@ -44,6 +44,13 @@ def _has_reranker(ws: Workspace) -> bool:
     return published and ws.run.has("reranker", ws.reranker_key(FitKind.EVALUATION))
 
 
+def _has_index(ws: Workspace) -> bool:
+    """Whether an index by the present settings is published, whole, of either fit."""
+    published = ws.run.release().index
+    wanted = [ws.index_key(fit) for fit in (FitKind.EVALUATION, FitKind.FINAL)]
+    return published is not None and published in wanted and ws.run.has("index", published)
+
+
 STEPS: Sequence[Step] = (
     Step(
         "train-retriever",
@@ -52,7 +59,7 @@ STEPS: Sequence[Step] = (
     ),
     Step(
         "build-index",
-        lambda ws: ws.run.release().index is not None and ws.run.has("index", ws.run.release().index or ""),
+        _has_index,
         lambda ws, log: build_index(ws, log=log),
     ),
     Step(

@@ -11,20 +11,21 @@ from data.schema import Candidates, Histories, Holdout, Scores
 from fusion.linear import LinearFusion
 from pipeline.memory import less_for_reranker, memory_for
 from pipeline.run_log import RunLog
+from pipeline.teacher import teacher_scores
 from pipeline.train_retriever import UNFINISHED, nobody, open_retriever, train_retriever
 from pipeline.workspace import FitKind, Workspace
-from recommend.release import RERANK_FUSION, RERANK_GATE, load_reranker
+from recommend.release import RERANK_FUSION, RERANK_GATE
 from rerank.card import BaseModelName
-from rerank.fit import RerankerRecord, TaskData, fit_reranker, with_reranker_scores
-from rerank.fusion import RERANKER
+from rerank.fit import RerankerRecord, TaskData, fit_reranker
 from rerank.gate import Gate
+from rerank.grades import rating_scale
 from rerank.kinds import create_reranker
+from rerank.objective import Objective
 from rerank.packed import PackedReranker
 from retrieval.retriever import concatenated
 from store.artifacts import Release, Verify
 from store.assets import local_folder
 from store.checkpoint import Checkpoints
-from store.errors import BadInput
 
 RECORD = "record.json"
 TRAINING_CANDIDATES = 50
@@ -77,6 +78,8 @@ def forget_unfinished(ws: Workspace) -> None:
 
 def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[Any], LinearFusion, Gate, RerankerRecord]:
     settings = ws.config.reranker
+    if settings.train.objective is Objective.GRADED:
+        settings = settings.graded_by(lambda stated: rating_scale(ws.dataset.interactions, stated))
     retriever = open_retriever(ws, FitKind.EVALUATION)
     train, learners, selectors = ws.split.train, ws.learners, ws.selectors
     if fit is FitKind.FINAL:
@@ -95,7 +98,7 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
         train=train,
         learners=learners,
         learner_candidates=learner_candidates,
-        teacher_scores=teacher_scores(ws, learner_candidates, learners.histories, log=log),
+        teacher_scores=_taught(ws, learner_candidates, learners.histories, log=log),
         selectors=selectors,
         selector_candidates=retriever.candidates(selectors.histories, wanted),
     )
@@ -143,23 +146,10 @@ def earlier_holdout(train: Histories, steps: int) -> Holdout:
     return Holdout("validation", users, known.asked_after_last(), upto.keep(is_last))
 
 
-def teacher_scores(ws: Workspace, candidates: Candidates, histories: Histories, *, log: RunLog) -> Scores | None:
-    """(B, K) float32 fused scores of the reranker that the config names as teacher, for the top candidates; or None.
-
-    Raises:
-        MissingStep: when the run has no such reranker.
-        BadInput: when it did not help on validation, so that there is nothing to learn from it.
-    """
-    key = ws.config.reranker.teacher
-    if key is None:
+def _taught(ws: Workspace, candidates: Candidates, histories: Histories, *, log: RunLog) -> Scores | None:
+    """(B, K) float32 scores of the config's teacher for the top candidates; None where it names none."""
+    settings = ws.config.reranker
+    if settings.teacher is None:
         return None
-    teacher, fusion, _ = load_reranker(ws.run, key)
-    if not fusion.weights[RERANKER]:
-        raise BadInput(
-            f"reranker.teacher is {key}, which did not help on validation and has weight 0: there is nothing to learn"
-            " from it; name one that helps"
-        )
-    head = candidates.head(ws.config.reranker.depth)
-    log.say(f"asking the teacher {key} about {len(head):,} users")
-    scored = fusion.score(with_reranker_scores(teacher, ws.dataset.catalog.texts, head, histories))
-    return np.where(head.present, scored, np.float32(0)).astype(np.float32)
+    head = candidates.head(settings.depth)
+    return teacher_scores(ws, settings.teacher, head, histories, setting="reranker.teacher", log=log)

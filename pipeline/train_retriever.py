@@ -1,8 +1,10 @@
 """The first stage, trained and kept as an artifact."""
 
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,20 @@ import numpy as np
 
 from data.schema import Histories, Holdout, Scores
 from index.faiss_index import FlatIndex
+from pipeline.distil import distil_retriever, untaught
+from pipeline.engine import HERE, Engine
 from pipeline.memory import less_for_towers, memory_for
 from pipeline.run_log import RunLog
 from pipeline.workspace import FitKind, Workspace
 from retrieval.distributed import ALONE, Team
-from retrieval.encode import encode_texts, load_encoder
+from retrieval.encode import EncoderConfig, Reading, load_encoder, reader
 from retrieval.finetune import FinetuneMethod
 from retrieval.fit import FittedRetriever, fit_retriever
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
-from retrieval.retriever import Retriever
+from retrieval.retriever import Retriever, RetrieverConfig
 from retrieval.trackers import TrackerConfig, told_to, tracker
 from store.artifacts import Verify, artifact_key
+from store.assets import ModelSource
 from store.checkpoint import Checkpoints
 from store.errors import BadInput
 
@@ -62,6 +67,8 @@ def train_retriever(
             if force:
                 shutil.rmtree(ws.run.root / UNFINISHED, ignore_errors=True)
         team.wait()
+        if ws.config.retriever.distil.teacher is not None:
+            return _taught(ws, fit=fit, log=log, team=team)
         fitted = _fit(ws, base_text_vectors(ws, log=log), fit=fit, log=log, team=team)
         if not team.leads:
             team.wait()
@@ -84,6 +91,17 @@ def train_retriever(
     return made
 
 
+def _taught(ws: Workspace, *, fit: FitKind, log: RunLog, team: Team) -> str:
+    """The retriever without a teacher, made where it is missing, and its user towers taught; returns the key."""
+    base = untaught(ws)
+    train_retriever(base, log=log, fit=fit, team=team)
+    if team.leads:
+        made = distil_retriever(ws, open_retriever(base, fit), fitted_on(ws, fit), fit=fit, log=log)
+        log.record({"event": "retriever", "key": made, "fit": fit.value})
+    team.wait()
+    return ws.retriever_key(fit)
+
+
 def _is_whole(ws: Workspace, key: str) -> bool:
     """Whether a retriever is there with the text vectors it was trained on."""
     if not ws.run.has("retriever", key):
@@ -91,7 +109,13 @@ def _is_whole(ws: Workspace, key: str) -> bool:
     return ws.run.has("text_vectors", read_card(ws.run.artifact("retriever", key)).text_vectors)
 
 
-def base_text_vectors(ws: Workspace, *, log: RunLog) -> Scores:
+def read_catalog(ws: Workspace, *, log: RunLog, engine: Engine) -> None:
+    """Lets an engine read the catalog's texts, so that the training finds their vectors made."""
+    with ws.run.lock():
+        base_text_vectors(ws, log=log, engine=engine)
+
+
+def base_text_vectors(ws: Workspace, *, log: RunLog, engine: Engine = HERE) -> Scores:
     """(N, E) float32 of the catalog's texts by the untuned encoder, made once for each catalog and encoder.
 
     Vectors that the catalog came with take their place.
@@ -101,38 +125,35 @@ def base_text_vectors(ws: Workspace, *, log: RunLog) -> Scores:
     if given is not None and not ws.run.has("text_vectors", key):
         ws.run.write_artifact("text_vectors", ws.text_vectors_made_from(), lambda folder: save_vectors(folder, given))
     if not ws.run.has("text_vectors", key):
-        texts, settings = ws.dataset.catalog.texts, ws.config.retriever.encoder
-        log.say(f"reading {len(texts):,} item texts with {settings.model}")
-        encoder = load_encoder(ws.encoder.path_or_id, settings, revision=ws.encoder.revision)
-        with memory_for(
-            "reading the catalog", f"--set retriever.encoder.batch_size={max(1, settings.batch_size // 4)}"
-        ):
-            vectors = encode_texts(
-                encoder, texts, settings, progress=lambda done, of: log.say(f"  {done:,} of {of:,} texts")
-            )
+        settings, reading = ws.config.retriever.encoder, Reading.of(ws.dataset.catalog.texts)
+        log.say(f"reading {len(ws.dataset.catalog):,} item texts with {settings.model}")
+        less = f"--set retriever.encoder.batch_size={max(1, settings.batch_size // 4)}"
+        with memory_for("reading the catalog", less):
+            read = engine.made(partial(_text_reader, ws.encoder, settings, len(reading.distinct)), reading.chunks)
+            vectors = reading.vectors(read, settings, progress=lambda done, of: log.say(f"  {done:,} of {of:,} texts"))
         ws.run.write_artifact("text_vectors", ws.text_vectors_made_from(), lambda folder: save_vectors(folder, vectors))
     return load_vectors(ws.run.artifact("text_vectors", key, verify=Verify.FULL))
+
+
+def _text_reader(source: ModelSource, settings: EncoderConfig, texts: int) -> Callable[[list[str]], Scores]:
+    """What reads chunks of a catalog of so many different texts, with the untuned encoder."""
+    return reader(load_encoder(source.path_or_id, settings, revision=source.revision), texts, settings)
 
 
 def open_retriever(ws: Workspace, fit: FitKind) -> Retriever:
     """The retriever of this workspace with a flat index made on the spot, for use before one is published."""
     folder = ws.run.artifact("retriever", ws.retriever_key(fit), verify=Verify.FULL)
     vectors = load_vectors(ws.run.artifact("text_vectors", read_card(folder).text_vectors, verify=Verify.FULL))
-    return load_retriever(folder, text_vectors=vectors, index=FlatIndex)
+    return load_retriever(folder, texts=ws.dataset.catalog.texts, text_vectors=vectors, index=FlatIndex)
 
 
 def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Team) -> FittedRetriever:
     settings = ws.config.retriever
-    if ws.dataset.catalog.vectors is not None and settings.finetune.method is not FinetuneMethod.FROZEN:
-        raise BadInput(
-            f"retriever.finetune.method is {settings.finetune.method}, but the item vectors were given in the catalog: "
-            "there is no encoder to tune; set it to frozen, or prepare without --map vector"
-        )
+    if ws.dataset.catalog.vectors is not None:
+        _check_needs_no_encoder(settings)
 
-    def encoder() -> Any:
-        # Tuning needs float32 weights; bfloat16 would lose small updates.
-        full = settings.encoder.model_copy(update={"precision": "float32"})
-        return load_encoder(ws.encoder.path_or_id, full, revision=ws.encoder.revision)
+    def encoder(reading: EncoderConfig) -> Any:
+        return load_encoder(ws.encoder.path_or_id, reading, revision=ws.encoder.revision)
 
     train, validation, recipe = ws.split.train, ws.selectors, None
     if fit is not FitKind.EVALUATION:
@@ -166,6 +187,18 @@ def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Tea
             team=team,
             say=log.say if team.leads else lambda line: None,
         )
+
+
+def _check_needs_no_encoder(settings: RetrieverConfig) -> None:
+    """Raises BadInput where item vectors were given in the catalog, but a setting needs the encoder that read it."""
+    faults = []
+    if settings.finetune.method is not FinetuneMethod.FROZEN:
+        faults.append(f"retriever.finetune.method is {settings.finetune.method}: set it to frozen")
+    if settings.text.copies:
+        faults.append(f"retriever.text.copies is {settings.text.copies}: set it to 0")
+    if faults:
+        where = "the item vectors were given in the catalog (--map vector), so there is no encoder behind them"
+        raise BadInput.of(faults, where)
 
 
 def fitted_on(ws: Workspace, fit: FitKind) -> Histories:

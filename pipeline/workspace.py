@@ -101,12 +101,16 @@ class Workspace:
     def retriever_made_from(self, fit: FitKind) -> dict[str, Any]:
         """Of the retriever."""
         earlier = {"left_out": self.config.reranker.earlier_targets} if fit is FitKind.EARLIER else {}
+        config = self.config.retriever.model_dump(mode="json", exclude=NOT_MADE_FROM)
+        if self.config.retriever.distil.teacher is None:
+            # How it would teach makes nothing: a retriever without a teacher is the one that a taught one begins from.
+            del config["distil"]
         return {
             **earlier,
             "dataset": self.fingerprint,
             "split": self.config.split.model_dump(mode="json"),
             "encoder": self.encoder.fingerprint,
-            "config": self.config.retriever.model_dump(mode="json", exclude=NOT_MADE_FROM),
+            "config": config,
             "fit": fit.value,
         }
 
@@ -120,7 +124,11 @@ class Workspace:
 
     def index_made_from(self, fit: FitKind) -> dict[str, Any]:
         """Of the index."""
-        return {"retriever": self.retriever_key(fit), "catalog": self.fingerprint, "kind": "flat"}
+        return {
+            "retriever": self.retriever_key(fit),
+            "catalog": self.fingerprint,
+            "config": self.config.index.model_dump(mode="json"),
+        }
 
     def index_key(self, fit: FitKind) -> str:
         """Where the index is, or will be."""

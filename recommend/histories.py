@@ -16,11 +16,13 @@ class Known:
         item_rows: (n,) oldest first.
         unknown_items: ids of events with items that the catalog does not have, or not yet.
         found: whether log or events have the user at all.
+        about: what the users table told of them, in words.
     """
 
     item_rows: Rows
     unknown_items: tuple[str, ...] = ()
     found: bool = True
+    about: str = ""
 
 
 def known_of(user_id: str, dataset: Dataset, events: Events) -> Known:
@@ -33,9 +35,12 @@ def known_of(user_id: str, dataset: Dataset, events: Events) -> Known:
     if forgotten_at is not None:
         later = times > forgotten_at
         rows, times = rows[later], times[later]
+    # A data set without them was prepared after they were forgotten, and tells nothing of them.
+    known = user_id in dataset.users and (forgotten_at is None or len(rows) > 0)
+    about = dataset.interactions.about_of(dataset.users.row(user_id)) if known else ""
     recent = events.of_user(user_id)
     if not recent:
-        return Known(rows, found=bool(len(rows)))
+        return Known(rows, found=bool(len(rows)), about=about)
     logged = set(zip(rows.tolist(), times.tolist(), strict=True))
     vocabulary = dataset.catalog.vocabulary
     unknown = tuple(dict.fromkeys(item_id for item_id, _ in recent if item_id not in vocabulary))
@@ -44,7 +49,7 @@ def known_of(user_id: str, dataset: Dataset, events: Events) -> Known:
     new = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     # The log keeps its own order, which need not be that of time; without time (the smallest number) it comes first.
     moments = np.concatenate([np.maximum.accumulate(times), new[:, 1]])
-    return Known(np.concatenate([rows, new[:, 0]])[np.argsort(moments, kind="stable")], unknown)
+    return Known(np.concatenate([rows, new[:, 0]])[np.argsort(moments, kind="stable")], unknown, about=about)
 
 
 def _logged(user_id: str, dataset: Dataset) -> tuple[Rows, Rows]:

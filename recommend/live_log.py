@@ -58,7 +58,7 @@ class LiveLog:
             events = events.join(log, on=[USER_ID, ITEM_ID, TIMESTAMP], how="anti", maintain_order="left")
         new = events.select(USER_ID, ITEM_ID, *times)
         if POSITION in log.columns:
-            first = (log[POSITION].max() or 0) + 1  # type: ignore[operator]  # positions are numbers
-            new = new.with_columns(pl.int_range(first, first + pl.len()).alias(POSITION))
+            after = pl.Series(POSITION, range(1, len(new) + 1), dtype=pl.Int64) + (log[POSITION].max() or 0)
+            new = new.with_columns(after)
         joined = pl.concat([kept, new], how="diagonal_relaxed")
         return joined, {"forgotten_users": len(log) - len(kept)}, len(new)

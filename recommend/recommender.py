@@ -1,20 +1,22 @@
 """Both stages behind one call: candidates from the whole catalog, the top few reranked, fused, explained."""
 
+import copy
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from data.schema import NO_ITEM, Candidates, Catalog, Histories, Rows, Scores
+from data.schema import NO_ITEM, Candidates, Catalog, Histories, Mask, Rows, Scores
 from recommend.answer import Answer, Basis, Cost, RecommendedItem
+from recommend.gathered import GatheredRetrieval
 from recommend.ledger import Allowance, Prices
-from recommend.microbatch import MicroBatch
 from recommend.overload import RerankLoad
+from recommend.reasons import lifts, reasons
 from recommend.release import Stages
 from recommend.second_stage import Ranked, SecondStage, unread
 from rerank.budget import Budget, Cap, Cut
@@ -22,14 +24,8 @@ from rerank.fusion import RERANKER
 from rerank.packed import PackedReranker
 from rerank.precision import Precision, at_precision
 from retrieval.encode import centred
-from retrieval.explain import contributions
 from retrieval.retriever import Retriever
 from store.errors import BadInput
-
-BECAUSE = 2
-"""History items named as reasons for each recommendation."""
-RETRIEVED_TOGETHER = 16
-"""Callers, in as many threads, whose histories are searched for in one go."""
 
 
 class RecommendConfig(BaseModel):
@@ -61,15 +57,6 @@ class Rerank(StrEnum):
     NEVER = "never"
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """What one caller wants of the first stage."""
-
-    history: Rows
-    wanted: int
-    exclude_known: bool
-
-
 class Recommender:
     """Command line, batch and server all recommend through one of these; safe for several threads."""
 
@@ -85,12 +72,7 @@ class Recommender:
             load: grants fewer candidates while the reranker is busy; None: as many as are asked for.
         """
         self.config = config
-        self.dataset = stages.dataset
-        self.catalog: Catalog = stages.dataset.catalog
-        self.users = stages.dataset.users
-        self.interactions = stages.dataset.interactions
-        self.titles, self.texts = self.catalog.titles, self.catalog.texts
-        self.retriever: Retriever = stages.retriever
+        self._take(stages)
         self.second: SecondStage | None = None
         if stages.reranker is not None and stages.fusion is not None:
             allowance = Allowance(config.max_tokens_per_day, spent=spent_today)
@@ -98,10 +80,26 @@ class Recommender:
             if isinstance(reranker, PackedReranker):  # one in a child has chosen for itself
                 reranker = at_precision(reranker, config.precision)
             self.second = SecondStage(reranker, stages.fusion, self.texts, stages.gate, allowance)
-        self.fit = stages.fit
         self._load = load
         self._calibrated = False
-        self._retrieving = MicroBatch(self._retrieve_together, most=RETRIEVED_TOGETHER)
+
+    def over(self, stages: Stages) -> "Recommender":
+        """The same recommender, its reranker as it stands, over a catalog that has changed."""
+        other = copy.copy(self)
+        other._take(stages)
+        if self.second is not None:
+            other.second = replace(self.second, texts=other.texts)
+        return other
+
+    def _take(self, stages: Stages) -> None:
+        self.dataset = stages.dataset
+        self.catalog: Catalog = stages.dataset.catalog
+        self.users = stages.dataset.users
+        self.interactions = stages.dataset.interactions
+        self.titles, self.texts = self.catalog.titles, self.catalog.texts
+        self.retriever: Retriever = stages.retriever
+        self.fit = stages.fit
+        self._gathered = GatheredRetrieval(self.retriever)
 
     def history_of(self, user_id: str) -> Rows:
         """All item rows of a known user, oldest first.
@@ -110,6 +108,14 @@ class Recommender:
             UnknownId: when the log has no such user.
         """
         return self.interactions[self.users.row(user_id)]
+
+    def about_of(self, user_id: str) -> str:
+        """What the users table told of a known user, in words; empty without one.
+
+        Raises:
+            UnknownId: when the log has no such user.
+        """
+        return self.interactions.about_of(self.users.row(user_id))
 
     def recommend(
         self,
@@ -120,6 +126,8 @@ class Recommender:
         rerank: Rerank = Rerank.AUTO,
         budget: Budget | None = None,
         query_vector: Scores | None = None,
+        about: str = "",
+        where: Mask | None = None,
         exclude: Rows | None = None,
         exclude_known: bool | None = None,
         explained: bool = True,
@@ -133,6 +141,8 @@ class Recommender:
             rerank: `ALWAYS` shows the reranker's places and scores even where they do not count.
             budget: what the answer may cost; what was left out for it stands in the answer.
             query_vector: (E,) text vector of a free-text wish, which then takes the history's place.
+            about: what is known of the user, in words, as `about_of` tells it of those in the log.
+            where: (N,) the items that may be shown; None: all.
             exclude: (m,) rows of items that must not come back.
             exclude_known: whether those of the history must not either; None: as configured.
             explained: whether reasons are looked for, which costs several times what retrieval does.
@@ -142,18 +152,23 @@ class Recommender:
         """
         k = self.config.k if k is None else k
         self.check_k(k)
-        question = _Question(
-            history,
-            max(k, self.config.candidates),
-            self.config.exclude_known if exclude_known is None else exclude_known,
-        )
+        exclude_known = self.config.exclude_known if exclude_known is None else exclude_known
+        histories = Histories.of([history.tolist()], about=[about])
+        wanted = max(k, self.config.candidates) + (0 if exclude is None else len(exclude))
         started = time.perf_counter()
-        basis, retrieved = self._retrieve(question, query_vector, exclude)
+        if query_vector is not None:
+            basis = Basis.QUERY
+            retrieved = self.retriever.candidates_for_texts(query_vector[None, :], histories, wanted, where=where)
+        else:
+            basis = Basis.HISTORY if len(history) else Basis.POPULAR
+            retrieved = self._gathered.candidates(histories, wanted, exclude_known=exclude_known, where=where)
+        if exclude is not None:
+            retrieved = _without(retrieved, exclude, wanted - len(exclude))
         after_retrieval = time.perf_counter()
         use_reranker = basis is Basis.HISTORY and rerank is not Rerank.NEVER
         ranked, gave_way = self._reranked_or_not(
             retrieved,
-            Histories.of([history.tolist()]),
+            histories,
             depth=(self.config.depth if depth is None else depth) if use_reranker else 0,
             always=rerank is Rerank.ALWAYS,
             budget=budget,
@@ -183,13 +198,15 @@ class Recommender:
             gated=cut is Cut.GATED,
         )
 
-    def rank(self, histories: Histories, *, candidates: int, depth: int | None = None) -> Ranked:
-        """Both stages for many users at once."""
-        return self.rerank(self.retrieve(histories, candidates), histories, depth=depth)
+    def rank(
+        self, histories: Histories, *, candidates: int, depth: int | None = None, where: Mask | None = None
+    ) -> Ranked:
+        """Both stages for many users at once; `where` as in `recommend`."""
+        return self.rerank(self.retrieve(histories, candidates, where=where), histories, depth=depth)
 
-    def retrieve(self, histories: Histories, candidates: int) -> Candidates:
-        """The first stage for many users at once."""
-        return self.retriever.candidates(histories, candidates, exclude_known=self.config.exclude_known)
+    def retrieve(self, histories: Histories, candidates: int, *, where: Mask | None = None) -> Candidates:
+        """The first stage for many users at once; `where` as in `recommend`."""
+        return self.retriever.candidates(histories, candidates, exclude_known=self.config.exclude_known, where=where)
 
     def rerank(
         self,
@@ -255,43 +272,18 @@ class Recommender:
         Raises:
             BadInput: when k is not positive or larger than the catalog.
         """
-        if not 1 <= k <= len(self.catalog):
-            raise BadInput(f"k is {k:,}, but the catalog has {len(self.catalog):,} items: ask for 1 to that many")
-
-    def _retrieve(self, question: _Question, query: Scores | None, exclude: Rows | None) -> tuple[Basis, Candidates]:
-        # Where some must not come back, as many more are looked for.
-        more = 0 if exclude is None else len(exclude)
-        if query is not None:
-            histories = Histories.of([question.history.tolist()])
-            basis, found = (
-                Basis.QUERY,
-                self.retriever.candidates_for_texts(query[None, :], histories, question.wanted + more),
-            )
-        else:
-            basis = Basis.HISTORY if len(question.history) else Basis.POPULAR
-            found = self._retrieving(replace(question, wanted=question.wanted + more))
-        return basis, found if exclude is None else _without(found, exclude, question.wanted)
-
-    def _retrieve_together(self, questions: Sequence[_Question]) -> list[Candidates]:
-        """The first stage for several callers; those who want alike lists are searched for at once."""
-        alike: dict[tuple[int, bool], list[int]] = {}
-        for place, question in enumerate(questions):
-            alike.setdefault((question.wanted, question.exclude_known), []).append(place)
-        found: dict[int, Candidates] = {}
-        for (wanted, exclude_known), places in alike.items():
-            histories = Histories.of([questions[place].history.tolist() for place in places])
-            lists = self.retriever.candidates(histories, wanted, exclude_known=exclude_known)
-            for row, place in enumerate(places):
-                found[place] = lists if len(places) == 1 else lists.take(np.array([row]))
-        return [found[place] for place in range(len(questions))]
+        available = self.retriever.available
+        items = len(self.catalog) if available is None else int(available.sum())
+        if not 1 <= k <= items:
+            raise BadInput(f"k is {k:,}, but the catalog has {items:,} items: ask for 1 to that many")
 
     def _items(self, ranked: Ranked, history: Rows, k: int, *, explained: bool) -> tuple[RecommendedItem, ...]:
         final, retrieved = ranked.reranked, ranked.retrieved
         rows = final.item_rows[0][final.item_rows[0] != NO_ITEM][:k]
         place_before = {int(row): place for place, row in enumerate(retrieved.item_rows[0])}
         read = _reranker_places(ranked)
-        reasons = self._reasons(history, rows) if explained else [{}] * len(rows)
-        lifts = self._lifts(retrieved) if explained else {}
+        named = reasons(self.retriever, history, rows) if explained else [{}] * len(rows)
+        lifted = lifts(self.retriever, retrieved) if explained else {}
         items = []
         for place, row in enumerate(rows.tolist()):
             before = place_before[row]
@@ -305,9 +297,9 @@ class Recommender:
                     rerank_rank=reread[0] if reread else None,
                     retrieval_score=float(retrieved.score[0, before]),
                     rerank_score=reread[1] if reread else None,
-                    because=tuple(reasons[place]),
-                    shares=tuple(reasons[place].values()),
-                    sources={name: float(share[before]) for name, share in lifts.items()},
+                    because=tuple(self.catalog.vocabulary.ids[one] for one in named[place]),
+                    shares=tuple(named[place].values()),
+                    sources={name: float(share[before]) for name, share in lifted.items()},
                 )
             )
         return tuple(items)
@@ -349,29 +341,6 @@ class Recommender:
         if rerank is Rerank.AUTO and not self.reranker_helps:
             return "the reranker did not help on validation; --rerank always shows its scores"
         return "the reranker was told not to"
-
-    def _lifts(self, retrieved: Candidates) -> dict[str, Scores]:
-        """source → (K,) its share in what lifts an item above the lowest of the list by each source."""
-        parts = {name: part[0] for name, part in self.retriever.fusion.parts(retrieved).items()}
-        present = retrieved.present[0]
-        lifts = {name: np.where(present, part - part[present].min(initial=np.inf), 0) for name, part in parts.items()}
-        whole = np.maximum(sum(lifts.values(), np.zeros(len(present), dtype=np.float32)), 1e-12)
-        return {name: np.asarray(lift / whole, dtype=np.float32) for name, lift in lifts.items()}
-
-    def _reasons(self, history: Rows, rows: Rows) -> list[dict[str, float]]:
-        """For each of the items at `rows` the history items that raised it most, and their shares."""
-        recent, parts = contributions(self.retriever, history, rows)  # (H,), (H, K)
-        ids = self.catalog.vocabulary.ids
-        parts = np.maximum(parts, 0)
-        strongest = np.argsort(-parts, axis=0, kind="stable")  # (H, K)
-        named: list[dict[str, float]] = []
-        for place, whole in enumerate(parts.sum(axis=0)):
-            found: dict[str, float] = {}
-            for step in strongest[:, place]:
-                if parts[step, place] > 0:
-                    found.setdefault(ids[recent[step]], float(parts[step, place] / whole))
-            named.append(dict(list(found.items())[:BECAUSE]))
-        return named
 
 
 def _without(found: Candidates, rows: Rows, depth: int) -> Candidates:

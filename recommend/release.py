@@ -1,7 +1,7 @@
 """A published release, loaded: retriever, index and reranker that belong together."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ import numpy as np
 from data.prepared import load_prepared
 from data.schema import Dataset, Scores
 from fusion.linear import LinearFusion
-from index.faiss_index import load_index
+from index.manifest import read_manifest
+from index.published import PublishedIndex
+from recommend.live_items import LiveItems
 from rerank.base import Reranker
 from rerank.gate import Gate
 from rerank.kinds import load_reranker as load_trained
 from rerank.packed import PackedReranker
-from retrieval.folder import load_retriever, load_vectors, read_card
+from retrieval.encode import EncoderConfig
+from retrieval.folder import load_own_encoder, load_retriever, load_vectors, read_card
 from retrieval.retriever import Retriever
 from store.artifacts import Release, Run, Verify, artifact_key
 from store.assets import local_folder, resolve_model
@@ -42,25 +45,67 @@ class Stages:
     fit: str
 
 
-def load_stages(
-    run: Run, release: Release, *, with_reranker: bool = True, opened: Callable[[str], Reranker] | None = None
-) -> Stages:
-    """Loads a release and checks that its parts were made from one another.
-
-    Args:
-        opened: gives the reranker of a key, such as one in a child process; None: it is loaded here.
+def load_stages(run: Run, release: Release, *, with_reranker: bool = True) -> Stages:
+    """Loads a release with all that has changed since it was made, and checks that its parts belong together.
 
     Raises:
         MissingStep: when a part is missing; the message names the command that makes it.
         CorruptArtifact: when a file is damaged.
         Mismatch: when the parts do not belong together.
     """
-    if release.retriever is None or release.index is None:
-        trained = any((run.root / "artifacts" / "retriever").glob("[!.]*"))
-        noun, command = ("index", "build-index") if trained else ("retriever", "train-retriever")
-        raise MissingStep(
-            f"{run.root} has published no {noun}: make it with 'python cli.py {command} --run {run.root}'"
-        )
+    _check_published(run, release)
+    published = PublishedIndex(run, release, verify=Verify.FULL)
+    return as_changed(load_base(run, published, with_reranker=with_reranker), published)
+
+
+def as_changed(base: Stages, published: PublishedIndex, live: LiveItems | None = None) -> Stages:
+    """What `load_base` gave, over the catalog as it is now.
+
+    Args:
+        base: stages of the release that `published` has open.
+        published: the index and its changes.
+        live: what has changed, where the caller has it at hand.
+
+    Raises:
+        CorruptArtifact: when what was changed cannot be read.
+    """
+    live = live_items(base, published) if live is None else live
+    index = published.index.frozen()
+    if not live:
+        return replace(base, retriever=replace(base.retriever, index=index))
+    return replace(base, dataset=live.over_dataset(base.dataset), retriever=live.over_retriever(base.retriever, index))
+
+
+def live_items(base: Stages, published: PublishedIndex) -> LiveItems:
+    """What has changed since the data set of the release was prepared.
+
+    Raises:
+        CorruptArtifact: when it cannot be read.
+    """
+    width = base.retriever.text.shape[1]
+    folded = LiveItems.load(published.folder) or LiveItems.none(base.dataset.catalog, width)
+    return folded.after(published.changes)
+
+
+def load_base(
+    run: Run,
+    published: PublishedIndex,
+    *,
+    with_reranker: bool = True,
+    opened: Callable[[str], Reranker] | None = None,
+) -> Stages:
+    """The stages of an opened release as they were fitted, without what has changed since.
+
+    Args:
+        opened: gives the reranker of a key, such as one in a child process; None: it is loaded here.
+
+    Raises:
+        MissingStep, CorruptArtifact, Mismatch: as `load_stages`.
+    """
+    release = published.release
+    _check_published(run, release)
+    assert release.retriever is not None
+    assert release.index is not None
     dataset, manifest = load_prepared(_whole(run, "dataset", release.dataset or ""))
     made_from = run.manifest("retriever", release.retriever)["made_from"]
     _same(manifest["fingerprint"], made_from["dataset"], "the retriever", "train-retriever", run)
@@ -73,10 +118,11 @@ def load_stages(
     )
     folder = _whole(run, "retriever", release.retriever)
     vectors = load_vectors(_whole(run, "text_vectors", read_card(folder).text_vectors))
-    index = load_index(
-        _whole(run, "index", release.index), retriever=release.retriever, catalog=manifest["fingerprint"]
+    # An index of earlier data or models is refused here, a damaged one was when it was opened.
+    read_manifest(published.folder).check_fingerprints(
+        published.folder, retriever=release.retriever, catalog=manifest["fingerprint"]
     )
-    retriever = load_retriever(folder, text_vectors=vectors, index=index)
+    retriever = load_retriever(folder, texts=dataset.catalog.texts, text_vectors=vectors, index=published.index)
     if release.vectors is not None:
         _check_vectors(retriever, load_vectors(_whole(run, "vectors", release.vectors)), run)
     reranker, fusion, gate = None, None, None
@@ -108,6 +154,22 @@ def load_weighing(run: Run, key: str) -> tuple[LinearFusion, Gate]:
     """The fusion and the gate that were fitted with a reranker."""
     folder = _whole(run, "reranker", key)
     return LinearFusion.load(folder / RERANK_FUSION), Gate.load(folder / RERANK_GATE)
+
+
+def encoder_of(run: Run, release: Release) -> tuple[Any, EncoderConfig]:
+    """The encoder that read the catalog of a release: its own tuned one, or the one its config names."""
+    folder = run.artifact("retriever", release.retriever or "")
+    settings = read_card(folder).config.encoder
+    return load_own_encoder(folder, settings), settings
+
+
+def _check_published(run: Run, release: Release) -> None:
+    if release.retriever is None or release.index is None:
+        trained = any((run.root / "artifacts" / "retriever").glob("[!.]*"))
+        noun, command = ("index", "build-index") if trained else ("retriever", "train-retriever")
+        raise MissingStep(
+            f"{run.root} has published no {noun}: make it with 'python cli.py {command} --run {run.root}'"
+        )
 
 
 def _whole(run: Run, kind: str, key: str) -> Path:

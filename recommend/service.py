@@ -21,7 +21,7 @@ from recommend.serving import Opener, Serving, ServingPlan, release_name
 from recommend.supervised import supervised
 from rerank.base import RerankRequest, RerankResult
 from rerank.budget import Budget
-from store.artifacts import Run
+from store.artifacts import Release, Run
 from store.errors import BadInput, MissingStep, TandemError
 
 LOOK_S = 1.0
@@ -42,6 +42,7 @@ class Ask:
     limit: int | None = None
     depth: int | None = None
     budget: Budget = field(default_factory=Budget)
+    where: str | None = None
     exclude_items: Sequence[str] = ()
     exclude_known: bool | None = None
     rerank: Rerank = Rerank.AUTO
@@ -108,7 +109,7 @@ class Service:
             run, configure, overload, opener or _in_a_child(time_limit_s), lambda: self._under_way, time_limit_s
         )
         self._now = self._plan.open(run.release())
-        self._seen = self._now.release
+        self._seen: Release | None = self._now.release
         self._leaving: list[tuple[float, Serving]] = []
         self._ends = threading.Event()
         self._keeper = threading.Thread(target=self._keep, daemon=True, name="keeper")
@@ -124,6 +125,7 @@ class Service:
 
         Raises:
             BadInput: when not exactly one of user, history and query is given, or a number is out of range.
+            FilterFault: when the condition has a fault, or nothing meets it.
         """
         serving = self._now
         started = time.perf_counter()
@@ -138,6 +140,8 @@ class Service:
                 rerank=ask.rerank,
                 budget=ask.budget,
                 query_vector=vector,
+                about=known.about,
+                where=None if ask.where is None else serving.conditions.mask(ask.where),
                 exclude=excluded if len(excluded) else None,
                 exclude_known=ask.exclude_known,
                 explained=ask.explain,
@@ -229,7 +233,7 @@ class Service:
         try:
             release = self.run.release()
         except TandemError as error:
-            self.refused = str(error)
+            self.refused, self._seen = str(error), None
             return False
         if release == self._seen:
             return False

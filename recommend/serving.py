@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from recommend.batched import BatchedReranker
+from recommend.item_filter import Conditions
 from recommend.ledger import LEDGER, Ledger
 from recommend.overload import OverloadConfig, RerankLoad
 from recommend.recommender import RecommendConfig, Recommender
@@ -60,6 +61,7 @@ class Serving:
     recommender: Recommender
     wishes: WishReader
     directory: Directory
+    conditions: Conditions
     load: RerankLoad
     child: ServedReranker | None
     reranker: Reranker | None
@@ -118,6 +120,7 @@ class ServingPlan:
             recommender=Recommender(stages, config, spent_today=spent, load=load),
             wishes=WishReader(self.run, release.retriever or ""),
             directory=Directory(stages.dataset),
+            conditions=Conditions(stages.dataset.catalog),
             load=load,
             child=child,
             reranker=stages.reranker,

@@ -7,10 +7,9 @@ import numpy as np
 
 from data.schema import Scores
 from recommend.recommender import Recommender
-from retrieval.encode import EncoderConfig, encode_texts, load_encoder
-from retrieval.folder import ENCODER, read_card
+from retrieval.encode import EncoderConfig, encode_texts
+from retrieval.folder import load_own_encoder, read_card
 from store.artifacts import Run
-from store.assets import resolve_model
 from store.errors import BadInput
 
 
@@ -56,11 +55,6 @@ class WishReader:
         """The release's own tuned encoder, or the one that its config names."""
         if self._loaded is None:
             folder = self._run.artifact("retriever", self._retriever)
-            card = read_card(folder)
-            settings = card.config.encoder
-            if card.tuned:
-                self._loaded = load_encoder(str(folder / ENCODER), settings), settings
-            else:
-                source = resolve_model(settings.model)
-                self._loaded = load_encoder(source.path_or_id, settings, revision=source.revision), settings
+            settings = read_card(folder).config.encoder
+            self._loaded = load_own_encoder(folder, settings), settings
         return self._loaded

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from rerank.quantization import is_quantized
 from store.errors import BadInput
 
 WEIGHTS = "weights.safetensors"
@@ -129,7 +130,9 @@ def save(model: Any, config: AdapterConfig, folder: Path, *, base: str) -> None:
 
 
 def merged(model: Any) -> Any:
-    """A copy with what can be added into the weights added, for inference."""
+    """A copy with what can be added into the weights added, for inference; a quantized model as it is."""
+    if is_quantized(plain(model)):
+        return model
     twin = copy.deepcopy(model)
     if isinstance(twin, PeftModel) and not is_prefix(twin):
         return twin.merge_and_unload()

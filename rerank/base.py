@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank.budget import Cap, Cut
+from rerank.hints import Hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +20,16 @@ class RerankRequest:
         candidates: texts of the items to score, the most promising first; the order has no influence on the scores.
         limits: cap → tokens that may go through the model; what does not fit is left out as `budget.plan` says.
         max_ms: milliseconds that reading may take, a cap like the others.
+        hints: kind → (k,) what retrieval knows of each candidate, for rerankers whose prompts tell it.
+        about: what is known of the user, in words; it is read before the history and never left out.
     """
 
     history: tuple[str, ...]
     candidates: tuple[str, ...]
     limits: Mapping[Cap, int] = field(default_factory=dict)
     max_ms: float | None = None
+    hints: Mapping[Hint, Sequence[int]] = field(default_factory=dict)
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.schema import Scores
-from rerank.adapters import AdapterConfig, is_prefix, plain
+from rerank.adapters import AdapterConfig, AdapterKind, is_prefix, plain
+from rerank.head import expected
 from rerank.packed import PackedConfig, PackedReranker, split
 from rerank.packing import Packed, Prompt, pack
 from rerank.prefix_cache import PrefixCache
 from rerank.prompt import PromptConfig, Prompter, decoder_wording
+from rerank.quantization import Quantization, loading_options
 from rerank.shared_prefix import NAME, Row
 from store.errors import BadInput
 
@@ -36,6 +38,18 @@ class DecoderConfig(PackedConfig):
         description="what is trained in the model",
     )
     prefix_cache_mb: int = Field(512, ge=0, description="memory for the states of histories seen before; 0: none")
+    quantization: Quantization | None = Field(
+        None, description="nf4: the frozen weights in four bits, on an NVIDIA GPU with bitsandbytes; unset: as they are"
+    )
+
+    @model_validator(mode="after")
+    def _quantized_weights_stay_frozen(self) -> Self:
+        if self.quantization is not None and self.adapter.kind in (AdapterKind.FULL, AdapterKind.LAST_LAYERS):
+            raise ValueError(
+                f"adapter.kind {self.adapter.kind.value} trains the model's own weights, which cannot be kept in four"
+                " bits: choose lora, or leave quantization unset"
+            )
+        return self
 
 
 class YesNo(torch.nn.Module):
@@ -57,6 +71,31 @@ class YesNo(torch.nn.Module):
         return scores
 
 
+class GradeTokens(torch.nn.Module):
+    """score = Σ softmax(logits of "1", "2", …) · grade, by the language model's own output map; nothing is trained.
+
+    Args:
+        rows: (G, D) float32 of the output map.
+        grades: (G,) the rating scale, lowest first.
+    """
+
+    rows: torch.Tensor
+    grades: torch.Tensor
+
+    def __init__(self, rows: torch.Tensor, grades: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows)
+        self.register_buffer("grades", torch.tensor(grades, dtype=torch.float32))
+
+    def logits(self, states: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """(ΣK, G) float32 from the states (L, D) at the end of each candidate."""
+        return states[packed.candidate_ends].float() @ self.rows.T
+
+    def forward(self, states: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """(ΣK,) expected ratings."""
+        return expected(self.logits(states, packed), self.grades)
+
+
 class DecoderReranker(PackedReranker[DecoderConfig]):
     """Reranker of the Llama family: the history's keys and values are computed once and kept for its next request."""
 
@@ -70,17 +109,24 @@ class DecoderReranker(PackedReranker[DecoderConfig]):
         self.cache = PrefixCache(self.config.prefix_cache_mb * 2**20)
 
     @classmethod
-    def read_backbone(cls, model_dir: Path) -> Any:
+    def read_backbone(cls, model_dir: Path, config: DecoderConfig) -> Any:
         """The model with its output map."""
         return AutoModelForCausalLM.from_pretrained(
-            str(model_dir), attn_implementation=NAME, dtype=torch.float32, local_files_only=True
+            str(model_dir),
+            attn_implementation=NAME,
+            dtype=torch.float32,
+            local_files_only=True,
+            **loading_options(config.quantization),
         )
 
     @classmethod
-    def new_head(cls, backbone: Any, config: DecoderConfig) -> YesNo:
-        """By the rows of "yes" and "no"."""
+    def new_head(cls, backbone: Any, config: DecoderConfig) -> YesNo | GradeTokens:
+        """By the rows of "yes" and "no", or of the numbers that stand for the grades."""
         tokenizer = _tokenizer(Path(backbone.config._name_or_path))
-        output = backbone.get_output_embeddings().weight.detach().float()
+        output = backbone.get_output_embeddings().weight.detach().float().cpu()
+        if config.grades:
+            numbers = [_one_token(tokenizer, str(number + 1)) for number in range(len(config.grades))]
+            return GradeTokens(output[numbers], config.grades)
         yes, no = yes_and_no(tokenizer)
         return YesNo(output[yes] - output[no])
 
@@ -88,17 +134,22 @@ class DecoderReranker(PackedReranker[DecoderConfig]):
     def new_prompter(cls, model_dir: Path, config: DecoderConfig) -> Prompter:
         """In plain words."""
         tokenizer = _tokenizer(model_dir)
-        return Prompter(tokenizer, config.prompt, decoder_wording(tokenizer))
+        return Prompter(tokenizer, config.prompt, decoder_wording(tokenizer, grades=len(config.grades)))
 
     def states(self, packed: Packed, row: Row) -> torch.Tensor:
         """(L, D) of the last layer, after its norm."""
         model = plain(self.backbone)
-        positions, virtual = packed.position_ids[None], None
+        device = model.device
+        positions, virtual = packed.position_ids[None].to(device), None
         if is_prefix(self.backbone):
             virtual = self.backbone.get_prompt(batch_size=1)
             positions = positions + virtual.get_seq_length()
         found: torch.Tensor = model.model(
-            input_ids=packed.input_ids[None], position_ids=positions, past_key_values=virtual, row=row, use_cache=False
+            input_ids=packed.input_ids[None].to(device),
+            position_ids=positions,
+            past_key_values=virtual,
+            row=row,
+            use_cache=False,
         ).last_hidden_state[0]
         return found
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from rerank.head import PairHead
+from rerank.head import GradedPairHead, PairHead
 from rerank.packed import PackedConfig, PackedReranker
 from rerank.packing import Packed
 from rerank.prompt import Prompter, bert_wording
@@ -33,7 +33,7 @@ class EncoderReranker(PackedReranker[EncoderConfig]):
     model_types = frozenset({"bert"})
 
     @classmethod
-    def read_backbone(cls, model_dir: Path) -> Any:
+    def read_backbone(cls, model_dir: Path, config: EncoderConfig) -> Any:
         """The model without a head of its own; dropout of its own would fight the adapter's."""
         return AutoModel.from_pretrained(
             str(model_dir),
@@ -48,12 +48,14 @@ class EncoderReranker(PackedReranker[EncoderConfig]):
     @classmethod
     def new_head(cls, backbone: Any, config: EncoderConfig) -> PairHead:
         """Its last layer starts at zero."""
-        return PairHead(
-            backbone.config.hidden_size,
-            width=config.head_width,
-            temperature=config.start_temperature,
-            decay=config.start_decay,
-        )
+        shape: dict[str, Any] = {
+            "width": config.head_width,
+            "temperature": config.start_temperature,
+            "decay": config.start_decay,
+        }
+        if config.grades:
+            return GradedPairHead(backbone.config.hidden_size, **shape, grades=config.grades)
+        return PairHead(backbone.config.hidden_size, **shape)
 
     @classmethod
     def new_prompter(cls, model_dir: Path, config: EncoderConfig) -> Prompter:

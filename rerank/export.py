@@ -15,10 +15,12 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder.modules import LogitScore
 
 from rerank import adapters
+from rerank.backbone import without_progress_bars
 from rerank.card import CARD_FILE, HEAD_FILE
 from rerank.decoder import DecoderReranker, yes_and_no
-from rerank.packed import PackedReranker, without_progress_bars
+from rerank.packed import PackedReranker
 from rerank.prompt import BULLET, NEWLINE, OPENING, QUESTION
+from rerank.quantization import is_quantized
 from store.errors import BadInput, Mismatch
 
 TOLERANCE = 2e-3
@@ -48,10 +50,19 @@ def export_reranker(reranker: PackedReranker[Any], folder: Path, shape: Shape) -
             f"an adapter of kind {reranker.config.adapter.kind.value!r} cannot be added into the weights: its folder in"
             " the run is its export"
         )
+    if is_quantized(adapters.plain(reranker.backbone)):
+        raise BadInput(
+            "an adapter over weights of four bits cannot be added into them: its folder in the run is its export"
+        )
     if shape is Shape.CROSS_ENCODER and not isinstance(reranker, DecoderReranker):
         raise BadInput(
             "sentence-transformers' CrossEncoder has no head like that of an encoder reranker: export it as merged, or"
             " train a decoder"
+        )
+    if shape is Shape.CROSS_ENCODER and reranker.config.grades:
+        raise BadInput(
+            "sentence-transformers' CrossEncoder answers yes or no, and this reranker expects ratings: export it as"
+            " merged, or train another with the objective listwise"
         )
     merged = reranker if reranker.is_merged else reranker.merged()
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +84,7 @@ def _as_model(merged: PackedReranker[Any], folder: Path) -> np.ndarray:
     card = {"kind": merged.kind, "base": merged.base.name, "config": merged.config.model_dump(mode="json")}
     (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     again = type(merged)(
-        backbone=type(merged).read_backbone(folder),
+        backbone=type(merged).read_backbone(folder, merged.config),
         head=merged.head,
         prompter=type(merged).new_prompter(folder, merged.config),
         base=merged.base,

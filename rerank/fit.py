@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.schema import Candidates, Histories, Holdout, Scores
 from fusion.linear import LinearFusion
@@ -14,6 +14,8 @@ from rerank.decoder import DecoderConfig
 from rerank.encoder import EncoderConfig
 from rerank.fusion import RERANKER, RETRIEVAL, FusionRecord, fit_rerank_fusion
 from rerank.gate import Gate
+from rerank.grades import rated_lists
+from rerank.hints import Hint, hint_codes
 from rerank.lists import TrainingLists, earlier_positions
 from rerank.objective import Objective
 from rerank.packed import PackedReranker
@@ -35,7 +37,15 @@ class RerankerConfig(BaseModel):
     decoder: DecoderConfig = Field(DecoderConfig(), description="prompt and adapter of a Llama-like model")
     train: RerankTrainConfig = Field(RerankTrainConfig(), description="training; its minutes are for both rounds")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="how a killed training is gone on with")
-    easy_share: float = Field(0.6, ge=0, le=1, description="share of the minutes for lists with easy negatives")
+    pairs_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the minutes for a warm start: which item followed this single one? easy negatives",
+    )
+    easy_share: float = Field(
+        0.6, ge=0, le=1, description="share for whole histories with easy negatives; hard lists have the rest"
+    )
     residual: bool = Field(
         True, description="hard lists: learn what retrieval's own score leaves open, instead of the whole order anew"
     )
@@ -51,6 +61,29 @@ class RerankerConfig(BaseModel):
     positions_per_user: int = Field(4, ge=0, description="easy lists drawn from inside each history, at most")
     depth: int = Field(20, ge=1, description="candidates of a user that are reranked, from the top")
     fusion_users: int = Field(1000, ge=1, description="users of group B that the fusion is fitted on, at most")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.pairs_share + self.easy_share > 1:
+            raise ValueError(
+                f"pairs_share {self.pairs_share:g} and easy_share {self.easy_share:g} are more than all of the minutes:"
+                " lower one of them"
+            )
+        hints = {self.encoder.prompt.hint, self.decoder.prompt.hint} - {Hint.NONE}
+        told = {"teacher": self.teacher, "earlier_targets": self.earlier_targets, "prompt.hint": hints}
+        asked = [name for name, value in told.items() if value]
+        if self.train.objective is Objective.GRADED and asked:
+            raise ValueError(
+                "train.objective graded learns from ratings inside the histories, to which this adds nothing:"
+                f" {', '.join(asked)}; unset it, or choose listwise"
+            )
+        return self
+
+    def graded_by(self, scale: Callable[[tuple[float, ...]], tuple[float, ...]]) -> Self:
+        """The same with the rating scale of both kinds of model replaced by what `scale` makes of the stated one."""
+        kinds = {"encoder": self.encoder, "decoder": self.decoder}
+        graded = {name: kind.model_copy(update={"grades": scale(kind.grades)}) for name, kind in kinds.items()}
+        return self.model_copy(update=graded)
 
     @property
     def learns_beside_retrieval(self) -> bool:
@@ -94,6 +127,16 @@ class TaskData:
     teacher_scores: Scores | None = None
 
 
+@dataclass(frozen=True)
+class Round:
+    """One training of several that follow one another."""
+
+    name: str
+    lists: TrainingLists
+    validation: TrainingLists
+    config: RerankTrainConfig
+
+
 def fit_reranker(
     reranker: PackedReranker[Any],
     task: TaskData,
@@ -107,29 +150,20 @@ def fit_reranker(
     Args:
         checkpoints: gives the place where a round of training, by its name, is kept until all is done.
     """
-    popularity = np.bincount(task.train.item_rows, minlength=len(task.texts)).astype(np.float64)
-    # With popular items drawn more often as negatives, popularity alone does not tell the item taken.
-    easy_weights = np.sqrt(popularity + 1)
-    rng = np.random.default_rng(config.train.seed)
-    hard = hard_lists(task, easy_weights, config=config)
-    validation = next_item_lists(task.texts, task.selectors, task.selector_candidates, easy_weights)
-    validation_of_hard = next_item_lists(
-        task.texts,
-        task.selectors,
-        task.selector_candidates.head(config.depth),
-        None,
-        with_prior=config.learns_beside_retrieval,
-    )
-    easy = earlier_positions(
-        task.texts, task.train, per_user=config.positions_per_user, min_history=1, easy_weights=easy_weights, rng=rng
-    )
-    rounds = []
-    for name, lists, share in (("easy", easy, config.easy_share), ("hard", hard, 1 - config.easy_share)):
-        if len(lists) and share > 0:
-            settings = _for_round(config.train, share, hard=lists is hard)
-            stop = validation_of_hard if lists is hard and hard.scored else validation
-            kept = checkpoints(name) if checkpoints else None
-            rounds.append(train_reranker(reranker, lists, validation=stop, config=settings, log=log, checkpoints=kept))
+    graded = config.train.objective is Objective.GRADED
+    planned = [_graded_round(task, config, reranker.config.grades)] if graded else _rounds(reranker, task, config)
+    rounds = [
+        train_reranker(
+            reranker,
+            one.lists,
+            validation=one.validation,
+            config=one.config,
+            log=log,
+            checkpoints=checkpoints(one.name) if checkpoints else None,
+        )
+        for one in planned
+        if len(one.lists) and one.config.budget_minutes > 0
+    ]
     asked = np.arange(min(len(task.selectors), config.fusion_users))
     candidates = task.selector_candidates.take(asked).head(config.depth)
     scored = with_reranker_scores(reranker.merged(), task.texts, candidates, task.selectors.histories.take(asked))
@@ -139,7 +173,49 @@ def fit_reranker(
     return fusion, gate, RerankerRecord(rounds, record)
 
 
-def hard_lists(task: TaskData, easy_weights: np.ndarray, *, config: RerankerConfig) -> TrainingLists:
+def _rounds(reranker: PackedReranker[Any], task: TaskData, config: RerankerConfig) -> list[Round]:
+    """Pairs, easy lists from inside the histories, and hard ones from the retriever's candidates."""
+    hint = reranker.config.prompt.hint
+    popularity = np.bincount(task.train.item_rows, minlength=len(task.texts)).astype(np.float64)
+    # With popular items drawn more often as negatives, popularity alone does not tell the item taken.
+    easy_weights = np.sqrt(popularity + 1)
+    rng = np.random.default_rng(config.train.seed)
+    hard = hard_lists(task, easy_weights, config=config, hint=hint)
+    validation = next_item_lists(task.texts, task.selectors, task.selector_candidates, easy_weights)
+    validation_of_hard = next_item_lists(
+        task.texts,
+        task.selectors,
+        task.selector_candidates.head(config.depth) if hard.scored else task.selector_candidates,
+        None if hard.scored else easy_weights,
+        with_prior=config.learns_beside_retrieval,
+        hint=hint,
+    )
+    easy = earlier_positions(
+        task.texts, task.train, per_user=config.positions_per_user, min_history=1, easy_weights=easy_weights, rng=rng
+    )
+    shares = {"pairs": config.pairs_share, "easy": config.easy_share}
+    shares["hard"] = 1 - sum(shares.values())
+    return [
+        Round("pairs", easy.after_last_item(), validation.after_last_item(), _for_round(config.train, shares["pairs"])),
+        Round("easy", easy, validation, _for_round(config.train, shares["easy"])),
+        Round("hard", hard, validation_of_hard, _for_round(config.train, shares["hard"], hard=True)),
+    ]
+
+
+def _graded_round(task: TaskData, config: RerankerConfig, grades: tuple[float, ...]) -> Round:
+    """Rated items inside the histories of all but group B, which validates."""
+    rng, train = np.random.default_rng(config.train.seed), config.train
+    others = np.setdiff1d(np.arange(len(task.train)), task.selectors.user_rows)
+    lists, validation = (
+        rated_lists(task.texts, histories, grades, size=train.list_size, per_user=config.positions_per_user, rng=rng)
+        for histories in (task.train.take(others), task.selectors.histories)
+    )
+    return Round("graded", lists, validation, train)
+
+
+def hard_lists(
+    task: TaskData, easy_weights: np.ndarray, *, config: RerankerConfig, hint: Hint = Hint.NONE
+) -> TrainingLists:
     """What learners took next, among the retriever's candidates.
 
     With `residual`, and with a teacher, lists are drawn from the candidates that would be reranked and from nothing
@@ -148,13 +224,14 @@ def hard_lists(task: TaskData, easy_weights: np.ndarray, *, config: RerankerConf
     """
     candidates = task.learner_candidates
     if not config.learns_beside_retrieval and task.teacher_scores is None:
-        return next_item_lists(task.texts, task.learners, candidates, easy_weights)
+        return next_item_lists(task.texts, task.learners, candidates, easy_weights, hint=hint)
     lists = next_item_lists(
         task.texts,
         task.learners,
         candidates.head(config.depth),
         easy_weights,
         with_prior=config.learns_beside_retrieval,
+        hint=hint,
     )
     if task.teacher_scores is None:
         return lists.take(lists.found)
@@ -168,11 +245,18 @@ def next_item_lists(
     easy_weights: np.ndarray | None,
     *,
     with_prior: bool = False,
+    hint: Hint = Hint.NONE,
 ) -> TrainingLists:
-    """For each user asked, a list whose target is the next item they took; with retrieval's score as a prior or not."""
+    """For each user asked, a list whose target is the next item they took.
+
+    Args:
+        with_prior: with retrieval's score as a prior.
+        hint: what the texts are to tell of what retrieval knows.
+    """
     targets = asked.targets.item_rows[asked.targets.offsets[:-1]]
     prior = retrieval_column(candidates) if with_prior else None
-    return TrainingLists(texts, asked.histories, targets, candidates.item_rows, easy_weights, prior)
+    hints = None if hint is Hint.NONE else hint_codes(candidates)[hint]
+    return TrainingLists(texts, asked.histories, targets, candidates.item_rows, easy_weights, prior, hints=hints)
 
 
 def with_reranker_scores(
@@ -195,12 +279,19 @@ def retrieval_column(candidates: Candidates) -> Scores:
 
 def request_of(texts: Sequence[str], candidates: Candidates, histories: Histories, place: int) -> RerankRequest:
     """What a reranker is asked for the user at `place`."""
-    rows = candidates.item_rows[place][candidates.present[place]]
-    return RerankRequest(tuple(texts[row] for row in histories[place]), tuple(texts[row] for row in rows))
+    there = candidates.present[place]
+    rows = candidates.item_rows[place][there]
+    hints = {kind: codes[0][there].tolist() for kind, codes in hint_codes(candidates.take(np.array([place]))).items()}
+    return RerankRequest(
+        tuple(texts[row] for row in histories[place]),
+        tuple(texts[row] for row in rows),
+        hints=hints,
+        about=histories.about_of(place),
+    )
 
 
-def _for_round(config: RerankTrainConfig, share: float, *, hard: bool) -> RerankTrainConfig:
-    """The settings of one of the two rounds: its share of the minutes, and easy or hard negatives."""
+def _for_round(config: RerankTrainConfig, share: float, *, hard: bool = False) -> RerankTrainConfig:
+    """The settings of one of the rounds: its share of the minutes, and easy or hard negatives."""
     minutes = {"budget_minutes": config.budget_minutes * share}
     if hard:
         return config.model_copy(update={**minutes, "hard_share_start": config.hard_share_end, "curriculum_share": 0.0})

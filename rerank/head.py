@@ -1,6 +1,7 @@
 """The score of a pair from token states: a cosine at first, whatever training finds later."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -49,14 +50,15 @@ class PairHead(nn.Module):
         width: of the MLP's hidden layer.
         temperature: factor of the cosine at the start.
         decay: weight of a history item over that of the next, more recent one, at the start; in (0, 1).
+        outputs: of the MLP.
     """
 
-    def __init__(self, dimension: int, *, width: int, temperature: float, decay: float) -> None:
+    def __init__(self, dimension: int, *, width: int, temperature: float, decay: float, outputs: int = 1) -> None:
         super().__init__()
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
         self.decay_logit = nn.Parameter(torch.tensor(math.log(decay / (1 - decay))))
         self.hidden = nn.Linear(3 * dimension, width)
-        self.out = nn.Linear(width, 1)
+        self.out = nn.Linear(width, outputs)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -69,6 +71,12 @@ class PairHead(nn.Module):
 
     def forward(self, states: torch.Tensor, packed: Packed) -> torch.Tensor:
         """(ΣK,) scores of all candidates of a row, from the encoder's last layer (L, D) float32."""
+        cosine, correction = self.cosine_and_correction(states, packed)
+        scores: torch.Tensor = self.log_temperature.exp() * cosine + correction.squeeze(-1)
+        return scores
+
+    def cosine_and_correction(self, states: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ΣK,) of history and candidate, and what the MLP gives, (ΣK, outputs)."""
         decay = torch.sigmoid(self.decay_logit)
         pooled = pooled_segments(states, packed, decay)  # (S, D)
         owner = torch.repeat_interleave(
@@ -77,10 +85,42 @@ class PairHead(nn.Module):
         history = F.normalize(pooled[owner], dim=-1)
         candidates = F.normalize(pooled[packed.candidate_segments], dim=-1)
         product = history * candidates  # (ΣK, D)
-        cosine = product.sum(dim=-1)
         # Unit vectors have components near D^-1/2; the MLP gets them at the usual scale of 1.
         scale = math.sqrt(states.shape[-1])
         features = torch.cat([candidates, history, product * scale], dim=-1) * scale
-        correction = self.out(F.gelu(self.hidden(features))).squeeze(-1)
-        scores: torch.Tensor = self.log_temperature.exp() * cosine + correction
-        return scores
+        return product.sum(dim=-1), self.out(F.gelu(self.hidden(features)))
+
+
+class GradedPairHead(PairHead):
+    """score = Σ softmax(logits) · grade, the rating to be expected.
+
+    The logit of a grade is temperature · cos(history, candidate) · its place in [−1, 1] plus an output of the MLP, so
+    that untrained it ranks as `PairHead` does.
+
+    Args:
+        grades: (G,) the rating scale, lowest first.
+    """
+
+    grades: torch.Tensor
+    places: torch.Tensor
+
+    def __init__(
+        self, dimension: int, *, width: int, temperature: float, decay: float, grades: Sequence[float]
+    ) -> None:
+        super().__init__(dimension, width=width, temperature=temperature, decay=decay, outputs=len(grades))
+        self.register_buffer("grades", torch.tensor(grades, dtype=torch.float32))
+        self.register_buffer("places", torch.linspace(-1, 1, len(grades)), persistent=False)
+
+    def logits(self, states: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """(ΣK, G) float32."""
+        cosine, correction = self.cosine_and_correction(states, packed)
+        return (self.log_temperature.exp() * cosine)[:, None] * self.places + correction
+
+    def forward(self, states: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """(ΣK,) expected ratings."""
+        return expected(self.logits(states, packed), self.grades)
+
+
+def expected(logits: torch.Tensor, grades: torch.Tensor) -> torch.Tensor:
+    """(n,) ratings to be expected from logits (n, G) of the grades (G,)."""
+    return logits.float().softmax(dim=-1) @ grades

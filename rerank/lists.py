@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.schema import NO_ITEM, Histories, Rows, Scores
+from rerank.hints import NO_HINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,9 @@ class TrainingLists:
             popularity gives negatives that cannot be told by popularity alone.
         prior: (E, K) float32 beside `candidates`, the retriever's own score, which the reranker is to add to.
         teacher: (E, K) float32 beside `candidates`, the scores of a model to learn from.
+        grades: (E, K) int64 beside `candidates`, which are then rated items, whose ratings alone are learnt: the place
+            of each rating in its scale.
+        hints: (E, K) int64 beside `candidates`, what retrieval knows of each; see `rerank.hints`.
     """
 
     texts: Sequence[str]
@@ -33,10 +37,13 @@ class TrainingLists:
     easy_weights: npt.NDArray[np.float64] | None = None
     prior: Scores | None = None
     teacher: Scores | None = None
+    grades: Rows | None = None
+    hints: Rows | None = None
 
     def __post_init__(self) -> None:
         counts = {"histories": len(self.histories), "targets": len(self.targets), "candidates": len(self.candidates)}
-        for name, scores in (("prior", self.prior), ("teacher", self.teacher)):
+        columns = {"prior": self.prior, "teacher": self.teacher, "grades": self.grades, "hints": self.hints}
+        for name, scores in columns.items():
             if scores is not None and scores.shape != self.candidates.shape:
                 raise ValueError(f"{name} has the shape {scores.shape}, the candidates {self.candidates.shape}")
         if len(set(counts.values())) > 1:
@@ -55,7 +62,17 @@ class TrainingLists:
             self.easy_weights,
             None if self.prior is None else self.prior[places],
             None if self.teacher is None else self.teacher[places],
+            None if self.grades is None else self.grades[places],
+            None if self.hints is None else self.hints[places],
         )
+
+    def after_last_item(self) -> "TrainingLists":
+        """The same examples, of whose histories only the last item is known; all negatives are easy ones."""
+        rows = self.histories.last(1)[:, 0]
+        offsets = np.concatenate([[0], np.cumsum(rows != NO_ITEM)]).astype(np.int64)
+        last = Histories(rows[rows != NO_ITEM], offsets, about=self.histories.about)
+        none = np.empty((len(self), 0), dtype=np.int64)
+        return TrainingLists(self.texts, last, self.targets, none, self.easy_weights)
 
     @property
     def scored(self) -> bool:
@@ -77,12 +94,16 @@ class DrawnList:
         target_place: where the item that was taken stands; None where it is not in the list.
         prior: (k,) float32, the retriever's score of each; None: nothing is known.
         teacher: (k,) float32, the teacher's score of each.
+        grades: (k,) int64, how each was rated.
+        hints: (k,) int64, what retrieval knows of each.
     """
 
     item_rows: Rows
     target_place: int | None
     prior: Scores | None = None
     teacher: Scores | None = None
+    grades: Rows | None = None
+    hints: Rows | None = None
 
 
 def draw_list(lists: TrainingLists, place: int, *, size: int, hard_share: float, rng: np.random.Generator) -> DrawnList:
@@ -90,7 +111,7 @@ def draw_list(lists: TrainingLists, place: int, *, size: int, hard_share: float,
 
     Items of the history are never negatives. Where hard ones are too few, easy ones fill up; where the catalog is
     too small for `size`, the list is shorter. Where candidates have scores beside them all items are drawn from
-    them, and the target stands among these only if the retriever found it.
+    them, and the target stands among these only if the retriever found it. Of rated items all are taken.
 
     Args:
         lists: the examples.
@@ -99,6 +120,9 @@ def draw_list(lists: TrainingLists, place: int, *, size: int, hard_share: float,
         hard_share: in [0, 1], the expected share of negatives drawn from the retriever's candidates.
         rng: source of all chance.
     """
+    if lists.grades is not None:
+        there = lists.candidates[place] != NO_ITEM
+        return DrawnList(lists.candidates[place, there], None, grades=lists.grades[place, there])
     if lists.scored:
         return _draw_scored(lists, place, size=size, rng=rng)
     target = int(lists.targets[place])
@@ -109,7 +133,8 @@ def draw_list(lists: TrainingLists, place: int, *, size: int, hard_share: float,
     negatives += _easy(lists, size - 1 - count, {*taken, *negatives}, rng)
     rows = np.array([target, *negatives], dtype=np.int64)
     order = rng.permutation(len(rows))
-    return DrawnList(rows[order], int(np.flatnonzero(order == 0)[0]))
+    hints = None if lists.hints is None else _hints_of(rows[order], lists.candidates[place], lists.hints[place])
+    return DrawnList(rows[order], int(np.flatnonzero(order == 0)[0]), hints=hints)
 
 
 def _draw_scored(lists: TrainingLists, place: int, *, size: int, rng: np.random.Generator) -> DrawnList:
@@ -126,7 +151,14 @@ def _draw_scored(lists: TrainingLists, place: int, *, size: int, rng: np.random.
         int(np.flatnonzero(rows[places] == target)[0]) if len(at_target) else None,
         None if lists.prior is None else lists.prior[place, places],
         None if lists.teacher is None else lists.teacher[place, places],
+        hints=None if lists.hints is None else lists.hints[place, places],
     )
+
+
+def _hints_of(rows: Rows, candidates: Rows, hints: Rows) -> Rows:
+    """(k,) those of `rows` among (K,) candidates; nothing is known of others."""
+    known = dict(zip(candidates.tolist(), hints.tolist(), strict=True))
+    return np.array([known.get(row, NO_HINT) for row in rows.tolist()], dtype=np.int64)
 
 
 def _easy(lists: TrainingLists, count: int, taken: set[int], rng: np.random.Generator) -> list[int]:
@@ -171,18 +203,21 @@ def earlier_positions(
     """
     prefixes: list[Rows] = []
     targets: list[int] = []
+    owners: list[int] = []
     for place in range(len(histories)):
         rows = histories[place]
         possible = np.arange(min_history, len(rows))
         for position in rng.permutation(possible)[:per_user].tolist():
             prefixes.append(rows[:position])
             targets.append(int(rows[position]))
+            owners.append(place)
+    about = None if histories.about is None else histories.about[owners]
     lengths = [len(prefix) for prefix in prefixes]
     flat = np.concatenate([np.empty(0, dtype=np.int64), *prefixes])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     no_candidates = np.empty((len(targets), 0), dtype=np.int64)
     return TrainingLists(
-        texts, Histories(flat, offsets), np.array(targets, dtype=np.int64), no_candidates, easy_weights
+        texts, Histories(flat, offsets, about=about), np.array(targets, dtype=np.int64), no_candidates, easy_weights
     )
 
 

@@ -18,6 +18,8 @@ class Objective(StrEnum):
     """the item taken against the others of its list: −log softmax (ListNet with one relevant item, Cao et al. 2007)"""
     POINTWISE = "pointwise"
     """each item by itself, taken or not: binary cross-entropy; scores are log-odds"""
+    GRADED = "graded"
+    """how items that were taken were rated: −log softmax over the grades; scores are expected ratings"""
 
 
 def loss_of(
@@ -28,7 +30,7 @@ def loss_of(
     teacher_weight: float = 0.0,
     teacher_temperature: float = 1.0,
 ) -> torch.Tensor:
-    """Mean over lists of the loss of each.
+    """Mean over lists of the loss of each by the item taken; see `graded_loss` for ratings.
 
     Where a list has a prior, what is learnt listwise is what it leaves open: softmax(prior + score).
     Where it has a teacher's scores, the loss is a mixture with the cross-entropy to the teacher's softmax
@@ -49,6 +51,18 @@ def loss_of(
         weight = torch.where(targeted, torch.where(has_teacher, teacher_weight, 0.0), 1.0).to(scores.device)
         losses = (1 - weight) * losses + weight * taught
     return losses.mean()
+
+
+def graded_loss(logits: torch.Tensor, drawn: Sequence[DrawnList]) -> torch.Tensor:
+    """Mean over lists of the mean −log softmax of each item's grade.
+
+    Args:
+        logits: (ΣK, G) float32 of the items of all lists, one list behind the other.
+        drawn: lists with grades.
+    """
+    grades = [torch.from_numpy(np.asarray(made.grades, dtype=np.int64)) for made in drawn]
+    each = F.cross_entropy(logits, torch.cat(grades).to(logits.device), reduction="none")
+    return torch.stack([part.mean() for part in torch.split(each, [len(part) for part in grades])]).mean()
 
 
 def padded(columns: Sequence[Scores | None], like: torch.Tensor) -> torch.Tensor:

@@ -7,27 +7,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers.utils import logging
 
 from data.schema import Scores
 from rerank import adapters
 from rerank.adapters import AdapterConfig
+from rerank.backbone import frozen_backbone
 from rerank.base import RerankRequest, RerankResult
 from rerank.budget import Cap, Cut, Pace, Plan, plan
 from rerank.card import ADAPTER_DIR, CARD_FILE, FORMAT, HEAD_FILE, BaseModelName, corrupt, read_card
-from rerank.layers import keep_layers
+from rerank.hints import led
 from rerank.packing import Packed, Prompt, pack, split_long
 from rerank.prompt import PromptConfig, Prompter
 from rerank.shared_prefix import Row
-from store.errors import BadInput, CorruptArtifact, Mismatch
+from store.errors import Mismatch
 
 
 class PackedConfig(BaseModel):
@@ -41,6 +42,16 @@ class PackedConfig(BaseModel):
         None, ge=1, description="layers of the model that are kept, evenly spread; less time, less quality; unset: all"
     )
     max_batch_tokens: int = Field(8192, ge=64, description="tokens of one forward pass in scoring")
+    grades: tuple[float, ...] = Field(
+        (), description="rating scale, lowest first; empty: as found in the log, where the objective is graded"
+    )
+
+    @field_validator("grades")
+    @classmethod
+    def _a_scale_rises(cls, grades: tuple[float, ...]) -> tuple[float, ...]:
+        if grades and (len(grades) < 2 or any(low >= high for low, high in pairwise(grades))):
+            raise ValueError(f"grades are {list(grades)}, but a rating scale has at least two, each above the last")
+        return grades
 
 
 ConfigT = TypeVar("ConfigT", bound=PackedConfig)
@@ -77,7 +88,7 @@ class PackedReranker(ABC, Generic[ConfigT]):
 
     @classmethod
     @abstractmethod
-    def read_backbone(cls, model_dir: Path) -> Any:
+    def read_backbone(cls, model_dir: Path, config: ConfigT) -> Any:
         """The model, as transformers reads it; OSError, ValueError or SafetensorError where it cannot be read."""
 
     @classmethod
@@ -118,7 +129,7 @@ class PackedReranker(ABC, Generic[ConfigT]):
             BadInput: when the model cannot be packed, or its positions are too few for the prompts.
             CorruptArtifact: when it cannot be read.
         """
-        backbone = cls._frozen_backbone(model_dir, config)
+        backbone = cls._backbone(model_dir, config)
         prompter = cls.new_prompter(model_dir, config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -143,7 +154,7 @@ class PackedReranker(ABC, Generic[ConfigT]):
                 f" the model in {model_dir.name} has {model_fingerprint}: name the first model, or train again"
                 " with 'python cli.py train-reranker'"
             )
-        backbone = cls._frozen_backbone(model_dir, config)
+        backbone = cls._backbone(model_dir, config)
         head = cls.new_head(backbone, config)
         try:
             head.load_state_dict(load_file(folder / HEAD_FILE))
@@ -229,6 +240,13 @@ class PackedReranker(ABC, Generic[ConfigT]):
         lists = list(torch.split(flat, packed.candidates))
         return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=float("-inf"))
 
+    def grade_logits(self, prompts: Sequence[Prompt], *, autocast: torch.dtype | None = None) -> torch.Tensor:
+        """(ΣK, G) float32 logits of the grades of all candidates, with a graph; of a reranker with `config.grades`."""
+        packed = pack(prompts)
+        head: Any = self.head
+        logits: torch.Tensor = head.logits(self._states(packed, Row(packed.spans, self.causal), autocast), packed)
+        return logits
+
     # --- scoring
 
     def score(self, requests: Sequence[RerankRequest]) -> RerankResult:
@@ -311,42 +329,35 @@ class PackedReranker(ABC, Generic[ConfigT]):
 
     def row_scores(self, packed: Packed, row: Row, *, autocast: torch.dtype | None) -> torch.Tensor:
         """(ΣK,) float32."""
-        with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
-            states = self.states(packed, row)
-        return self.scores_of(states.float(), packed)
+        return self.scores_of(self._states(packed, row, autocast), packed)
+
+    def _states(self, packed: Packed, row: Row, autocast: torch.dtype | None) -> torch.Tensor:
+        """(L, D) float32 of the last layer, on the CPU, where the head is; the model may be on a GPU."""
+        device = adapters.plain(self.backbone).device.type
+        with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+            return self.states(packed, row).float().cpu()
 
     def prompt_of(self, request: RerankRequest) -> Prompt:
         """What a request makes the model read if nothing caps it."""
-        ids = self.prompter.tokenize([*request.history, *request.candidates])
+        hint = self.config.prompt.hint
+        candidates = led(request.candidates, hint, request.hints.get(hint))
+        about, *ids = self.prompter.tokenize([request.about, *request.history, *candidates])
         known = len(request.history)
-        return self.prompter.prompt(ids[:known], ids[known:])
+        return self.prompter.prompt(ids[:known], ids[known:], about=about)
+
+    @classmethod
+    def _backbone(cls, model_dir: Path, config: ConfigT) -> Any:
+        return frozen_backbone(
+            lambda: cls.read_backbone(model_dir, config),
+            model_dir,
+            model_types=cls.model_types,
+            prompt=config.prompt,
+            layers=config.layers,
+        )
 
     def _parts(self, prompt: Prompt) -> list[Prompt]:
         """What really goes through the model: nothing where there is no candidate."""
         return split_long(prompt, max_tokens=self.config.max_batch_tokens) if prompt.candidates else []
-
-    @classmethod
-    def _frozen_backbone(cls, model_dir: Path, config: ConfigT) -> Any:
-        prompt = config.prompt
-        try:
-            with without_progress_bars():
-                backbone = cls.read_backbone(model_dir)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CorruptArtifact(f"the model in {model_dir} cannot be read: {error}") from error
-        if backbone.config.model_type not in cls.model_types:
-            raise BadInput(
-                f"the model in {model_dir.name} is of type {backbone.config.model_type!r}; a reranker of kind"
-                f" {cls.kind!r} needs one of {', '.join(sorted(cls.model_types))}"
-            )
-        need, there = prompt.max_history_tokens + prompt.max_candidate_tokens, backbone.config.max_position_embeddings
-        if need > there:
-            raise BadInput(
-                f"max_history_tokens + max_candidate_tokens is {need}, but the model in {model_dir.name} has {there}"
-                " positions: lower one of the two"
-            )
-        if config.layers is not None:
-            keep_layers(backbone, config.layers)
-        return backbone.requires_grad_(False)
 
 
 def split(flat: torch.Tensor, packed: Packed) -> list[Scores]:
@@ -366,15 +377,3 @@ def _filled(parts: Sequence[tuple[int, Prompt]], limit: int) -> Iterator[list[tu
         used += part.tokens
     if batch:
         yield batch
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Keeps transformers from drawing bars inside the block."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from rerank.adapters import plain
 from rerank.packed import PackedReranker
+from rerank.quantization import is_quantized
 from store.errors import BadInput
 
 
@@ -28,10 +30,12 @@ def at_precision(reranker: RerankerT, precision: Precision) -> RerankerT:
     """The reranker, or a copy of it for inference, that scores in `precision`.
 
     Raises:
-        BadInput: for int8 where this build of torch cannot round weights.
+        BadInput: for int8 where this build of torch cannot round weights, or they are quantized already.
     """
     if precision is Precision.FLOAT32:
         return reranker
+    if precision is Precision.INT8 and is_quantized(plain(reranker.backbone)):
+        raise BadInput("int8 needs weights of full precision, and these have four bits: use float32 or bfloat16")
     twin = reranker.merged()
     if precision is Precision.BFLOAT16:
         twin.scoring_type = torch.bfloat16

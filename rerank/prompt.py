@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rerank.hints import Hint
 from rerank.packing import NO_AGE, Ids, Prompt
 from store.errors import BadInput
 
@@ -24,6 +25,11 @@ class PromptConfig(BaseModel):
     )
     max_item_tokens: int = Field(20, ge=2, description="tokens of one history item, its end mark included")
     max_candidate_tokens: int = Field(20, ge=2, description="tokens of one candidate, its end mark included")
+    hint: Hint = Field(
+        Hint.NONE,
+        description="word before a candidate's text for what retrieval knows of it: its rank, how it followed the "
+        "history (transitions), or none",
+    )
 
     @model_validator(mode="after")
     def _a_block_fits(self) -> "PromptConfig":
@@ -76,10 +82,15 @@ def bert_wording(tokenizer: Any) -> Wording:
 OPENING = "Items that one person chose, oldest first:\n"
 QUESTION = "Would this person choose the next one, too? Answer yes or no.\n"
 BULLET, NEWLINE, ANSWER = "-", "\n", "\nAnswer:"
+GRADED_QUESTION = "How would this person rate the next one, from 1 to {grades}?\n"
+RATING = "\nRating:\n"
 
 
-def decoder_wording(tokenizer: Any) -> Wording:
+def decoder_wording(tokenizer: Any, *, grades: int = 0) -> Wording:
     """A list of lines, a question, and for each candidate its line and `Answer:`, after which yes or no would follow.
+
+    With `grades`, the question is for a rating, and a number from 1 to that would follow on a line of its own, where
+    tokenizers give it without a blank.
 
     Every piece begins or ends with a line break, where byte-pair tokenizers cut anyway: the pieces' tokens are
     those of the whole text.
@@ -93,9 +104,9 @@ def decoder_wording(tokenizer: Any) -> Wording:
         start=np.concatenate([np.array(begin, dtype=np.int64), ids(OPENING)]),
         before_item=ids(BULLET),
         after_item=ids(NEWLINE),
-        ask=ids(QUESTION),
+        ask=ids(GRADED_QUESTION.format(grades=grades) if grades else QUESTION),
         before_candidate=ids(BULLET),
-        after_candidate=ids(ANSWER),
+        after_candidate=ids(RATING if grades else ANSWER),
         lead=" ",
     )
 
@@ -163,12 +174,13 @@ class Prompter:
                 del self._ids[oldest]
         return [known[text] for text in texts]
 
-    def prompt(self, history: Sequence[Ids], candidates: Sequence[Ids]) -> Prompt:
+    def prompt(self, history: Sequence[Ids], candidates: Sequence[Ids], *, about: Ids | None = None) -> Prompt:
         """One prompt from the ids that `tokenize` gave.
 
         Args:
             history: ids of each item, oldest first.
             candidates: ids of each candidate.
+            about: ids of what is known of the user, which stands before the history like one more item.
         """
         wording = self.wording
         item_limit = self.config.max_item_tokens - len(wording.before_item) - len(wording.after_item)
@@ -180,12 +192,15 @@ class Prompter:
         block = self.config.history_block_items
         recent = history[max(0, -(-surplus // block) * block) :]
         items = [np.concatenate([wording.before_item, ids[:item_limit], wording.after_item]) for ids in recent]
-        around = wording.around_history
+        start = wording.start
+        if about is not None and len(about):
+            start = np.concatenate([start, wording.before_item, about[:item_limit], wording.after_item])
+        around = len(start) + len(wording.ask)
         items = items[first_kept([len(ids) for ids in items], self.config, around=around) :]
         ages = np.repeat(np.arange(len(items))[::-1], [len(ids) for ids in items])
-        outside = [np.full(len(part), NO_AGE) for part in (wording.start, wording.ask)]
+        outside = [np.full(len(part), NO_AGE) for part in (start, wording.ask)]
         return Prompt(
-            prefix=np.concatenate([wording.start, *items, wording.ask]),
+            prefix=np.concatenate([start, *items, wording.ask]),
             ages=np.concatenate([outside[0], ages, outside[1]]).astype(np.int64),
             candidates=tuple(
                 np.concatenate([wording.before_candidate, ids[:candidate_limit], wording.after_candidate])

@@ -198,24 +198,26 @@ def _candidates(
     (key, value), (prefix_key, prefix_value) = own, prefix
     heads, tokens, width = query.shape
     kv_heads, groups = len(key), heads // len(key)
-    n, longest = span.padded.shape
+    padded, flat = span.padded.to(query.device), span.flat.to(query.device)
+    hidden = (span.later if causal else span.beyond).to(query.device)
+    n, longest = padded.shape
     grouped = query.reshape(kv_heads, groups * tokens, width)
     to_prefix = grouped @ prefix_key.transpose(1, 2)  # (h, g·C, P)
-    padded_query = query.view(kv_heads, groups, tokens, width)[:, :, span.padded]  # (h, g, k, T, d)
+    padded_query = query.view(kv_heads, groups, tokens, width)[:, :, padded]  # (h, g, k, T, d)
     padded_query = padded_query.transpose(1, 2).reshape(kv_heads, n, groups * longest, width)
-    to_own = padded_query @ key[:, span.padded].transpose(2, 3)  # (h, k, g·T, T)
+    to_own = padded_query @ key[:, padded].transpose(2, 3)  # (h, k, g·T, T)
     to_own = to_own.view(kv_heads, n, groups, longest, longest).transpose(1, 2)
-    to_own = to_own.reshape(kv_heads, groups, n * longest, longest)[:, :, span.flat]  # (h, g, C, T)
-    to_own = to_own.masked_fill(span.later if causal else span.beyond, float("-inf"))
+    to_own = to_own.reshape(kv_heads, groups, n * longest, longest)[:, :, flat]  # (h, g, C, T)
+    to_own = to_own.masked_fill(hidden, float("-inf"))
     both = torch.cat([to_prefix.view(kv_heads, groups, tokens, -1), to_own], dim=-1).softmax(dim=-1)
     size = to_prefix.shape[-1]
     found = both[..., :size].reshape(kv_heads, groups * tokens, size) @ prefix_value  # (h, g·C, d)
     own_weights = both.new_zeros(kv_heads, groups, n * longest, longest)
-    own_weights = own_weights.index_copy(2, span.flat, both[..., size:])
+    own_weights = own_weights.index_copy(2, flat, both[..., size:])
     own_weights = own_weights.view(kv_heads, groups, n, longest, longest).transpose(1, 2)
-    added = own_weights.reshape(kv_heads, n, groups * longest, longest) @ value[:, span.padded]  # (h, k, g·T, d)
+    added = own_weights.reshape(kv_heads, n, groups * longest, longest) @ value[:, padded]  # (h, k, g·T, d)
     added = added.view(kv_heads, n, groups, longest, width).transpose(1, 2)
-    added = added.reshape(kv_heads, groups, n * longest, width)[:, :, span.flat]  # (h, g, C, d)
+    added = added.reshape(kv_heads, groups, n * longest, width)[:, :, flat]  # (h, g, C, d)
     return (found.view(kv_heads, groups, tokens, width) + added).reshape(heads, tokens, width)
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -11,9 +11,12 @@ import numpy as np
 import torch
 
 from rerank.adapters import RankSchedule
+from rerank.best import Best, Weights, figures_from, plain
 from rerank.figures import ListFigures, figures_of, list_figures
+from rerank.grades import graded_figures
+from rerank.hints import led
 from rerank.lists import DrawnList, TrainingLists, batches, draw_list
-from rerank.objective import loss_of
+from rerank.objective import Objective, graded_loss, loss_of
 from rerank.packed import PackedReranker
 from rerank.packing import Ids, Prompt
 from rerank.progress import ProgressLine
@@ -29,7 +32,6 @@ SCALING_LISTS = 64
 """Lists that the factor is chosen on."""
 
 Log = Callable[[Mapping[str, Any]], None]
-Weights = dict[str, torch.Tensor]
 
 
 class StopReason(StrEnum):
@@ -100,22 +102,6 @@ def train_reranker(
         return _Training(reranker, examples, validation, config=config, log=log).run(progress, checkpoints)
 
 
-@dataclass
-class _Best:
-    """The weights of the lowest validation loss; without validation, the last ones offered."""
-
-    weights: Weights
-    figures: ListFigures | None
-    step: int = 0
-    offers_since: int = 0
-
-    def offer(self, weights: Weights, figures: ListFigures | None, step: int) -> None:
-        """Keep these instead if they are better."""
-        self.offers_since += 1
-        if figures is None or self.figures is None or figures.loss < self.figures.loss:
-            self.weights, self.figures, self.step, self.offers_since = weights, figures, step, 0
-
-
 class _Training:
     """One run of `train_reranker`."""
 
@@ -146,14 +132,14 @@ class _Training:
         self.validation = self._drawn_once(validation, config.validation_lists)
         self.scale = 1.0
         self.before: ListFigures | None = None
-        self.best = _Best(self._weights(), None)
+        self.best = Best(self._weights(), None)
 
     def run(self, progress: ProgressLine, checkpoints: Checkpoints | None) -> TrainingRecord:
         """Step through the epochs until something stops them, then put the kept weights back."""
         if checkpoints is None or not checkpoints.resume(self):
             self.scale = self._scale_beside_prior()
             self.before = self._validate()
-            self.best = _Best(self._weights(), self.before)
+            self.best = Best(self._weights(), self.before)
         else:
             self.log({"event": "resumed", "step": len(self.losses)})
         while self.stop is None:
@@ -200,13 +186,12 @@ class _Training:
 
     def parts(self) -> dict[str, Any]:
         """Everything that a killed training needs to go on."""
-        best = {"weights": self.best.weights, "step": self.best.step, "offers_since": self.best.offers_since}
         return {
             "weights": {name: value.detach() for name, value in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
             "ranks": self.ranks.parts(),
-            "best": {**best, "figures": _plain(self.best.figures)},
-            "before": _plain(self.before),
+            "best": self.best.parts(),
+            "before": plain(self.before),
             "scale": self.scale,
             "losses": self.losses,
             "lists": self.lists,
@@ -224,9 +209,8 @@ class _Training:
         self._restore_weights(parts["weights"])
         self.optimizer.load_state_dict(parts["optimizer"])
         self.ranks.restore(parts["ranks"])
-        best = parts["best"]
-        self.best = _Best(best["weights"], _figures(best["figures"]), best["step"], best["offers_since"])
-        self.before, self.scale = _figures(parts["before"]), parts["scale"]
+        self.best = Best.of(parts["best"])
+        self.before, self.scale = figures_from(parts["before"]), parts["scale"]
         self.losses, self.lists, self.reserved_s = list(parts["losses"]), parts["lists"], parts["reserved_s"]
         self.start = time.monotonic() - parts["elapsed_s"]
         self.stop = StopReason(parts["stop"]) if parts["stop"] else None
@@ -276,22 +260,34 @@ class _Training:
         with self.reranker.training(checkpointing=config.checkpointing):
             for start in range(0, len(prompts), at_once):
                 part = slice(start, start + at_once)
-                scores = self.reranker.forward(prompts[part], autocast=self.autocast)  # (b, K)
-                loss = loss_of(
-                    config.objective,
-                    self.scale * scores,
-                    drawn[part],
-                    teacher_weight=config.teacher_weight,
-                    teacher_temperature=config.teacher_temperature,
-                )
+                loss = self._loss(prompts[part], drawn[part])
                 share = len(drawn[part]) / len(drawn)
                 torch.autograd.backward((loss + self.ranks.penalty()) * share)
                 total += loss.item() * share
         return total
 
+    def _loss(self, prompts: Sequence[Prompt], drawn: Sequence[DrawnList]) -> torch.Tensor:
+        """Mean over lists, with a graph."""
+        config = self.config
+        if config.objective is Objective.GRADED:
+            return graded_loss(self.reranker.grade_logits(prompts, autocast=self.autocast), drawn)
+        return loss_of(
+            config.objective,
+            self.scale * self.reranker.forward(prompts, autocast=self.autocast),  # (b, K)
+            drawn,
+            teacher_weight=config.teacher_weight,
+            teacher_temperature=config.teacher_temperature,
+        )
+
     def _prompt(self, ids: Sequence[Ids], lists: TrainingLists, place: int, drawn: DrawnList) -> Prompt:
+        prompter = self.reranker.prompter
         history = [ids[row] for row in lists.histories[place].tolist()]
-        return self.reranker.prompter.prompt(history, [ids[row] for row in drawn.item_rows.tolist()])
+        (about,) = prompter.tokenize([lists.histories.about_of(place)])
+        rows = drawn.item_rows.tolist()
+        if drawn.hints is None:
+            return prompter.prompt(history, [ids[row] for row in rows], about=about)
+        texts = led([lists.texts[row] for row in rows], prompter.config.hint, drawn.hints.tolist())
+        return prompter.prompt(history, prompter.tokenize(texts), about=about)
 
     def _drawn_once(self, lists: TrainingLists | None, most: int) -> tuple[list[Prompt], list[DrawnList]] | None:
         """At most so many lists that hold their target, always the same; None where there are none."""
@@ -325,7 +321,10 @@ class _Training:
         if self.validation is None:
             return None
         began = time.monotonic()
-        figures = list_figures(self.reranker, *self.validation, scale=self.scale, autocast=self.autocast)
+        if self.config.objective is Objective.GRADED:
+            figures = graded_figures(self.reranker, *self.validation, autocast=self.autocast)
+        else:
+            figures = list_figures(self.reranker, *self.validation, scale=self.scale, autocast=self.autocast)
         self.reserved_s = max(self.reserved_s, time.monotonic() - began)
         self.log(
             {
@@ -381,11 +380,3 @@ class _Training:
         )
         self.log({"event": "end", "stop": self.stop.value, "steps": record.steps, "best_step": self.best.step})
         return record
-
-
-def _plain(figures: ListFigures | None) -> dict[str, float] | None:
-    return None if figures is None else asdict(figures)
-
-
-def _figures(plain: Mapping[str, float] | None) -> ListFigures | None:
-    return None if plain is None else ListFigures(**plain)

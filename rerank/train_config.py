@@ -34,7 +34,9 @@ class RerankTrainConfig(BaseModel):
     epochs: int = Field(2, ge=1, description="passes over the examples, unless something stops earlier")
     budget_minutes: float = Field(4.0, gt=0, description="hard stop; the learning rate has fallen to 0 by then")
     objective: Objective = Field(
-        Objective.LISTWISE, description="listwise: the item taken against the others of its list; pointwise: each alone"
+        Objective.LISTWISE,
+        description="listwise: the item taken against the others of its list; pointwise: each alone; graded: how items "
+        "were rated",
     )
     users_per_batch: int = Field(8, ge=1, description="lists in one step")
     users_per_pass: int = Field(

@@ -1,6 +1,7 @@
 """Catalog texts → vectors, by a sentence-transformer, as fast as this machine allows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
-from data.schema import Scores
+from data.schema import Rows, Scores
 from retrieval.hardware import Precision, computes_bfloat16, device
 from retrieval.unpadded import UnpaddedBert, runs_unpadded
 from store.errors import BadInput, CorruptArtifact, FetchFailed
@@ -65,25 +66,55 @@ def encode_texts(
     Raises:
         BadInput: when the model gives NaN or a zero vector.
     """
-    distinct, place = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
-    # Longest first over the whole list: batches of like length, and no chunk that holds all the long ones late.
-    order = np.argsort([-len(text) for text in distinct], kind="stable")
-    forward = _forward(encoder, len(order), config)
-    parts: list[Scores] = []
-    for start in range(0, len(order), ENCODE_CHUNK):
-        chunk = [distinct[row] for row in order[start : start + ENCODE_CHUNK]]
-        parts.append(forward(chunk))
-        if progress:
-            progress(min(start + ENCODE_CHUNK, len(order)), len(order))
-    in_order = np.concatenate(parts)
-    vectors = np.empty_like(in_order)
-    vectors[order] = in_order
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not np.isfinite(lengths).all() or (lengths == 0).any():
-        bad = distinct[int(np.argmin(np.where(np.isfinite(lengths), lengths, -1)))]
-        raise BadInput(f"model {config.model!r} gives no usable vector for the text {bad[:80]!r}; choose another model")
-    # bfloat16 rounds, so lengths are off by a part in a thousand until they are made 1 again here.
-    return np.asarray((vectors / lengths)[place], dtype=np.float32)
+    reading = Reading.of(texts)
+    return reading.vectors(
+        map(reader(encoder, len(reading.distinct), config), reading.chunks), config, progress=progress
+    )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Texts as they are read: each once, in chunks that can be read apart.
+
+    Attributes:
+        distinct: the different texts, longest first over the whole list: batches of like length, and no chunk
+            that holds all the long ones late.
+        place: for each text, its place in `distinct`.
+    """
+
+    distinct: Sequence[str]
+    place: Rows
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Reading":
+        """From texts in any order, some of which may stand several times."""
+        distinct, place = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
+        order = np.argsort([-len(text) for text in distinct], kind="stable")
+        return cls([distinct[row] for row in order], np.argsort(order)[place])
+
+    @property
+    def chunks(self) -> list[list[str]]:
+        """The different texts, ENCODE_CHUNK at a time."""
+        return [list(self.distinct[at : at + ENCODE_CHUNK]) for at in range(0, len(self.distinct), ENCODE_CHUNK)]
+
+    def vectors(
+        self, parts: Iterable[Scores], config: EncoderConfig, *, progress: Callable[[int, int], None] | None = None
+    ) -> Scores:
+        """(n, E) float32 of length 1 for every text, from what was read of each chunk; see `encode_texts`."""
+        read: list[Scores] = []
+        for part in parts:
+            read.append(part)
+            if progress:
+                progress(min(len(read) * ENCODE_CHUNK, len(self.distinct)), len(self.distinct))
+        vectors = np.concatenate(read)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        if not np.isfinite(lengths).all() or (lengths == 0).any():
+            bad = self.distinct[int(np.argmin(np.where(np.isfinite(lengths), lengths, -1)))]
+            raise BadInput(
+                f"model {config.model!r} gives no usable vector for the text {bad[:80]!r}; choose another model"
+            )
+        # bfloat16 rounds, so lengths are off by a part in a thousand until they are made 1 again here.
+        return np.asarray((vectors / lengths)[self.place], dtype=np.float32)
 
 
 def centred(vectors: Scores, mean: Scores | None = None) -> Scores:
@@ -92,8 +123,8 @@ def centred(vectors: Scores, mean: Scores | None = None) -> Scores:
     return np.asarray(shifted / np.maximum(np.linalg.norm(shifted, axis=1, keepdims=True), 1e-6), dtype=np.float32)
 
 
-def _forward(encoder: Any, texts: int, config: EncoderConfig) -> Callable[[list[str]], Scores]:
-    """Without padding where the model is a plain BERT, else the model's own way."""
+def reader(encoder: Any, texts: int, config: EncoderConfig) -> Callable[[list[str]], Scores]:
+    """What reads chunks of so many different texts: without padding where the model is a plain BERT, else its way."""
     # For a query or two, fusing the weights would cost more than it saves.
     if texts >= UNPADDED_TEXTS and runs_unpadded(encoder):
         encoder.eval()

@@ -55,9 +55,9 @@ class TowerEnsemble:
         """Where each member's dimensions begin, and where the last one's end."""
         return [0, *accumulate(member.towers.item.dimension for member in self.members)]
 
-    def item_vectors(self) -> Scores:
-        """(N, ΣD) float32, the vectors to be indexed."""
-        return np.concatenate([member.towers.item_vectors() for member in self.members], axis=1)
+    def item_vectors(self, rows: Rows | None = None) -> Scores:
+        """(N, ΣD) float32, the vectors to be indexed, or those at `rows` alone."""
+        return np.concatenate([member.towers.item_vectors(rows) for member in self.members], axis=1)
 
     def user_vectors(self, histories: Histories, item_vectors: Scores) -> Scores:
         """(B, ΣD) float32, each kind's mean, without the weights of the kinds; item vectors as `item_vectors` gives."""

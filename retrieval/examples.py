@@ -1,5 +1,6 @@
 """Training examples: every place of every history asks for the item that came next."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -7,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.schema import NO_ITEM, Histories, Rows
+from data.schema import NO_ITEM, Histories, Rows, Scores
 
 
 class Examples(Protocol):
     """What a user tower learns from; a position is one place of a history with the item that followed."""
 
     @property
-    def positions(self) -> int:
-        """How many items are asked for in one pass over all examples."""
+    def targets(self) -> Rows:
+        """(P,) the items that one pass over all examples asks for."""
         ...
 
     def batches(self, positions: int, rng: np.random.Generator) -> list[Rows]:
@@ -35,10 +36,12 @@ class Positions:
     target: Rows
 
     @classmethod
-    def of(cls, train: Histories, history_items: int) -> "Positions":
-        """Every place of every list but the first."""
-        place = np.arange(len(train.item_rows)) - np.repeat(train.offsets[:-1], train.lengths)
-        entries = np.nonzero(place >= 1)[0]
+    def of(cls, train: Histories, history_items: int, *, last: int | None = None) -> "Positions":
+        """Every place of every list but the first, or the `last` ones of these."""
+        number = np.arange(len(train.item_rows))
+        place = number - np.repeat(train.offsets[:-1], train.lengths)
+        behind = np.repeat(train.offsets[1:], train.lengths) - number  # 1 at the end of a list
+        entries = np.nonzero((place >= 1) & (True if last is None else behind <= last))[0]
         context = np.full((len(entries), history_items), NO_ITEM, dtype=np.int32)
         for step in range(1, history_items + 1):
             inside = place[entries] >= step
@@ -49,9 +52,9 @@ class Positions:
         return len(self.target)
 
     @property
-    def positions(self) -> int:
+    def targets(self) -> Rows:
         """See Examples."""
-        return len(self)
+        return self.target
 
     def batches(self, positions: int, rng: np.random.Generator) -> list[Rows]:
         """See Examples."""
@@ -90,9 +93,11 @@ class Windows:
         return len(self.start)
 
     @property
-    def positions(self) -> int:
+    def targets(self) -> Rows:
         """See Examples."""
-        return int((self.end - self.start - 1).sum())
+        length = self.end - self.start - 1
+        first = np.repeat(self.start + 1 - (np.cumsum(length) - length), length)
+        return self.item_rows[first + np.arange(len(first))]
 
     def batches(self, positions: int, rng: np.random.Generator) -> list[Rows]:
         """Windows of like length together, so that little is padded; lengths within a factor of 1.2 mix."""
@@ -112,3 +117,40 @@ class Windows:
         inputs = np.where(inside, self.item_rows[at], NO_ITEM)
         targets = np.where(inside, self.item_rows[np.where(inside, at + 1, 0)], NO_ITEM)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """One example a position: (n, E) float16 vectors of the history's text, and (n,) int64 the next item."""
+
+    vectors: np.ndarray
+    target: Rows
+
+    @classmethod
+    def of(
+        cls, train: Histories, history_items: int, read: Callable[[Rows], Scores], *, last: int, most: int
+    ) -> "Readings":
+        """The `last` places of every list, of which `most` are drawn where there are more.
+
+        Args:
+            read: maps (n, H) item rows, most recent first, to (n, E) vectors.
+        """
+        positions = Positions.of(train, history_items, last=last)
+        chosen = np.sort(np.random.default_rng(0).permutation(len(positions))[:most])
+        return cls(read(positions.context[chosen]).astype(np.float16), positions.target[chosen])
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def targets(self) -> Rows:
+        """See Examples."""
+        return self.target
+
+    def batches(self, positions: int, rng: np.random.Generator) -> list[Rows]:
+        """See Examples."""
+        return np.split(rng.permutation(len(self)), range(positions, len(self), positions))
+
+    def batch(self, chosen: Rows) -> tuple[Tensor, Tensor]:
+        """(b, E) vectors of the histories before, and (b,) next items."""
+        return torch.from_numpy(self.vectors[chosen].astype(np.float32)), torch.from_numpy(self.target[chosen])

@@ -268,7 +268,11 @@ class _Losses:
         self.examples: Examples = towers.user.examples(train)
         counts = np.bincount(train.item_rows, minlength=len(towers.text))
         self.objective = Objective(
-            towers, counts, sampled_items=training.sampled_items, low_precision=self.low_precision
+            towers,
+            counts,
+            sampled_items=training.sampled_items,
+            low_precision=self.low_precision,
+            softmax=training.softmax,
         )
 
     def drawn(self) -> LossParts:

@@ -1,9 +1,7 @@
 """Fits a retriever on the training part, and selects and fuses on group B's validation items."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from itertools import product
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,25 +12,22 @@ from data.schema import Candidates, Catalog, Histories, Holdout, Scores
 from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
 from retrieval.distributed import ALONE, Team
-from retrieval.encode import centred
+from retrieval.encode import EncoderConfig, centred
 from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.finetune import EncoderTuner, FinetuneMethod, Tuned, tune_encoder
-from retrieval.likeness import Likeness
+from retrieval.groundwork import Groundwork
+from retrieval.history_reader import HistoryReader
 from retrieval.objective import samples_softmax
-from retrieval.retriever import LAST_TEXT, TEXT, TRANSITIONS, Retriever, RetrieverConfig, transforms
-from retrieval.stand_ins import find_stand_ins
+from retrieval.retriever import LAST_TEXT, Retriever, RetrieverConfig, transforms
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log
 from retrieval.train import TrainConfig, TrainRecord, train_towers
-from retrieval.transitions import Transitions, TransitionsConfig, count_pairs
+from retrieval.transitions import TransitionsConfig
 from retrieval.trend import Trend
 from retrieval.user_tower import UserTowerKind
-from retrieval.validation import next_item_ndcg10
-from retrieval.words import Words
 from store.checkpoint import Checkpoints
 from store.errors import BadInput
 
-SECONDS_PER_DAY = 86_400
 MOST_COPIES = 100
 """Seeds of neighbouring fits stand this far apart, so that no member of one is a member of the other."""
 
@@ -78,7 +73,7 @@ def fit_retriever(
     validation: Holdout,
     config: RetrieverConfig,
     build_index: Callable[[Scores], VectorIndex],
-    load_encoder: Callable[[], Any],
+    load_encoder: Callable[[EncoderConfig], Any],
     log: Log,
     recipe: Recipe | None = None,
     checkpoints: Callable[[str], Checkpoints] | None = None,
@@ -93,144 +88,141 @@ def fit_retriever(
         validation: group B only, of which at most `validation_users` are drawn; empty for a final fit, which
             needs a `recipe`.
         build_index: makes an index of (N, D) item vectors.
-        load_encoder: gives the sentence-transformer; called only where it is tuned.
+        load_encoder: gives the sentence-transformer of these settings; called only where it is tuned or reads
+            histories.
         checkpoints: gives the place where the unfinished training of a member of the ensemble is kept.
         team: the processes that train together.
         say: is told from time to time how long it will take.
     """
     config = config.suited(train)
     validation = drawn(validation, config.train)
-    taken = np.bincount(train.item_rows, minlength=len(catalog))
-    words = Words.of(catalog.texts)
-    stand_ins = find_stand_ins(Likeness(centred(text_vectors), words), taken)
-    log({"stage": "stand-ins", "items_without_a_past": int((taken == 0).sum())})
-    transitions = _fit_transitions(train, stand_ins, validation=validation, config=config, log=log, recipe=recipe)
-    one = partial(
-        train_towers,
-        validation=validation,
-        stand_ins=stand_ins,
-        config=config.train,
-        log=log,
-        team=team,
-        say=say,
+    chosen = recipe.transitions if recipe else None
+    groundwork = Groundwork.lay(
+        train, catalog, text_vectors, validation=validation, config=config, log=log, chosen=chosen
     )
-    tuned = _tuned(
-        train,
-        catalog,
-        text_vectors,
-        validation,
-        config=config,
-        one=one,
-        load_encoder=load_encoder,
-        log=log,
-        recipe=recipe,
-    )
+    stand_ins = groundwork.transitions.stand_ins
+    training = _Training(train, validation, stand_ins, config, recipe, checkpoints, log=log, team=team, say=say)
+    tuned = training.tuned_encoder(catalog, text_vectors, load_encoder)
     if tuned is not None:
         text_vectors = tuned.text_vectors
-    text = centred(text_vectors)
-    towers, records = _train_ensemble(
-        train,
-        text,
-        config=config,
-        recipe=recipe,
-        one=one,
-        checkpoints=checkpoints,
-    )
-    item_vectors = towers.item_vectors()
-    trend = Trend.fit(train, len(catalog), config.trend_days)
-    retriever = Retriever(
-        config=config,
-        towers=towers,
-        transitions=transitions,
-        fusion=recipe.fusion if recipe else _default_fusion(towers, trend),
-        item_vectors=item_vectors,
-        text=text,
-        text_mean=text_vectors.mean(axis=0),
-        words=words,
-        trend=trend,
-        recent_popularity=recent_popularity(train, len(catalog), config.recent_days),
-        index=build_index(item_vectors),
-    )
+    encoder = tuned.encoder if tuned else None
+    reader = None
+    if config.text.copies:
+        load = load_encoder if encoder is None else lambda settings: encoder
+        reader = HistoryReader(catalog.texts, text_vectors, load_encoder=load, config=config.reading, say=say)
+    towers, records = training.ensemble(centred(text_vectors), reader)
+    fusion = recipe.fusion if recipe else None
+    retriever = groundwork.under(towers, text_vectors, config=config, build_index=build_index, fusion=fusion)
     if recipe is None and len(validation):
         retriever = with_fitted_fusion(retriever, validation, log)
-    chosen = Recipe(
-        transitions.config,
+    made_by = Recipe(
+        groundwork.transitions.config,
         {record.name: record.best_epoch for record in records},
         retriever.towers.weights,
         retriever.fusion,
         tuned.number if tuned else 0,
     )
-    encoder = tuned.encoder if tuned else None
-    return FittedRetriever(retriever, text_vectors, chosen, [asdict(record) for record in records], encoder)
+    return FittedRetriever(retriever, text_vectors, made_by, [asdict(record) for record in records], encoder)
 
 
-def _tuned(
-    train: Histories,
-    catalog: Catalog,
-    text_vectors: Scores,
-    validation: Holdout,
-    *,
-    config: RetrieverConfig,
-    one: Callable[..., TrainRecord],
-    load_encoder: Callable[[], Any],
-    log: Log,
-    recipe: Recipe | None,
-) -> Tuned | None:
-    """The best round of tuning the encoder under the first kind of towers that reads text; None where it is frozen."""
-    rounds = config.finetune.rounds if recipe is None else recipe.tuning_rounds
-    if config.finetune.method is FinetuneMethod.FROZEN or not rounds:
-        return None
-    kind = next((kind for kind, towers in config.towers.items() if towers.text_dim), None)
-    if kind is None:
-        raise BadInput("retriever.finetune tunes the text encoder, but no towers read text: set a text_dim above 0")
-    name, seed = f"{kind}-1", config.train.seed * MOST_COPIES + 1
-    sparse = samples_softmax(np.bincount(train.item_rows, minlength=len(text_vectors)))
+@dataclass(frozen=True)
+class _Training:
+    """What all towers of a retriever are trained on, and how; see `fit_retriever`."""
 
-    def fit_towers(vectors: Scores) -> tuple[TwoTowers, float]:
-        torch.manual_seed(seed)
-        towers = TwoTowers(torch.from_numpy(centred(vectors)), config.towers[kind], sparse=sparse)
-        record = one(towers, train, name=name, seed=seed, stop_after=recipe.epochs[name] if recipe else None)
-        return towers, record.best_ndcg10
+    train: Histories
+    validation: Holdout
+    stand_ins: sp.csr_matrix | None
+    config: RetrieverConfig
+    recipe: Recipe | None
+    checkpoints: Callable[[str], Checkpoints] | None
+    _: KW_ONLY
+    log: Log
+    team: Team
+    say: Callable[[str], None]
 
-    tuner = EncoderTuner(
-        load_encoder(), catalog.texts, config=config.finetune, training=config.train, reading=config.encoder, log=log
-    )
-    return tune_encoder(tuner, train, text_vectors, fit_towers=fit_towers, rounds=rounds, selects=bool(len(validation)))
-
-
-def _train_ensemble(
-    train: Histories,
-    text: Scores,
-    *,
-    config: RetrieverConfig,
-    recipe: Recipe | None,
-    one: Callable[..., TrainRecord],
-    checkpoints: Callable[[str], Checkpoints] | None,
-) -> tuple[TowerEnsemble, list[TrainRecord]]:
-    """All members, one after the other, each by `one`; each may take its share of the minutes that are left."""
-    planned = [(kind, copy) for kind, towers in config.towers.items() for copy in range(1, towers.copies + 1)]
-    sparse = samples_softmax(np.bincount(train.item_rows, minlength=len(text)))
-    members: list[Member] = []
-    records: list[TrainRecord] = []
-    for place, (kind, copy) in enumerate(planned):
-        seed = config.train.seed * MOST_COPIES + copy
-        torch.manual_seed(seed)
-        member = Member(kind, copy, TwoTowers(torch.from_numpy(text), config.towers[kind], sparse=sparse))
-        left = config.train.budget_minutes - sum(record.minutes for record in records)
-        records.append(
-            one(
-                member.towers,
-                train,
-                name=member.name,
-                seed=seed,
-                budget_minutes=left / (len(planned) - place),
-                stop_after=recipe.epochs[member.name] if recipe else None,
-                checkpoints=checkpoints(member.name) if checkpoints else None,
+    def tuned_encoder(
+        self, catalog: Catalog, text_vectors: Scores, load_encoder: Callable[[EncoderConfig], Any]
+    ) -> Tuned | None:
+        """The best round of tuning under the first kind of towers that reads items' texts; None where it is frozen."""
+        config, recipe = self.config, self.recipe
+        rounds = config.finetune.rounds if recipe is None else recipe.tuning_rounds
+        if config.finetune.method is FinetuneMethod.FROZEN or not rounds:
+            return None
+        tunable = {kind: towers for kind, towers in config.towers.items() if kind is not UserTowerKind.TEXT}
+        kind = next((kind for kind, towers in tunable.items() if towers.text_dim), None)
+        if kind is None:
+            raise BadInput(
+                "retriever.finetune tunes the text encoder under recency or sequence towers, but none of them reads "
+                "text: set copies and text_dim of either above 0"
             )
+
+        def fit_towers(vectors: Scores) -> tuple[TwoTowers, float]:
+            member = self._untrained(kind, 1, centred(vectors), None)
+            return member.towers, self._trained(member).best_ndcg10
+
+        # Tuning needs float32 weights; bfloat16 would lose small updates.
+        loaded = config.reading if config.text.copies else config.encoder
+        encoder = load_encoder(loaded.model_copy(update={"precision": "float32"}))
+        longest = encoder.max_seq_length
+        encoder.max_seq_length = min(config.encoder.max_tokens, longest)
+        tuner = EncoderTuner(
+            encoder,
+            catalog.texts,
+            config=config.finetune,
+            training=config.train,
+            reading=config.encoder,
+            log=self.log,
         )
-        members.append(member)
-    weights = recipe.tower_weights if recipe else dict.fromkeys(config.towers, 1.0)
-    return TowerEnsemble(tuple(members), weights), records
+        selects = bool(len(self.validation))
+        best = tune_encoder(tuner, self.train, text_vectors, fit_towers=fit_towers, rounds=rounds, selects=selects)
+        encoder.max_seq_length = longest
+        return best
+
+    def ensemble(self, text: Scores, reader: HistoryReader | None) -> tuple[TowerEnsemble, list[TrainRecord]]:
+        """All members, trained one after the other; each may take its share of the minutes that are left."""
+        towers = self.config.towers
+        planned = [(kind, copy) for kind, of_kind in towers.items() for copy in range(1, of_kind.copies + 1)]
+        members: list[Member] = []
+        records: list[TrainRecord] = []
+        for place, (kind, copy) in enumerate(planned):
+            member = self._untrained(kind, copy, text, reader)
+            left = self.config.train.budget_minutes - sum(record.minutes for record in records)
+            checkpoints = self.checkpoints(member.name) if self.checkpoints else None
+            records.append(self._trained(member, budget_minutes=left / (len(planned) - place), checkpoints=checkpoints))
+            members.append(member)
+        weights = self.recipe.tower_weights if self.recipe else dict.fromkeys(towers, 1.0)
+        return TowerEnsemble(tuple(members), weights), records
+
+    def _untrained(self, kind: UserTowerKind, copy: int, text: Scores, reader: HistoryReader | None) -> Member:
+        """A member with the initial weights of its seed."""
+        torch.manual_seed(self._seed(copy))
+        taken = np.bincount(self.train.item_rows, minlength=len(text))
+        sparse = samples_softmax(taken, self.config.train.softmax)
+        config = self.config.towers[kind]
+        return Member(kind, copy, TwoTowers(torch.from_numpy(text), config, sparse=sparse, reader=reader))
+
+    def _trained(
+        self, member: Member, *, budget_minutes: float | None = None, checkpoints: Checkpoints | None = None
+    ) -> TrainRecord:
+        """Trains a member in place, for as many epochs as the recipe says."""
+        return train_towers(
+            member.towers,
+            self.train,
+            self.validation,
+            stand_ins=self.stand_ins,
+            config=self.config.train,
+            name=member.name,
+            log=self.log,
+            seed=self._seed(member.copy),
+            budget_minutes=budget_minutes,
+            stop_after=self.recipe.epochs[member.name] if self.recipe else None,
+            checkpoints=checkpoints,
+            team=self.team,
+            say=self.say,
+        )
+
+    def _seed(self, copy: int) -> int:
+        return self.config.train.seed * MOST_COPIES + copy
 
 
 def drawn(validation: Holdout, config: TrainConfig) -> Holdout:
@@ -259,64 +251,3 @@ def fitted_fusion(
     """The weights of all or some of a retriever's sources."""
     # Beside a profile the last item, beside late weeks all time: what is left is a contrast, of either sign.
     return LinearFusion.fit(candidates, targets, columns, signed=(LAST_TEXT, *trend.names))
-
-
-def recent_popularity(train: Histories, n_items: int, days: int) -> Scores:
-    """(N,) float32 interactions of each item in the last `days` days of the log, or in all of it without time.
-
-    Items that tie, most of all at 0, are told apart by their interactions over all time.
-    """
-    overall = np.bincount(train.item_rows, minlength=n_items).astype(np.float32)
-    if train.timestamps is None or not (train.timestamps != Histories.NO_TIME).any():
-        return overall
-    recent = train.timestamps > train.timestamps.max() - days * SECONDS_PER_DAY
-    counts = np.bincount(train.item_rows[recent], minlength=n_items).astype(np.float32)
-    return np.asarray(counts + overall / (overall.sum() + 1), dtype=np.float32)
-
-
-def _fit_transitions(
-    train: Histories,
-    stand_ins: sp.csr_matrix,
-    *,
-    validation: Holdout,
-    config: RetrieverConfig,
-    log: Log,
-    recipe: Recipe | None,
-) -> Transitions:
-    n_items = stand_ins.shape[0]
-    if recipe is not None:
-        return replace(Transitions.fit(train, n_items, recipe.transitions), stand_ins=stand_ins)
-    if not config.tune_transitions or not len(validation):
-        return replace(Transitions.fit(train, n_items, config.transitions), stand_ins=stand_ins)
-    best: tuple[float, Transitions] | None = None
-    for counted, readings in _ways_to_count(train, config.transitions):
-        counts = count_pairs(train, n_items, counted)
-        for (items, decay), column_power in product(readings, (0.1, 0.3)):
-            setting = counted.model_copy(
-                update={"history_items": items, "history_decay": decay, "column_power": column_power}
-            )
-            fitted = replace(Transitions.from_counts(counts, setting), stand_ins=stand_ins)
-            ndcg10 = next_item_ndcg10(lambda h, t=fitted: t.scores(h).toarray(), validation, n_items=n_items)  # type: ignore[misc]
-            if best is None or ndcg10 > best[0]:
-                best = ndcg10, fitted
-    assert best is not None
-    log({"stage": "transitions", "validation_ndcg@10": round(best[0], 5), "chosen": best[1].config.model_dump()})
-    return best[1]
-
-
-def _ways_to_count(
-    train: Histories, config: TransitionsConfig
-) -> Iterator[tuple[TransitionsConfig, tuple[tuple[int, float], ...]]]:
-    """How pairs may be counted, each with the histories (items, decay) over which they may be summed."""
-    recent = ((10, 0.5), (10, 0.7), (20, 0.8), (30, 0.9))
-    yield config, recent
-    if train.timestamps is None or not (train.timestamps != Histories.NO_TIME).any():
-        # The order of a log without time may mean nothing: then pairs count the same both ways and at any distance.
-        yield config.model_copy(update={"gap_decay": 1.0, "backward": 1.0}), (*recent, (100, 0.97))
-
-
-def _default_fusion(towers: TowerEnsemble, trend: Trend) -> LinearFusion:
-    """Weights until they are fitted, or where nothing was held out to fit them on; typical of real catalogs."""
-    weights = {**dict.fromkeys(map(str, towers.kinds), 0.5 / len(towers.kinds)), TRANSITIONS: 0.4, TEXT: 1.5}
-    columns = transforms(towers.kinds, trend)
-    return LinearFusion(columns, dict.fromkeys(columns, 0.0) | weights, dict.fromkeys(columns, 1.0))

@@ -1,7 +1,7 @@
 """A retriever as files: safetensors, Parquet and JSON."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from safetensors.torch import save_file as save_tensors
 from data.schema import Scores
 from fusion.linear import LinearFusion
 from index.base import VectorIndex
-from retrieval.encode import centred
+from retrieval.encode import EncoderConfig, centred, load_encoder
 from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.fit import FittedRetriever, Recipe
+from retrieval.history_reader import HistoryReader
 from retrieval.retriever import Retriever, RetrieverConfig
 from retrieval.stand_ins import load_stand_ins, save_stand_ins
 from retrieval.towers import TwoTowers
@@ -28,6 +29,7 @@ from retrieval.transitions import Transitions, TransitionsConfig
 from retrieval.trend import Trend
 from retrieval.user_tower import UserTowerKind
 from retrieval.words import Words
+from store.assets import resolve_model
 from store.errors import CorruptArtifact
 
 CARD, TOWERS, TABLES, FUSION = "retriever.json", "towers.safetensors", "tables.safetensors", "fusion.json"
@@ -121,11 +123,16 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def load_retriever(
-    folder: Path, *, text_vectors: Scores, index: Callable[[Scores], VectorIndex] | VectorIndex
+    folder: Path,
+    *,
+    texts: Sequence[str],
+    text_vectors: Scores,
+    index: Callable[[Scores], VectorIndex] | VectorIndex,
 ) -> Retriever:
     """The retriever that `save_retriever` wrote.
 
     Args:
+        texts: N item texts, for towers that read histories in words; these load the encoder when first asked.
         text_vectors: (N, E) float32, those named by the card.
         index: an index of its item vectors, or what makes one of them.
 
@@ -136,7 +143,7 @@ def load_retriever(
     mean = text_vectors.mean(axis=0)
     text = centred(text_vectors, mean)
     try:
-        towers = _load_towers(folder, card, text)
+        towers = _load_towers(folder, card, text, _reader(folder, card, texts, text_vectors))
         popularity = load_file(folder / TABLES)["recent_popularity"]
         stand_ins = load_stand_ins(folder, len(text))
         transitions = replace(Transitions.load(folder, len(text), card.transitions), stand_ins=stand_ins)
@@ -161,12 +168,31 @@ def load_retriever(
     )
 
 
-def _load_towers(folder: Path, card: RetrieverCard, text: Scores) -> TowerEnsemble:
+def load_own_encoder(folder: Path, settings: EncoderConfig) -> Any:
+    """The encoder that read the catalog for this retriever: its own tuned one, or the one that its config names."""
+    if read_card(folder).tuned:
+        return load_encoder(str(folder / ENCODER), settings)
+    source = resolve_model(settings.model)
+    return load_encoder(source.path_or_id, settings, revision=source.revision)
+
+
+def _reader(folder: Path, card: RetrieverCard, texts: Sequence[str], text_vectors: Scores) -> HistoryReader | None:
+    if not card.config.text.copies:
+        return None
+    return HistoryReader(
+        texts,
+        text_vectors,
+        load_encoder=lambda settings: load_own_encoder(folder, settings),
+        config=card.config.reading,
+    )
+
+
+def _load_towers(folder: Path, card: RetrieverCard, text: Scores, reader: HistoryReader | None) -> TowerEnsemble:
     tensors = load_tensors(folder / TOWERS)
     members = []
     for kind, config in card.config.towers.items():
         for copy in range(1, config.copies + 1):
-            member = Member(kind, copy, TwoTowers(torch.from_numpy(text), config))
+            member = Member(kind, copy, TwoTowers(torch.from_numpy(text), config, reader=reader))
             prefix = f"{member.name}."
             own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             member.towers.load_state_dict(own)

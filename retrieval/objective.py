@@ -1,5 +1,7 @@
 """The loss of one step: softmax over all trained items, or over a sample of them in a large catalog."""
 
+from enum import StrEnum
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,7 +12,15 @@ from retrieval.negatives import NegativeSampler
 from retrieval.towers import TwoTowers
 
 FULL_SOFTMAX_ITEMS = 30_000
-"""Up to this many trained items the softmax runs over all of them; beyond, over a sample."""
+"""Up to this many trained items `auto` runs the softmax over all of them; beyond, over a sample."""
+
+
+class Softmax(StrEnum):
+    """Which items each position is held against."""
+
+    AUTO = "auto"
+    FULL = "full"
+    SAMPLED = "sampled"
 
 
 class Objective:
@@ -20,9 +30,21 @@ class Objective:
         counts: (N,) training interactions of each item; those without one are never scored.
         sampled_items: items drawn for a step where the softmax is sampled.
         low_precision: multiply in bfloat16.
+        softmax: full or sampled, or by the number of items.
+        target_counts: (N,) how many positions lead to each item; given, the positions of a step share their
+            targets as negatives where the softmax is sampled.
     """
 
-    def __init__(self, model: TwoTowers, counts: Rows, *, sampled_items: int, low_precision: bool) -> None:
+    def __init__(
+        self,
+        model: TwoTowers,
+        counts: Rows,
+        *,
+        sampled_items: int,
+        low_precision: bool,
+        softmax: Softmax = Softmax.AUTO,
+        target_counts: Rows | None = None,
+    ) -> None:
         self.model, self.low_precision = model, low_precision
         # An item without a training interaction is never a target: left in, the softmax would push it away.
         warm = np.nonzero(counts)[0]
@@ -30,7 +52,9 @@ class Objective:
         place[warm] = np.arange(len(warm))
         at = model.text.device
         self.warm, self.place = torch.from_numpy(warm).to(at), torch.from_numpy(place).to(at)
-        self.sampler = NegativeSampler(counts, size=sampled_items) if samples_softmax(counts) else None
+        self.sampler: NegativeSampler | None = None
+        if samples_softmax(counts, softmax):
+            self.sampler = NegativeSampler(counts, size=sampled_items, target_counts=target_counts)
 
     def __call__(self, users: Tensor, targets: Tensor, rng: np.random.Generator, mined: Rows | None = None) -> Tensor:
         """Mean loss of user vectors (P, D) and the item rows (P,) that followed.
@@ -49,6 +73,8 @@ class Objective:
         return negatives.loss(logits.float())
 
 
-def samples_softmax(counts: Rows) -> bool:
-    """Whether a catalog with these interactions (N,) of each item is too large for the full softmax."""
+def samples_softmax(counts: Rows, softmax: Softmax = Softmax.AUTO) -> bool:
+    """Whether the softmax of a catalog with these interactions (N,) of each item runs over a sample of them."""
+    if softmax is not Softmax.AUTO:
+        return softmax is Softmax.SAMPLED
     return int((counts > 0).sum()) > FULL_SOFTMAX_ITEMS

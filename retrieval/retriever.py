@@ -8,21 +8,23 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data.schema import NO_ITEM, Candidates, Histories, Rows, Scores
+from data import schema
+from data.schema import NO_ITEM, Candidates, Histories, Mask, Rows, Scores
 from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
+from retrieval.distil import DistilConfig
 from retrieval.encode import EncoderConfig
 from retrieval.ensemble import TowerEnsemble
 from retrieval.finetune import FinetuneConfig
 from retrieval.likeness import Likeness
-from retrieval.towers import SequenceConfig, TowerConfig
+from retrieval.towers import SequenceConfig, TextConfig, TowerConfig
 from retrieval.train import TrainConfig
 from retrieval.transitions import Transitions, TransitionsConfig
 from retrieval.trend import Trend
 from retrieval.user_tower import UserTowerKind
 from retrieval.words import Words
 
-TRANSITIONS = "transitions"
+TRANSITIONS = schema.TRANSITIONS
 TEXT = "text profile"
 LAST_TEXT = "text of the last item"
 LIKENESS = "likeness to the history"
@@ -40,26 +42,51 @@ class RetrieverConfig(BaseModel):
     finetune: FinetuneConfig = Field(FinetuneConfig(), description="tuning of the sentence-transformer itself")
     recency: TowerConfig = Field(TowerConfig(), description="towers that sum up the last items")
     sequence: SequenceConfig = Field(SequenceConfig(), description="towers that read the last items in order")
+    text: TextConfig = Field(TextConfig(), description="towers that read the last items in words; off by default")
     train: TrainConfig = Field(TrainConfig(), description="training of the towers")
+    distil: DistilConfig = Field(DistilConfig(), description="what a reranker teaches the user towers afterwards")
     transitions: TransitionsConfig = Field(TransitionsConfig(), description="counted item → item transitions")
     tune_transitions: bool = Field(True, description="choose history length, decay and column power on validation")
     per_source: int = Field(200, ge=1, description="items that each source brings to the union, at least")
     trend_days: tuple[int, ...] = Field(
-        (30, 90, 365), description="windows in which an item's interactions are counted"
+        (3, 7, 30, 90, 365), description="windows in which an item's interactions are counted"
+    )
+    trending: int = Field(
+        50, ge=0, description="items taken most in each of the two shortest windows, which join the union; 0: none"
     )
     recent_days: int = Field(30, ge=1, description="span of the popular items that an empty history is given")
 
     @model_validator(mode="after")
     def _has_towers(self) -> Self:
         if not self.towers:
-            raise ValueError("recency.copies and sequence.copies are both 0: there would be no towers to search by")
+            raise ValueError(
+                "recency.copies, sequence.copies and text.copies are all 0: there would be no towers to search by"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reads_histories_as_far_as_items(self) -> Self:
+        if self.text.copies and self.text.max_tokens < self.encoder.max_tokens:
+            raise ValueError(
+                f"text.max_tokens is {self.text.max_tokens}, encoder.max_tokens {self.encoder.max_tokens}: a history "
+                "must be read at least as far as an item"
+            )
         return self
 
     @property
     def towers(self) -> dict[UserTowerKind, TowerConfig]:
         """The kinds that are trained."""
-        kinds = {UserTowerKind.RECENCY: self.recency, UserTowerKind.SEQUENCE: self.sequence}
+        kinds = {
+            UserTowerKind.RECENCY: self.recency,
+            UserTowerKind.SEQUENCE: self.sequence,
+            UserTowerKind.TEXT: self.text,
+        }
         return {kind: config for kind, config in kinds.items() if config.copies}
+
+    @property
+    def reading(self) -> EncoderConfig:
+        """How the encoder reads histories."""
+        return self.encoder.model_copy(update={"max_tokens": self.text.max_tokens})
 
     def suited(self, train: Histories) -> Self:
         """The same with what is unset chosen by the data."""
@@ -77,6 +104,7 @@ class Retriever:
         words: the same texts as weighted words.
         trend: how often each item was taken of late.
         recent_popularity: (N,) float32 interactions of the last days of the log.
+        available: (N,) bool, false for items that were removed and must never be a candidate; None: all are.
     """
 
     config: RetrieverConfig
@@ -90,56 +118,89 @@ class Retriever:
     trend: Trend
     recent_popularity: Scores
     index: VectorIndex
+    available: Mask | None = None
     name: str = "retrieval"
 
-    def candidates(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
+    def candidates(
+        self, histories: Histories, depth: int, *, exclude_known: bool = True, where: Mask | None = None
+    ) -> Candidates:
         """The best `depth` items of the union by fused score, with each source's score for each of them.
 
         An empty history is given the popular items of the last days; `POPULARITY`, a source that is there
         where any history is empty, has their score, and the others are 0.
+
+        Args:
+            where: (N,) the items that may be shown; None: all.
         """
         wanted = max(depth, self.config.per_source)
-        parts = [self._union(batch, wanted, exclude_known=exclude_known).head(depth) for batch in _batches(histories)]
-        return concatenated(parts, depth)
+        parts = [self._union(batch, wanted, exclude_known=exclude_known, where=where) for batch in _batches(histories)]
+        return concatenated([part.head(depth) for part in parts], depth)
 
-    def unions(self, histories: Histories, depth: int = 0, *, exclude_known: bool = True) -> Candidates:
+    def unions(
+        self, histories: Histories, depth: int = 0, *, exclude_known: bool = True, where: Mask | None = None
+    ) -> Candidates:
         """The whole unions of which `candidates` gives the best `depth`."""
         wanted = max(depth, self.config.per_source)
-        parts = [self._union(batch, wanted, exclude_known=exclude_known) for batch in _batches(histories)]
+        parts = [self._union(batch, wanted, exclude_known=exclude_known, where=where) for batch in _batches(histories)]
         return concatenated(parts, max((part.depth for part in parts), default=0))
 
-    def search(self, histories: Histories, depth: int, *, exclude_known: bool = True) -> Candidates:
+    def search(
+        self, histories: Histories, depth: int, *, exclude_known: bool = True, where: Mask | None = None
+    ) -> Candidates:
         """What the towers alone find: one search in the index, with the towers' score under their names."""
         parts = []
         for batch in _batches(histories):
             known = [batch[place] for place in range(len(batch))] if exclude_known else None
             users = self.towers.user_vectors(batch, self.item_vectors)
-            score, rows = self.index.search(self.towers.weighted(users), depth, exclude=known)
+            score, rows = self.index.search(self.towers.weighted(users), depth, exclude=known, allowed=where)
             sources = self.towers.scores(users, self.item_vectors, np.maximum(rows, 0))
             parts.append(Candidates(rows, score, sources))
         return concatenated(parts, depth)
 
-    def candidates_for_texts(self, query_vectors: Scores, histories: Histories, depth: int) -> Candidates:
+    def candidates_for_texts(
+        self, query_vectors: Scores, histories: Histories, depth: int, *, where: Mask | None = None
+    ) -> Candidates:
         """The items whose text is nearest to free-text queries, known items left out.
 
         Args:
             query_vectors: (B, E) float32, centred like the catalog's text vectors.
+            where: (N,) the items that may be shown; None: all.
         """
         scores = query_vectors @ self.text.T  # (B, N)
+        if (shown := self._shown(where)) is not None:
+            scores[:, ~shown] = -np.inf
         scores[histories.list_of_row, histories.item_rows] = -np.inf
         return best_of_dense(scores, depth, name=TEXT)
 
-    def _union(self, histories: Histories, wanted: int, *, exclude_known: bool) -> Candidates:
+    def _union(self, histories: Histories, wanted: int, *, exclude_known: bool, where: Mask | None) -> Candidates:
         known = [histories[place] for place in range(len(histories))] if exclude_known else None
         users = self.towers.user_vectors(histories, self.item_vectors)
-        _, tower_rows = self.index.search(self.towers.weighted(users), wanted, exclude=known)
+        _, tower_rows = self.index.search(self.towers.weighted(users), wanted, exclude=known, allowed=where)
         recent = self.transitions.history_weights(histories)
         following = self.transitions.following(recent)
-        rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known))  # (B, K)
+        shown = self._shown(where)
+        rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known, allowed=shown))
+        rows = union(rows, self._trending(histories, known, shown))  # (B, K)
         unranked = self._sourced(rows, histories, users=users, recent=recent, following=following)
         candidates = unranked.ranked_by(self.fusion.score(unranked))
         empty = histories.lengths == 0
-        return self._popular(candidates, empty) if empty.any() else candidates
+        return self._popular(candidates, empty, where) if empty.any() else candidates
+
+    def _trending(self, histories: Histories, known: list[Rows] | None, shown: Mask | None) -> Rows:
+        """(B, W) rows of what is in fashion when each user asks, known items and those not to be shown left out."""
+        rows = self.trend.most_taken(histories.asked_at, len(histories), self.config.trending)
+        if shown is not None:
+            rows[~shown[rows]] = NO_ITEM
+        if known is not None:
+            for place, taken in enumerate(known):
+                rows[place, np.isin(rows[place], taken)] = NO_ITEM
+        return rows
+
+    def _shown(self, where: Mask | None) -> Mask | None:
+        """(N,) what a filter leaves of the items that are available; None for all. The index knows those by itself."""
+        if where is None or self.available is None:
+            return self.available if where is None else where
+        return where & self.available
 
     def scored(self, rows: Rows, histories: Histories) -> Candidates:
         """Any items (B, K) scored by every source and ranked by their fusion."""
@@ -178,9 +239,11 @@ class Retriever:
         last = histories.last(1)[:, 0]
         return np.asarray(self.text[np.maximum(last, 0)] * (last != NO_ITEM)[:, None], dtype=np.float32)
 
-    def _popular(self, candidates: Candidates, empty: np.ndarray) -> Candidates:
+    def _popular(self, candidates: Candidates, empty: np.ndarray, where: Mask | None) -> Candidates:
         """The same candidates with the lists of empty histories replaced by recent popular items."""
-        popular = best_of_dense(self.recent_popularity[None, :], candidates.depth, name=POPULARITY)
+        shown, taken = self._shown(where), self.recent_popularity
+        taken = taken if shown is None else np.where(shown, taken, np.float32(-np.inf))
+        popular = best_of_dense(taken[None, :], candidates.depth, name=POPULARITY)
         rows, score = candidates.item_rows.copy(), candidates.score.copy()
         width = popular.depth
         rows[empty], score[empty] = NO_ITEM, -np.inf
@@ -214,12 +277,16 @@ def union(first: Rows, second: Rows) -> Rows:
     return both[:, :longest]
 
 
-def best_of_sparse(scores: sp.csr_matrix, depth: int, *, exclude: list[Rows] | None) -> Rows:
-    """(B, depth) rows of the largest positive scores of each sparse row, known items left out, unordered."""
+def best_of_sparse(
+    scores: sp.csr_matrix, depth: int, *, exclude: list[Rows] | None, allowed: Mask | None = None
+) -> Rows:
+    """(B, depth) rows of the largest positive scores of each sparse row, without what must not be shown, unordered."""
     best = np.full((scores.shape[0], depth), NO_ITEM, dtype=np.int64)
     for place in range(scores.shape[0]):
         start, end = scores.indptr[place], scores.indptr[place + 1]
         rows, values = scores.indices[start:end], scores.data[start:end]
+        if allowed is not None:
+            rows, values = rows[allowed[rows]], values[allowed[rows]]
         if exclude is not None and len(exclude[place]):
             fresh = ~np.isin(rows, exclude[place])
             rows, values = rows[fresh], values[fresh]

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
+from data.schema import Rows
 from retrieval.likeness import SHARPNESS, Likeness
 
 STAND_INS = 20
@@ -15,7 +16,7 @@ ITEMS_AT_ONCE = 256
 FILE = "stand_ins.parquet"
 
 
-def find_stand_ins(likeness: Likeness, taken: np.ndarray) -> sp.csr_matrix:
+def find_stand_ins(likeness: Likeness, taken: np.ndarray, *, items: Rows | None = None) -> sp.csr_matrix:
     """(N, N) float32, sparse: the row of an item never taken holds the weights, sum 1, of the taken items most like it.
 
     Weights are likeness ** SHARPNESS. Rows of taken items are empty, and so is that of an item like no other.
@@ -23,9 +24,10 @@ def find_stand_ins(likeness: Likeness, taken: np.ndarray) -> sp.csr_matrix:
     Args:
         likeness: of N items.
         taken: (N,) interactions of each item in training.
+        items: rows of items never taken to which this is limited; None: all of them.
     """
     n_items = len(taken)
-    cold, warm = np.flatnonzero(taken == 0), np.flatnonzero(taken)
+    cold, warm = np.flatnonzero(taken == 0) if items is None else items, np.flatnonzero(taken)
     wanted = min(STAND_INS, len(warm))
     if not len(cold) or not wanted:
         return sp.csr_matrix((n_items, n_items), dtype=np.float32)

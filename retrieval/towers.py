@@ -1,7 +1,9 @@
 """An item tower and a user tower over one table of text vectors, and several such pairs added up."""
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -9,9 +11,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from data.schema import Histories, Scores
+from data.schema import Histories, Rows, Scores
+from retrieval.history_reader import HistoryReader
 from retrieval.item_tower import ItemTower, ItemVectors, Join, joined_width, principal_directions
 from retrieval.sequence_tower import SequenceTower
+from retrieval.text_tower import TextTower
 from retrieval.user_tower import RecencyTower, UserTower
 
 USERS_AT_ONCE = 256
@@ -86,18 +90,35 @@ class SequenceConfig(TowerConfig):
         return self.model_copy(update={"hidden_dropout": DENSE_DROPOUT if dense else SPARSE_DROPOUT})
 
 
+class TextConfig(TowerConfig):
+    """The same for a history in words."""
+
+    copies: int = Field(0, ge=0, description="how many are trained, each from a seed of its own, and added up; 0: none")
+    max_tokens: int = Field(128, ge=8, description="tokens read of a history's text, the most recent item first")
+    positions_per_user: int = Field(
+        2, ge=1, description="last places of each history that are trained on: each is a text to read before training"
+    )
+    most_positions: int = Field(
+        100_000, ge=1, description="of all users together; on a CPU some hundred are read in a second"
+    )
+    epochs: int = Field(10, ge=0, description="passes over all positions, at most")
+
+
 class TwoTowers(nn.Module):
     """One pair of towers.
 
     Args:
         text: (N, E) float32, L2-normalised and mean-centred.
         sparse: sparse gradients for what is learned for each id.
+        reader: reads histories, for a user tower that asks for their words.
     """
 
     text: Tensor
     user: UserTower
 
-    def __init__(self, text: Tensor, config: TowerConfig, *, sparse: bool = False) -> None:
+    def __init__(
+        self, text: Tensor, config: TowerConfig, *, sparse: bool = False, reader: HistoryReader | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("text", text, persistent=False)
@@ -111,7 +132,7 @@ class TwoTowers(nn.Module):
             residual_dropout=config.residual_dropout,
             sparse=sparse,
         )
-        self.user = _user_tower(len(text), principal, config, sparse=sparse)
+        self.user = _user_tower(len(text), principal, config, sparse=sparse, reader=reader)
 
     def user_vectors_at(self, inputs: Tensor) -> Tensor:
         """(*targets.shape, D) from the inputs of a batch of `self.user.examples`."""
@@ -149,10 +170,31 @@ class TwoTowers(nn.Module):
         self.item.bias[cold] = self.item.bias[rarest].mean()
 
     @torch.inference_mode()
-    def item_vectors(self) -> Scores:
-        """(N, D) float32, the vectors to be indexed."""
+    def item_vectors(self, rows: Rows | None = None) -> Scores:
+        """(N, D) float32, the vectors to be indexed, or those at `rows` alone."""
         self.eval()
-        return self.item_vectors_at(torch.arange(len(self.text), device=self.text.device)).cpu().numpy()
+        wanted = torch.arange(len(self.text)) if rows is None else torch.from_numpy(rows)
+        return self.item_vectors_at(wanted.to(self.text.device)).cpu().numpy()
+
+    @torch.no_grad()
+    def over(self, text: Scores, retold: Mapping[int, str]) -> "TwoTowers":
+        """The same towers over a catalog with other texts or more items, for use and not for training.
+
+        Args:
+            text: (N', E) centred text vectors, N' ≥ N; items beyond N have no residual until they are settled.
+            retold: row → text, of the items that are new or have another text.
+        """
+        # In place of ours in the copy: the text vectors, by far the largest part, and who reads histories.
+        instead: dict[int, Any] = {id(self.text): torch.from_numpy(text).to(self.text.device)}
+        if isinstance(self.user, TextTower):
+            instead[id(self.user.reader)] = self.user.reader.over(retold, n_items=len(text))
+        towers = copy.deepcopy(self, instead)
+        more = len(text) - len(self.text)
+        towers.item.residual = _longer(towers.item.residual, more)
+        towers.item.bias = _longer(towers.item.bias, more)
+        if isinstance(towers.user, RecencyTower):
+            towers.user.residual = _longer(towers.user.residual, more)
+        return towers
 
     @torch.inference_mode()
     def user_vectors(self, histories: Histories, item_vectors: Scores | None = None) -> Scores:
@@ -188,7 +230,25 @@ class _Table:
         return self.vectors[rows]
 
 
-def _user_tower(n_items: int, principal: Tensor, config: TowerConfig, *, sparse: bool) -> UserTower:
+def _longer(table: nn.Parameter, more: int) -> nn.Parameter:
+    """With so many rows of noughts at its end."""
+    return nn.Parameter(torch.cat([table, table.new_zeros(more, table.shape[1])]))
+
+
+def _user_tower(
+    n_items: int, principal: Tensor, config: TowerConfig, *, sparse: bool, reader: HistoryReader | None
+) -> UserTower:
+    if isinstance(config, TextConfig):
+        if reader is None:
+            raise ValueError("a text tower needs a reader of histories")
+        return TextTower(
+            config.width,
+            principal,
+            reader=reader,
+            history_items=config.history_items,
+            positions_per_user=config.positions_per_user,
+            most_positions=config.most_positions,
+        )
     if isinstance(config, SequenceConfig):
         return SequenceTower(
             config.width,

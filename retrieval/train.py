@@ -15,7 +15,7 @@ from data.schema import Histories, Holdout, Rows
 from retrieval.distributed import ALONE, Team
 from retrieval.examples import Examples
 from retrieval.hardware import Precision, computes_bfloat16, device
-from retrieval.objective import Objective
+from retrieval.objective import FULL_SOFTMAX_ITEMS, Objective, Softmax
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log, RemainingTime, TrackerConfig
 from retrieval.training_state import TrainingState
@@ -32,7 +32,14 @@ class TrainConfig(BaseModel):
     patience: int = Field(2, ge=1, description="epochs without a better validation NDCG@10 before stopping")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay")
+    softmax: Softmax = Field(
+        Softmax.AUTO,
+        description=f"over all trained items, or sampled; auto: sampled from {FULL_SOFTMAX_ITEMS:,} items on",
+    )
     sampled_items: int = Field(4096, ge=1, description="items drawn for each step where the softmax is sampled")
+    in_batch_negatives: bool = Field(
+        False, description="beside what is drawn, the targets of a step are negatives of each other"
+    )
     validation_users: int = Field(5000, ge=1, description="users of group B that early stopping looks at")
     budget_minutes: float = Field(50.0, gt=0, description="for all towers; the learning rate falls in time for its end")
     seed: int = Field(0, ge=0, description="of initial weights, order and dropout")
@@ -104,7 +111,14 @@ def train_towers(
     examples = model.user.examples(train)
     run = _Run(
         model=model,
-        objective=Objective(model, counts, sampled_items=config.sampled_items, low_precision=low_precision),
+        objective=Objective(
+            model,
+            counts,
+            sampled_items=config.sampled_items,
+            low_precision=low_precision,
+            softmax=config.softmax,
+            target_counts=_target_counts(examples, len(counts)) if config.in_batch_negatives else None,
+        ),
         examples=examples,
         state=_begin(model, examples, config=config, seed=seed),
         config=config,
@@ -121,7 +135,7 @@ def train_towers(
     planned = model.config.epochs if stop_after is None else stop_after
     pace = _Pace(name, planned, say)
     stopped = run.why_stop() if run.state.epoch else ""  # one that was resumed may have come to its end before
-    while run.state.epoch < planned and run.examples.positions and not stopped:
+    while run.state.epoch < planned and len(run.examples.targets) and not stopped:
         try:
             loss = run.epoch(pace)
             model.settle_cold_items(counts, stand_ins)
@@ -150,7 +164,11 @@ def validation_ndcg10(model: TwoTowers, asked: Holdout) -> float:
 
 @dataclass
 class _Run:
-    """A training under way."""
+    """A training under way.
+
+    Attributes:
+        spent: share of the budget used up at the last step, by the leader's clock: all processes stop at the same step.
+    """
 
     model: TwoTowers
     objective: Objective
@@ -162,6 +180,7 @@ class _Run:
     low_precision: bool
     checkpoints: Checkpoints | None
     team: Team
+    spent: float = 0.0
 
     def epoch(self, pace: "_Pace") -> float:
         """One pass, or what the budget leaves of it; the mean loss. Raises FloatingPointError if not finite."""
@@ -176,7 +195,7 @@ class _Run:
             if not np.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {state.step} of {len(batches)}")
             pace.tell(state, len(batches))
-            if self._spent() > 1:
+            if self.spent > 1:
                 break
             if self.checkpoints is not None and self.team.leads:
                 self.checkpoints.save_if_due(state)
@@ -195,17 +214,19 @@ class _Run:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         own = float(asked.sum()) * share.counts
-        part = own / self.team.sum([own])[0]
-        self.team.average_gradients(model.parameters(), part=part)
+        # One message instead of three: what each process asked, its loss, and the leader's clock.
+        clock = self._clock() if self.team.leads else 0.0
+        positions, summed_loss, self.spent = self.team.sum([own, own * loss.item(), clock])
+        self.team.average_gradients(model.parameters(), part=own / positions)
         for optimizer in self.state.optimizers:
             optimizer.step()
         for schedule in self.state.schedules:
-            _advance(schedule, self._spent())
-        return self.team.sum([loss.item() * part])[0]
+            _advance(schedule, self.spent)
+        return summed_loss / positions
 
-    def _spent(self) -> float:
-        """Share of the budget that is used up, by the leader's clock, so that all processes stop at the same step."""
-        return self.team.from_leader(lambda: self.state.minutes / self.budget_minutes)
+    def _clock(self) -> float:
+        """Share of the budget that is used up."""
+        return self.state.minutes / self.budget_minutes
 
     def end_epoch(self, ndcg10: float | None, *, loss: float, name: str, log: Log) -> str:
         """Keeps the record and the best weights; says why to stop, if so."""
@@ -231,7 +252,7 @@ class _Run:
     def why_stop(self) -> str:
         """The reason to do without another epoch; empty to go on."""
         state = self.state
-        if self._spent() > 1:
+        if self.team.from_leader(self._clock) > 1:
             return f"budget of {self.budget_minutes:.3g} minutes"
         if state.epoch - state.best_epoch >= self.config.patience:
             return f"no better validation NDCG@10 for {self.config.patience} epochs"
@@ -269,6 +290,11 @@ def _begin(model: TwoTowers, examples: Examples, *, config: TrainConfig, seed: i
     steps = 1 + sum(len(_order(examples, model, seed=seed, epoch=epoch)) for epoch in range(model.config.epochs))
     schedules = [_schedule(optimizer, rate, steps=steps, warmup_share=config.warmup_share) for optimizer in optimizers]
     return TrainingState(model, optimizers, schedules, np.random.default_rng([seed, 1]))
+
+
+def _target_counts(examples: Examples, n_items: int) -> Rows:
+    """(N,) how many positions lead to each item."""
+    return np.bincount(examples.targets, minlength=n_items)
 
 
 def _order(examples: Examples, model: TwoTowers, *, seed: int, epoch: int) -> list[Rows]:

@@ -1,17 +1,22 @@
 """How often each item was taken lately: what is in fashion at the moment of a request."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from data.schema import Histories, Rows, Scores
+from data.schema import NO_ITEM, Histories, Rows, Scores
 
 SECONDS_PER_DAY = 86_400
 EVER = "taken ever"
 HALF = 0.5
 """Added to counts before the logarithm, so that an item never taken has one."""
+FASHIONS = 2
+"""So many of the shortest windows bring candidates."""
+REMEMBERED_DAYS = 4_096
+"""Days on which it is remembered what was in fashion."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Trend:
     first_day: int
     ever: Scores
     windows_days: tuple[int, ...]
+    _in_fashion: dict[tuple[int, int], Rows] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def fit(cls, train: Histories, n_items: int, windows_days: tuple[int, ...]) -> "Trend":
@@ -58,10 +64,7 @@ class Trend:
         Args:
             asked_at: (B,) Unix seconds, NO_TIME for the end of the log; None: the end of the log for all.
         """
-        end = np.full(len(rows), self.span)
-        if asked_at is not None:
-            day = np.where(asked_at == Histories.NO_TIME, self.span, asked_at // SECONDS_PER_DAY - self.first_day + 1)
-            end = np.clip(day, 0, self.span)
+        end = self._end(asked_at, len(rows))
         until = np.searchsorted(self.taken, rows * self.span + end[:, None])
         columns = {}
         for name, days in zip(self.names, self.windows_days, strict=False):
@@ -69,6 +72,53 @@ class Trend:
             count = until - np.searchsorted(self.taken, rows * self.span + start)
             columns[name] = np.log(count + HALF).astype(np.float32)
         return {**columns, EVER: self.ever[rows]}
+
+    def most_taken(self, asked_at: Rows | None, users: int, count: int) -> Rows:
+        """(B, W) the `count` items taken most in each of the two shortest windows, then NO_ITEM; distinct.
+
+        Ties go to the item taken more often at all, then to the lower row. W is 0 in a log without time.
+
+        Args:
+            asked_at: as in `columns`.
+            users: B.
+        """
+        windows = sorted(self.windows_days)[:FASHIONS]
+        found = np.full((users, len(windows) * count), NO_ITEM, dtype=np.int64)
+        if found.size:
+            ends, place = np.unique(self._end(asked_at, users), return_inverse=True)
+            for number, end in enumerate(ends.tolist()):
+                rows = self._on_day(end, windows, count)
+                found[place == number, : len(rows)] = rows
+        return found
+
+    def _on_day(self, end: int, windows: list[int], count: int) -> Rows:
+        """Rows of the items in fashion before the day `end`; the same for all who ask on one day."""
+        if (end, count) not in self._in_fashion:
+            if len(self._in_fashion) >= REMEMBERED_DAYS:
+                self._in_fashion.clear()
+            best = [self._best(end - days, end, count) for days in windows]
+            self._in_fashion[end, count] = np.unique(np.concatenate(best))
+        return self._in_fashion[end, count]
+
+    def _best(self, start: int, end: int, count: int) -> Rows:
+        """Rows of the `count` items taken most on the days from `start` to before `end`."""
+        days, rows = self._by_day
+        taken, times = np.unique(rows[slice(*np.searchsorted(days, (start, end)))], return_counts=True)
+        return np.asarray(taken[np.lexsort((taken, -self.ever[taken], -times))[:count]])
+
+    @cached_property
+    def _by_day(self) -> tuple[Rows, Rows]:
+        """(R,) days, rising, and the rows taken on them."""
+        rows, days = self.taken // self.span, self.taken % self.span
+        order = np.argsort(days, kind="stable")
+        return days[order], rows[order]
+
+    def _end(self, asked_at: Rows | None, users: int) -> Rows:
+        """(B,) the day behind the one on which each user asks, counted from the first of the log."""
+        if asked_at is None:
+            return np.full(users, self.span)
+        day = np.where(asked_at == Histories.NO_TIME, self.span, asked_at // SECONDS_PER_DAY - self.first_day + 1)
+        return np.asarray(np.clip(day, 0, self.span))
 
     def save(self, folder: Path) -> None:
         """Writes the days at which each item was taken, and how often each was taken at all."""

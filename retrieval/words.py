@@ -84,6 +84,8 @@ class Words:
 
 
 def _counted(texts: Sequence[str]) -> sp.csr_matrix:
+    if not texts:  # which scikit-learn refuses
+        return sp.csr_matrix((0, FEATURES), dtype=np.float32)
     hashing = HashingVectorizer(
         analyzer=_features, n_features=FEATURES, binary=True, alternate_sign=False, norm=None, dtype=np.float32
     )

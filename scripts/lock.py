@@ -2,6 +2,7 @@
 
     .venv/bin/python -m scripts.lock cpu     # requirements.lock
     .venv/bin/python -m scripts.lock gpu     # requirements-gpu.lock, held to the pins of requirements.lock
+    .venv/bin/python -m scripts.lock cpu keep    # what is pinned stays as it is; only what is missing is added
 
 Nothing is installed and, since pip reads the metadata alone, little is downloaded. Run it on Linux x86-64 with the
 oldest Python that pyproject.toml allows.
@@ -68,12 +69,16 @@ def pins(packages: list[dict[str, Any]]) -> list[str]:
     return sorted(f"{re.sub(r'[-_.]+', '-', name).lower()}=={version.partition('+')[0]}" for name, version in named)
 
 
-def main(kind: str) -> None:
-    """Writes one lock file, or says why the PyTorch that pip offers is not the right one."""
+def main(kind: str, *, keep: bool = False) -> None:
+    """Writes one lock file, or says why the PyTorch that pip offers is not the right one.
+
+    Args:
+        keep: hold to what the file pins now.
+    """
     constraints = [TORCH]
-    if kind == "gpu":
-        cpu_pins = [line for line in LOCKS["cpu"].read_text().splitlines() if not line.startswith(("#", "faiss-"))]
-        constraints += [line for line in cpu_pins if line != TORCH]
+    if kind == "gpu" or keep:
+        pinned = [line for line in LOCKS["cpu"].read_text().splitlines() if not line.startswith(("#", "faiss-"))]
+        constraints += [line for line in pinned if line != TORCH]
     packages = resolve(wanted(kind), constraints)
     (torch,) = (package for package in packages if package["metadata"]["name"] == "torch")
     if is_cpu_build(torch["metadata"]) != (kind == "cpu"):
@@ -84,6 +89,6 @@ def main(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in LOCKS:
-        sys.exit("usage: python -m scripts.lock cpu|gpu")
-    main(sys.argv[1])
+    if sys.argv[1:2] not in [[kind] for kind in LOCKS] or sys.argv[2:] not in ([], ["keep"]):
+        sys.exit("usage: python -m scripts.lock cpu|gpu [keep]")
+    main(sys.argv[1], keep=sys.argv[2:] == ["keep"])

@@ -45,6 +45,9 @@ class RecommendBody(Body):
     history: list[Id] | None = Field(None, description="item ids, oldest first; unknown ones are passed over and named")
     query: Text | None = Field(None, description="a wish in words")
     limit: Annotated[int, Field(ge=1)] | None = Field(None, description="items wanted; unset: as configured")
+    where: Annotated[str, Field(max_length=2000)] | None = Field(
+        None, description="a condition on catalog columns, as in: price < 20 AND brand <> 'Acme'"
+    )
     exclude_items: list[Id] = Field([], description="item ids that must not come back")
     exclude_known: bool | None = Field(None, description="leave out what the user has; unset: as configured")
     budget: BudgetBody = Field(BudgetBody(), description="what the answer may cost")
@@ -79,6 +82,7 @@ class RecommendBody(Body):
             limit=self.limit,
             depth=self.budget.depth,
             budget=Budget(max_tokens=self.budget.max_tokens, max_ms=self.budget.max_ms),
+            where=self.where if self.where and self.where.strip() else None,
             exclude_items=self.exclude_items,
             exclude_known=self.exclude_known,
             rerank=self.rerank,

@@ -13,9 +13,8 @@ from prometheus_client import (
 )
 
 from recommend.service import Served, Service
+from serve.workers import SHARED_FOLDER
 
-SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""Where the library keeps the numbers of several workers; set before it is imported."""
 TIMES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 DEPTHS = (0, 2, 5, 10, 20, 50, 100, 200)
 FAILED, SHALLOW, SKIPPED = "reranker failed", "overload: fewer candidates", "overload: not reranked"

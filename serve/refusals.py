@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from recommend.item_filter import FilterFault
 from recommend.microbatch import Crowded
 from recommend.supervised import RerankerFailure
 from serve.admission import Busy, Slow
@@ -18,6 +19,7 @@ from store.errors import BadInput, MissingStep, NoSpace, RunBusy, TandemError, U
 
 STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (UnknownId, 404, "unknown_id"),
+    (FilterFault, 422, "filter"),
     (BadInput, 422, "bad_input"),
     (MissingStep, 409, "missing_step"),
     (Crowded, 429, "busy"),

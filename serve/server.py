@@ -7,7 +7,9 @@ import ipaddress
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import uvicorn
 
@@ -18,6 +20,7 @@ from store.errors import BadInput
 
 KEEP_ALIVE_S = 30
 BACKLOG = 512
+POLL_S = 0.05
 SWITCH_S = 0.001
 """After so long a thread that computes hands over to the event loop; Python's own 5 ms would be in every answer."""
 
@@ -60,7 +63,11 @@ def url_of(found: socket.socket) -> str:
 
 
 def serve_until_told(
-    make: Callable[[], Server], listening: socket.socket, *, started: Callable[[], None] = lambda: None
+    make: Callable[[], Server],
+    listening: socket.socket,
+    *,
+    started: Callable[[], None] = lambda: None,
+    ends: threading.Event | None = None,
 ) -> None:
     """Answers requests until SIGTERM or Ctrl-C; those under way are answered before it returns.
 
@@ -68,35 +75,53 @@ def serve_until_told(
         make: opens what is served; called here, its Service is closed here.
         listening: as `bound` made it.
         started: called when the first request may come.
+        ends: set by another thread, ends it, too; for servers that do not run in the main thread.
     """
     sys.setswitchinterval(SWITCH_S)
     server = make()
     # What is loaded stays: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
-    # uvicorn raises the signal once more when all is answered; it must not end the process before things are closed.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    running = uvicorn.Server(_config(server))
     try:
-        running = uvicorn.Server(_config(server))
-        asyncio.Runner(loop_factory=running.config.get_loop_factory()).run(_served(running, listening, started))
-    except KeyboardInterrupt:
-        pass
+        with _outlived_signal():
+            asyncio.Runner(loop_factory=running.config.get_loop_factory()).run(
+                _served(running, listening, started, ends or threading.Event())
+            )
     finally:
-        signal.signal(signal.SIGTERM, before)
         server.service.close()
         if server.keys is not None:
             server.keys.close()
 
 
-async def _served(running: uvicorn.Server, listening: socket.socket, started: Callable[[], None]) -> None:
-    async def tell() -> None:
-        while not running.started:
-            await asyncio.sleep(0.01)
-        started()
+@contextmanager
+def _outlived_signal() -> Iterator[None]:
+    """uvicorn raises a signal once more when all is answered: it must not end the process before things are closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with suppress(KeyboardInterrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
-    telling = asyncio.create_task(tell())
+
+async def _served(
+    running: uvicorn.Server, listening: socket.socket, started: Callable[[], None], ends: threading.Event
+) -> None:
+    async def watch() -> None:
+        while not running.started:
+            await asyncio.sleep(POLL_S)
+        started()
+        while not ends.is_set():
+            await asyncio.sleep(POLL_S)
+        running.should_exit = True
+
+    watching = asyncio.create_task(watch())
     await running.serve(sockets=[listening])
-    telling.cancel()
+    watching.cancel()
 
 
 def _config(server: Server) -> uvicorn.Config:

@@ -18,6 +18,7 @@ __all__ = ["Release", "Run", "Verify", "atomic_write", "fingerprint"]
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+CURRENT, RELEASES = "current.json", "releases"
 
 _MADE_BY = {
     "data": "prepare",
@@ -40,17 +41,22 @@ class Verify(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The keys of the artifacts that belong together and are served; None where there is none yet."""
+    """The keys of the artifacts that belong together and are served; None where there is none yet.
+
+    Attributes:
+        live: the journal, in live/, of what has changed since the index was made; None while nothing has.
+    """
 
     dataset: str | None = None
     retriever: str | None = None
     vectors: str | None = None
     index: str | None = None
     reranker: str | None = None
+    live: str | None = None
 
 
 class Run:
-    """One run directory: data/, artifacts/<kind>/<hash>/, current.json, reports/, config.toml.
+    """One run directory: data/, artifacts/<kind>/<hash>/, current.json, releases/, live/, reports/, config.toml.
 
     Every writing method takes the run's lock by itself. A command of several steps takes it around them all.
     """
@@ -158,29 +164,44 @@ class Run:
         Raises:
             CorruptArtifact: when current.json cannot be read.
         """
-        path = self.root / "current.json"
+        return self.numbered_release()[1]
+
+    def numbered_release(self) -> tuple[int, Release]:
+        """The release that current.json names, and its number; 0 when nothing has been published.
+
+        Raises:
+            CorruptArtifact: as `release`.
+        """
+        path = self.root / CURRENT
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            parts = {field.name: content[field.name] for field in fields(Release)}
+            return release_of(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            return Release()
+            return 0, Release()
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CorruptArtifact(
                 f"{path} is unreadable ({error}): delete it and run the commands from "
                 f"{_command('retriever', self.root)} on again; finished artifacts are found and reused"
             ) from error
-        return Release(**parts)
 
     def publish(self, **parts: str | None) -> Release:
         """Merges `parts`, by the names of Release, into the release and publishes it by one rename.
+
+        What was published stays on record in releases/, by number; to publish the same again changes nothing.
 
         Raises:
             NoSpace: when the disk is full or refuses the write; the release stays as it was.
         """
         with self.lock():
-            release = replace(self.release(), **parts)
-            content = {"format": FORMAT, **asdict(release)}
-            atomic_write(self.root / "current.json", json.dumps(content, indent=1) + "\n")
+            number, before = self.numbered_release()
+            release = replace(before, **parts)
+            if release != before:
+                # Older versions kept no record of what they published.
+                for each, content in ((number, before), (number + 1, release)):
+                    record = self.root / RELEASES / f"{each:06d}.json"
+                    if each > number or (content != Release() and not record.exists()):
+                        atomic_write(record, _as_json(each, content))
+                number += 1
+            atomic_write(self.root / CURRENT, _as_json(number, release))
         return release
 
     def write_folder(self, name: str, write: Callable[[Path], None]) -> Path:
@@ -207,6 +228,21 @@ class Run:
 
     def _place(self, kind: str, key: str) -> Path:
         return self.root / "artifacts" / kind / key
+
+
+def release_of(content: Mapping[str, Any]) -> tuple[int, Release]:
+    """The number and the release in the JSON of current.json, or of a file of releases/.
+
+    Raises:
+        KeyError, TypeError, ValueError: when it is something else.
+    """
+    # Older versions counted no releases and knew no changes.
+    known = {"live": None, **content}
+    return int(content.get("number", 0)), Release(**{field.name: known[field.name] for field in fields(Release)})
+
+
+def _as_json(number: int, release: Release) -> str:
+    return json.dumps({"format": FORMAT, "number": number, **asdict(release)}, indent=1) + "\n"
 
 
 def artifact_key(kind: str, made_from: Mapping[str, Any]) -> str:

@@ -77,3 +77,9 @@ class OutOfMemory(TandemError):
     """Memory ran out; the message names settings that need less."""
 
     exit_code = 13
+
+
+class Unreachable(TandemError):
+    """A service at an address, such as Milvus or Ray, that does not answer in time, or refuses."""
+
+    exit_code = 14

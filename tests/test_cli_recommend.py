@@ -60,6 +60,32 @@ def test_a_wish_finds_the_item_of_that_text(shop: Shop):
     assert found["items"][0]["score"] == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize("whom", [["--user", "u010"], ["--history", "i07,i08"], ["--history", ""], ["--query", "bal"]])
+def test_a_filter_holds_for_every_way_of_asking(shop: Shop, whom):
+    options = ["--where", "genres = 'genre1' AND NOT title LIKE 'x%'", "--exclude", "i05,i01", "--json", "-k", 12]
+    found = json.loads(asked(shop, *whom, *options).out)["items"]
+    genres = {row[0]: row[2] for row in catalog_rows()}
+    assert {genres[item["item_id"]] for item in found} == {"genre1"}
+    known = {item for user, item, _ in log_rows() if user == "u010"} if "--user" in whom else set(whom[1].split(","))
+    left = [item for item, genre in genres.items() if genre == "genre1" and item not in known | {"i05", "i01"}]
+    assert len(found) == min(12, len(left))
+
+
+def test_only_the_listed_items(shop: Shop, tmp_path):
+    found = json.loads(asked(shop, "--history", "i07", "--only", "i08, i30,i07", "--json").out)["items"]
+    assert {item["item_id"] for item in found} == {"i08", "i30"}
+    path = tmp_path / "recs.parquet"
+    done = asked(shop, "--all", "-k", 20, "-o", path, "--only", "i08,i30,i07,i09")
+    assert done.code == 0, done.err
+    assert set(pl.read_parquet(path)["item_id"]) == {"i07", "i08", "i09", "i30"}
+
+
+def test_a_filter_that_cannot_be_used_is_told(shop: Shop):
+    refused(asked(shop, "--user", "u010", "--where", "genre = 'a'"), BadInput, "character 1: unknown.*'genres'")
+    refused(asked(shop, "--user", "u010", "--where", "genres = 'a'"), BadInput, "none of the 60 items passes.*--where")
+    refused(asked(shop, "--user", "u010", "--only", "i08,none"), UnknownId, "1 of 2 items are unknown: 'none'")
+
+
 def test_unknown_users_and_items_are_told_the_way_out(shop: Shop):
     way_out = r"--history ITEM,ITEM, or from a wish with --query 'text'"
     refused(asked(shop, "--user", "nobody"), UnknownId, "user 'nobody' is not among the 120 known users", way_out)

@@ -20,11 +20,18 @@ def reloaded(tiny: ModuleType, folder: Path) -> Reranker:
     return load_reranker(folder.parent / "saved", model_dir=folder, model_fingerprint=tiny.BASE.fingerprint)
 
 
+def graded(tiny: ModuleType, folder: Path) -> Reranker:
+    config = tiny.CONFIG.model_copy(update={"grades": (1.0, 2.0, 3.5)})
+    tiny.shaken(folder, config=config).save(folder.parent / "graded")
+    return load_reranker(folder.parent / "graded", model_dir=folder, model_fingerprint=tiny.BASE.fingerprint).merged()
+
+
 STATES: dict[str, Callable[[Any, Path], Reranker]] = {
     "untrained": lambda tiny, folder: tiny.untrained(folder),
     "trained": lambda tiny, folder: tiny.shaken(folder),
     "merged": lambda tiny, folder: tiny.shaken(folder).merged(),
     "reloaded": reloaded,
+    "graded": graded,
 }
 RERANKERS = {
     f"{name}, {state}": (tiny, make)

@@ -115,6 +115,16 @@ def test_low_ratings_and_unknown_items_are_dropped_and_counted_when_told(folder)
     assert (report.users_read, report.users) == (3, 2)
 
 
+def test_ratings_stay_beside_their_items(folder):
+    dataset, _ = load(folder)
+    assert dataset.interactions.ratings.tolist() == [2, 4, 1, 5, 3]  # as TAKEN, user by user
+    write(folder / "log.csv", [{**LOG[0], "rating": None}, *LOG[1:]])
+    dataset, _ = load(folder, duplicates=Duplicates.KEEP_LAST)
+    np.testing.assert_array_equal(dataset.interactions.ratings, [2, np.nan, 5, 3])
+    write(folder / "log.csv", [{name: value for name, value in row.items() if name != "rating"} for row in LOG])
+    assert load(folder)[0].interactions.ratings is None
+
+
 def test_a_users_table_is_checked_and_counted(folder):
     path = write(folder / "users.csv", [{"id": "u1", "age": 3}, {"id": "u3", "age": 4}])
     mapped = LoadConfig(columns={"users.user_id": "id"})

@@ -47,6 +47,19 @@ def assert_same(found: Dataset, expected: Dataset) -> None:
         else:
             assert one.dtype == np.int64
             assert one.tolist() == other.tolist()
+    ours, theirs = found.interactions.ratings, expected.interactions.ratings
+    assert (ours is None) == (theirs is None)
+    if ours is not None:
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_ratings_come_back_as_they_were_and_count_in_the_fingerprint(tmp_path):
+    ratings = np.array([4.5, np.nan, 1], dtype=np.float32)
+    rated = replace(SMALL, interactions=replace(SMALL.interactions, ratings=ratings))
+    manifest = save(tmp_path / "data", rated)
+    found, _ = load_prepared(tmp_path / "data")
+    assert_same(found, rated)
+    assert manifest["fingerprint"] == dataset_fingerprint(found) != dataset_fingerprint(SMALL)
 
 
 def test_a_data_set_comes_back_as_it_was(tmp_path):

@@ -1,5 +1,7 @@
 """Splits against histories divided by hand, and properties that no log may break."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -112,6 +114,18 @@ def test_a_temporal_split_by_share_of_rows_keeps_ties_together():
     assert plain(split.train) == [[1, 2], [5, 6, 7]]
     assert asked(split.validation) == {1: ([5, 6, 7], [8, 9])}
     assert asked(split.test) == {0: ([1, 2], [3, 4]), 1: ([5, 6, 7, 8, 9], [0])}
+
+
+@pytest.mark.parametrize("kind", ["leave-one-out", "temporal", "cold-items"])
+def test_every_part_of_a_split_keeps_its_ratings(kind):
+    log = dataset([1, 2, 3, 4], [5, 6, 7], [8, 9], times=[[1, 2, 3, 4], [2, 3, 4], [1, 4]])
+    rated = replace(log, interactions=replace(log.interactions, ratings=log.interactions.item_rows.astype("f4") / 2))
+    split = make_split(rated, SplitConfig(kind=kind))
+    parts = [split.validation, split.test, Holdout.joined([split.validation, split.test], part="all")]
+    for lists in (split.train, *(one for part in parts for one in (part.histories, part.targets))):
+        assert (lists.ratings * 2).tolist() == lists.item_rows.tolist()
+        order = np.arange(len(lists))[::-1].copy()
+        assert (lists.take(order).ratings * 2).tolist() == lists.take(order).item_rows.tolist()
 
 
 def test_users_who_took_nothing_new_or_have_too_short_a_history_fall_out_and_are_counted():

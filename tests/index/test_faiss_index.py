@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.faiss_index import INDEX_FILE, FlatIndex, load_index
+from index.faiss_base import INDEX_FILE, VECTORS_FILE
+from index.faiss_index import INDEXES, FlatIndex, load_index
+from index.layout import IndexKind
 from index.manifest import MANIFEST_FILE, canary_queries, read_manifest
 from store.errors import CorruptArtifact, Mismatch, MissingStep
 
@@ -79,6 +81,28 @@ def test_an_unreadable_manifest_is_refused(saved: Path, content: str) -> None:
         load_index(saved)
 
 
+def test_a_manifest_from_a_newer_version_is_refused(saved: Path) -> None:
+    rewrite(saved, format=99, novelty=True)
+    with pytest.raises(Mismatch, match=r"format 99, this version reads up to 2.*newer version"):
+        load_index(saved)
+
+
+def test_a_manifest_of_the_first_version_is_read(saved: Path) -> None:
+    path = saved / MANIFEST_FILE
+    newer = ("format", "layout", "effort", "report")
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key not in newer}))
+    assert load_index(saved).kind is IndexKind.FLAT
+
+
+def test_truncated_vectors_beside_a_quantised_index_are_refused(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32)
+    INDEXES[IndexKind.IVF_RABITQ](vectors).save(tmp_path, retriever="r", catalog="c")
+    path = tmp_path / VECTORS_FILE
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CorruptArtifact, match=r"15,992 bytes, 500 vectors of 8 × float32 have 16,000"):
+        load_index(tmp_path)
+
+
 def test_a_count_that_differs_is_refused(saved: Path) -> None:
     rewrite(saved, count=99)
     with pytest.raises(CorruptArtifact, match=r"holds 100.*says 99"):
@@ -127,9 +151,9 @@ def test_a_long_history_does_not_widen_the_search_of_others(monkeypatch: pytest.
     fetched: list[tuple[int, int]] = []
     search = FlatIndex._search_alike
 
-    def spy(self, queries, k, exclude, longest):
+    def spy(self, queries, k, exclude, *, longest, allowed):
         fetched.append((len(queries), longest))
-        return search(self, queries, k, exclude, longest)
+        return search(self, queries, k, exclude, longest=longest, allowed=allowed)
 
     monkeypatch.setattr(FlatIndex, "_search_alike", spy)
     index.search(rng.standard_normal((31, 4)).astype(np.float32), 10, exclude=exclude)

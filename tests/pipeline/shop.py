@@ -28,12 +28,13 @@ TINY = (
     "retriever.encoder.precision=float32",
     *(
         f"retriever.{kind}.{setting}"
-        for kind in ("recency", "sequence")
+        for kind in ("recency", "sequence", "text")
         for setting in ("text_dim=8", "residual_dim=8", "epochs=8", "batch_size=64", "learning_rate=0.02")
     ),
     "retriever.sequence.layers=1",
     "retriever.sequence.history_items=12",
     "retriever.sequence.hidden_dropout=0.1",
+    "retriever.text.max_tokens=32",
     "retriever.per_source=25",
     "reranker.encoder.prompt.max_history_items=4",
     "reranker.encoder.prompt.max_history_tokens=40",

@@ -291,7 +291,9 @@ def test_an_unfinished_training_with_other_settings_is_refused_until_forced(root
     under_way.kill()
     under_way.wait()
     other = ["--set", "retriever.recency.epochs=40", "--set", "retriever.recency.learning_rate=0.01"]
-    refused(tandem("train-retriever", root, *other), Mismatch, r"learning_rate 0.02 → 0.01", "--force")
+    refused(
+        tandem("train-retriever", root, *other), Mismatch, r"retriever\.recency\.learning_rate 0\.02 → 0\.01", "--force"
+    )
     assert tandem("train-retriever", root, *other, "--force").code == 0
 
 

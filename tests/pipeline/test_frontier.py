@@ -10,13 +10,16 @@ from eval.frontier import Frontier, FrontierPoint
 from fusion.linear import LinearFusion
 from pipeline.evaluate import Part, evaluation_recommender
 from pipeline.frontier import Asked, _Bench, measure_frontier, weights_mb
+from pipeline.run_log import RunLog
 from pipeline.workspace import Workspace, open_workspace
 from recommend.recommender import Recommender
 from recommend.sweep import SweepConfig
+from rerank.card import HEAD_FILE
 from rerank.fit import request_of, with_reranker_scores
 from rerank.fusion import RERANKER, RETRIEVAL, TRANSFORMS
 from rerank.packed import PackedReranker
 from rerank.precision import Precision
+from store.artifacts import MANIFEST
 from store.errors import MissingStep
 from tests.pipeline.shop import quiet
 
@@ -120,6 +123,8 @@ def test_the_whole_catalog_is_read_for_a_few_and_only_counted_where_it_is_too_mu
     (read,) = made.whole_catalog
     assert read.users == 4
     assert read.ms is not None
+    assert read.test is not None
+    assert (read.test.users, read.test.ours, read.test.theirs) == (4, read.two_stage_ndcg10, read.ndcg10)
     few = replace(ws, config=ws.config.model_copy(update={"sweep": SWEEP.model_copy(update={"catalog_tokens": 10})}))
     asked = Asked(ws.split.test, recommender.retrieve(ws.split.test.histories, 8))
     bench = _Bench(few, "x", reranker_of(recommender), Precision.FLOAT32, asked, asked, 1.0)
@@ -146,6 +151,26 @@ def test_a_run_without_a_reranker_is_told_how_to_make_one(ws, recommender, tmp_p
     rmtree(bare.run.root / "artifacts" / "reranker")
     with pytest.raises(MissingStep, match="train-reranker"):
         measure_frontier(bare, recommender, bare.split.test, log=quiet(bare))
+
+
+def test_a_damaged_reranker_is_left_out_and_told(ws, recommender, tmp_path, capsys) -> None:
+    from shutil import copytree
+
+    copied = replace(open_workspace(_copied(ws, tmp_path)), config=ws.config)
+    (own,) = (copied.run.root / "artifacts" / "reranker").glob("[!.]*")
+    damaged, nameless = own.with_name("0" * 16), own.with_name("1" * 16)
+    for folder in (damaged, nameless):
+        copytree(own, folder)
+    (damaged / HEAD_FILE).write_bytes(b"no weights")
+    (nameless / MANIFEST).write_text("{")
+    found = measure_frontier(copied, recommender, copied.split.test.take(np.arange(8)), log=RunLog(copied.run, "test"))
+    assert len(found.points) == 2 * 2 * 2
+    told = [line for line in capsys.readouterr().err.splitlines() if "is left out" in line]
+    assert len(told) == 2
+    for folder in (own, damaged):
+        (folder / HEAD_FILE).write_bytes(b"no weights")
+    with pytest.raises(MissingStep, match=r"no reranker .* can be read"):
+        measure_frontier(copied, recommender, copied.split.test, log=quiet(copied))
 
 
 def _copied(ws: Workspace, tmp_path):

@@ -1,15 +1,19 @@
 """A run whose catalog brings its own item vectors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from config import with_overrides
 from pipeline.answer import Wish, answer
 from pipeline.build_index import build_index
+from pipeline.change_index import add_items, update_items
 from pipeline.prepare import prepare
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import base_text_vectors, train_retriever
 from pipeline.workspace import open_workspace
+from recommend.release import load_stages
 from store.artifacts import Run
 from store.errors import BadInput
 from tests.pipeline.shop import ITEMS, Shop, catalog_rows, quiet, write_rows
@@ -43,8 +47,29 @@ def test_all_goes_on_but_wishes_in_words(given, capsys):
         answer(ws, Wish(query="red"), as_json=True)
 
 
-def test_there_is_no_encoder_to_tune(given):
+def test_there_is_no_encoder_to_tune_or_to_read_histories(given):
     ws, _ = given
-    tuned = with_overrides(ws.config, ["retriever.finetune.method=lora"])
-    with pytest.raises(BadInput, match=r"retriever.finetune.method is lora, but the item vectors were given"):
-        train_retriever(type(ws)(**{**vars(ws), "config": tuned}), log=quiet(ws))
+    tuned = replace(ws, config=with_overrides(ws.config, ["retriever.finetune.method=lora", "retriever.text.copies=1"]))
+    with pytest.raises(BadInput, match=r"were given in the catalog .* 2 faults") as caught:
+        train_retriever(tuned, log=quiet(ws))
+    assert "retriever.finetune.method is lora: set it to frozen" in str(caught.value)
+    assert "retriever.text.copies is 1: set it to 0" in str(caught.value)
+
+
+def test_items_that_come_later_bring_theirs(given, tmp_path):
+    ws, vectors = given
+    train_retriever(ws, log=quiet(ws))
+    build_index(ws, log=quiet(ws))
+    run, header = ws.run, ["item_id", "title", "genres", "pixels"]
+    twin = ["twin", *catalog_rows()[7][1:], "|".join(map(str, 3 * vectors[7]))]
+    assert add_items(run, write_rows(tmp_path / "more.csv", header, [twin]), log=quiet(ws)) == (["twin"], [], 0)
+    # The same words, other pixels: what is compared and what is searched is the picture.
+    moved = [*twin[:3], "|".join(map(str, vectors[20]))]
+    changed = update_items(run, write_rows(tmp_path / "other.csv", header, [moved]), log=quiet(ws))
+    assert (changed.ids, changed.read) == (["twin"], 0)
+    again = update_items(run, tmp_path / "other.csv", log=quiet(ws))
+    assert (again.ids, again.unchanged) == ([], ["twin"])
+    stages = load_stages(run, run.release(), with_reranker=False)
+    text = stages.retriever.text
+    assert text[-1] == pytest.approx(text[20], abs=1e-5)
+    assert text[-1] != pytest.approx(text[7], abs=1e-2)

@@ -130,6 +130,12 @@ def test_a_model_that_cannot_be_loaded_is_told_and_tried_again(tmp_path: Path, m
         assert found.trouble == ""
 
 
+def test_a_model_that_takes_too_long_to_load_is_told(model: Path) -> None:
+    slow = SupervisedReranker(partial(faulty, model), timeout_s=1.0, start_s=0.01)
+    with slow, pytest.raises(RerankerFailure, match=r"not loaded within 0\.01 s"):
+        slow.wait_until_ready()
+
+
 def test_closing_ends_the_child(model: Path) -> None:
     found = SupervisedReranker(partial(faulty, model), timeout_s=5.0)
     found.wait_until_ready()

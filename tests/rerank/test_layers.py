@@ -16,6 +16,7 @@ from tests.rerank import tiny_bert as bert
 from tests.rerank import tiny_llama as llama
 from tests.rerank.tiny_bert import WORDS
 
+CONFIGS: dict[str, Any] = {"encoder": bert.CONFIG, "decoder": llama.CONFIG}
 REQUEST = RerankRequest(tuple(WORDS[:3]), tuple(WORDS[4:12]))
 
 
@@ -42,7 +43,7 @@ def test_the_first_and_the_last_stay_and_the_rest_is_even(
     deep: dict[str, Path], kind: str, count: int, kept: list[int]
 ) -> None:
     reader = EncoderReranker if kind == "encoder" else DecoderReranker
-    whole, few = (reader.read_backbone(deep[kind]) for _ in range(2))
+    whole, few = (reader.read_backbone(deep[kind], CONFIGS[kind]) for _ in range(2))
     keep_layers(few, count)
     before, after = (next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList)) for model in (whole, few))
     assert len(after) == few.config.num_hidden_layers == count

@@ -140,3 +140,10 @@ def test_found_are_the_examples_whose_target_is_a_candidate() -> None:
 def test_scores_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"prior has the shape \(3, 5\)"):
         TrainingLists(TEXTS, LISTS.histories, LISTS.targets, LISTS.candidates, prior=np.zeros((3, 5), dtype=np.float32))
+
+
+def test_pairs_know_the_last_item_of_each_history_alone() -> None:
+    pairs = LISTS.after_last_item()
+    assert [pairs.histories[place].tolist() for place in range(3)] == [[2], [], [5]]
+    assert pairs.targets.tolist() == [3, 4, 6]
+    assert pairs.candidates.shape == (3, 0)

@@ -22,6 +22,7 @@ from tests.rerank.tiny_bert import CONFIG, WORDS, untrained
 PARTNERS = 8
 FAST = RerankTrainConfig(
     epochs=1,
+    budget_minutes=600,  # where the clock binds, the learning rate follows it and no result is like another
     users_per_batch=4,
     list_size=4,
     validate_every_steps=5,

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from rerank.adapters import AdapterConfig
 from rerank.card import BaseModelName
 from rerank.decoder import DecoderConfig, DecoderReranker
-from rerank.prompt import BULLET, OPENING, QUESTION, PromptConfig
+from rerank.prompt import ANSWER, BULLET, GRADED_QUESTION, OPENING, QUESTION, RATING, PromptConfig
 from tests.rerank.tiny_bert import WORDS, move
 
 BASE = BaseModelName("tiny-llama", "fingerprint-of-tiny-llama")
@@ -26,7 +26,8 @@ def write_tiny_llama(folder: Path, *, layers: int = 2, seed: int = 0, yes: bool 
     torch.manual_seed(seed)
     pieces = Regex(r" ?\w+|\n|[^\w\s]")
     cut = pre_tokenizers.Split(pieces, behavior="isolated")
-    frame = [piece for text in (OPENING, QUESTION, BULLET, "\nAnswer:") for piece, _ in cut.pre_tokenize_str(text)]
+    texts = (OPENING, QUESTION, BULLET, ANSWER, GRADED_QUESTION.format(grades=5), RATING, "1\n2\n3\n4\n5")
+    frame = [piece for text in texts for piece, _ in cut.pre_tokenize_str(text)]
     words = [f"{lead}{word}" for lead in ("", " ") for word in WORDS]
     vocabulary = dict.fromkeys(["<pad>", "<unk>", "<s>", *frame, " yes", " no", *words])
     if not yes:

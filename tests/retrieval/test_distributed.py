@@ -20,6 +20,7 @@ from retrieval.distributed import ALONE, BUCKET_BYTES, Team, _buckets, device_of
 from retrieval.training_state import TrainingState
 from store.checkpoint import CheckpointConfig, Checkpoints
 from store.errors import BadInput, Mismatch
+from tests.retrieval.lesson import fresh, trained, weights
 
 ROOT = Path(__file__).parents[2]
 ITEMS, HISTORY, EPOCHS = 30, 4, 4
@@ -163,6 +164,22 @@ def test_two_processes_with_half_the_batch_equal_one_with_the_whole(two, name):
     assert max((weights[key] - weight).abs().max() for key, weight in begin(case, 0).model.state_dict().items()) > 0.05
 
 
+def towers_trained_by(team: Team) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Weights and losses of the real training, without dropout, which would differ."""
+    model = fresh(epochs=2, dropout=0.0, residual_dropout=0.0, seed=3 + team.rank)
+    record = trained(model, team=team)
+    return weights(model), [epoch["loss"] for epoch in record.epochs]
+
+
+def test_towers_trained_by_two_processes_equal_those_of_one(two):
+    expected, losses = towers_trained_by(ALONE)
+    found = [load_file(two / f"towers-{rank}.safetensors") for rank in (0, 1)]
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[0][name], weight, rtol=0, atol=1e-4)
+        assert torch.equal(found[0][name], found[1][name])
+    assert json.loads((two / "losses-1.json").read_text()) == pytest.approx(losses, abs=1e-3)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_processes_stay_bitwise_equal(two, name):
     first, second = (load_file(two / f"{name}-{rank}.safetensors") for rank in (0, 1))
@@ -269,6 +286,9 @@ def main(folder: Path) -> None:
         team.wait()
         resumed = train(CASES["dropout"], team, checkpoints=checkpoints)
         save_file(dict(resumed.model.state_dict()), folder / f"resumed-{team.rank}.safetensors")
+        towers, losses = towers_trained_by(team)
+        save_file(towers, folder / f"towers-{team.rank}.safetensors")
+        keep("losses", losses)
         team.seed_step(1, 1)
         keep("drawn", torch.rand(4).tolist())
         keep("refused", refusal(lambda: team.check_same({"seed": team.rank}, "settings")))

@@ -12,8 +12,9 @@ from data.schema import Histories, Holdout
 from fusion.linear import LinearFusion, Transform
 from index.faiss_index import FlatIndex
 from retrieval import fit as fit_module
-from retrieval.fit import FittedRetriever, _fit_transitions, drawn, fit_retriever, recent_popularity, with_fitted_fusion
+from retrieval.fit import FittedRetriever, drawn, fit_retriever, with_fitted_fusion
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
+from retrieval.groundwork import fit_transitions, recent_popularity
 from retrieval.retriever import TEXT, TRANSITIONS, Retriever, RetrieverConfig
 from retrieval.train import TrainRecord
 from retrieval.validation import next_item_ndcg10
@@ -24,6 +25,7 @@ from tests.retrieval.toy import catalog, circle, config, nobody, text_vectors
 N = 20
 TRAIN, VALIDATION = circle(N, users=80)
 VECTORS = text_vectors(N)
+TEXTS = [f"item {row}" for row in range(N)]
 DAY = 86_400
 
 
@@ -31,7 +33,7 @@ def silent(_: dict) -> None:
     pass
 
 
-def never() -> None:
+def never(_: object) -> None:
     raise AssertionError("a frozen encoder need not be loaded")
 
 
@@ -190,7 +192,7 @@ def test_only_a_log_without_time_may_count_pairs_the_same_both_ways(timed):
     backwards = Histories.of([[row] for row in range(N)]), Histories.of([[(row - 1) % N] for row in range(N)])
     asked = Holdout("validation", np.arange(N), *backwards)
     nobody_speaks = sp.csr_matrix((N, N), dtype=np.float32)
-    found = _fit_transitions(train, nobody_speaks, validation=asked, config=config(), log=log.append, recipe=None)
+    found = fit_transitions(train, nobody_speaks, validation=asked, config=config(), log=log.append, chosen=None)
     assert (found.config.backward, found.config.gap_decay) == ((0.5, 0.8) if timed else (1.0, 1.0))
 
 
@@ -245,7 +247,7 @@ def test_recent_popularity_counts_the_last_days_and_breaks_ties_by_all_time():
 
 def test_a_saved_retriever_gives_equal_candidates(made, tmp_path):
     save_retriever(tmp_path, made, text_vectors="key-of-vectors")
-    loaded = load_retriever(tmp_path, text_vectors=VECTORS, index=FlatIndex)
+    loaded = load_retriever(tmp_path, texts=TEXTS, text_vectors=VECTORS, index=FlatIndex)
     asked = Histories.of([[1, 2, 3], [], [7], [19, 0]])
     found, expected = loaded.candidates(asked, 8), made.retriever.candidates(asked, 8)
     np.testing.assert_array_equal(found.item_rows, expected.item_rows)
@@ -265,7 +267,7 @@ from data.schema import Histories
 from index.faiss_index import FlatIndex
 from retrieval.folder import load_retriever, load_vectors
 folder = Path({str(tmp_path)!r})
-loaded = load_retriever(folder, text_vectors=load_vectors(folder), index=FlatIndex)
+loaded = load_retriever(folder, texts=[], text_vectors=load_vectors(folder), index=FlatIndex)
 found = loaded.candidates(Histories.of([[4, 5], []]), 6)
 np.savez(folder / "found.npz", rows=found.item_rows, score=found.score)
 """
@@ -295,13 +297,13 @@ def test_a_broken_file_is_named_with_the_way_out(made, tmp_path, name, fault):
     if fault == "cut":
         (tmp_path / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(CorruptArtifact, match="train-retriever"):
-        load_retriever(tmp_path, text_vectors=VECTORS, index=FlatIndex)
+        load_retriever(tmp_path, texts=TEXTS, text_vectors=VECTORS, index=FlatIndex)
 
 
 def test_vectors_of_another_width_are_refused(made, tmp_path):
     save_retriever(tmp_path, made, text_vectors="key")
     with pytest.raises(CorruptArtifact):
-        load_retriever(tmp_path, text_vectors=text_vectors(N, width=7), index=FlatIndex)
+        load_retriever(tmp_path, texts=TEXTS, text_vectors=text_vectors(N, width=7), index=FlatIndex)
 
 
 def test_saved_vectors_come_back_and_broken_ones_are_refused(tmp_path):

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from data.schema import NO_ITEM
 from retrieval import objective as module
-from retrieval.objective import Objective, samples_softmax
+from retrieval.objective import Objective, Softmax, samples_softmax
 from tests.retrieval.toy import towers
 
 N = 24
@@ -121,3 +121,25 @@ def test_items_that_were_taken_decide_whether_a_catalog_is_large(monkeypatch):
     monkeypatch.setattr(module, "FULL_SOFTMAX_ITEMS", 3)
     assert not samples_softmax(np.array([1, 0, 9, 2, 0]))
     assert samples_softmax(np.array([1, 1, 9, 2, 0]))
+    assert samples_softmax(np.array([1]), Softmax.SAMPLED)
+    assert not samples_softmax(np.array([1, 1, 9, 2, 0]), Softmax.FULL)
+
+
+def test_positions_that_share_their_targets_hardly_need_a_sample():
+    """Positions lead to items as often as they are taken, and each batch is a part of them."""
+    model, users = model_and_users(400)
+    rng = np.random.default_rng(0)
+    counts = np.where(COUNTS > 0, 60 + np.arange(N), 0)  # nothing rare: a sum without it would be too small
+    every_target = np.repeat(np.arange(N), counts)
+    losses: dict[str, list[float]] = {"full": [], "shared": [], "one drawn": []}
+    sampled = {"sampled_items": 1, "low_precision": False, "softmax": Softmax.SAMPLED}
+    shared, one_drawn = (Objective(model, counts, **sampled, target_counts=targets) for targets in (counts, None))
+    with torch.no_grad():
+        for _ in range(50):
+            targets = torch.from_numpy(rng.choice(every_target, len(users), replace=False))
+            losses["full"].append(full_loss(model, users, targets).item())
+            losses["shared"].append(shared(users, targets, rng).item())
+            losses["one drawn"].append(one_drawn(users, targets, rng).item())
+    full, found, without = (np.mean(values) for values in losses.values())
+    assert found == pytest.approx(full, abs=0.03)
+    assert abs(without - full) > 0.3

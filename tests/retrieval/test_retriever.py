@@ -23,6 +23,7 @@ from retrieval.retriever import (
     concatenated,
     union,
 )
+from retrieval.trend import Trend
 from tests.retrieval.toy import random_log, retriever
 
 N = 40
@@ -72,13 +73,15 @@ def dense_fusion(found: Retriever, histories: Histories) -> np.ndarray:
     return logs + sum(weights[name] * scores for name, scores in sources.items())
 
 
-def expected_unions(found: Retriever, histories: Histories, wanted: int, *, exclude_known: bool) -> list[list[int]]:
+def expected_unions(
+    found: Retriever, histories: Histories, wanted: int, *, exclude_known: bool, where: np.ndarray | None = None
+) -> list[list[int]]:
     """Of the best of the weighted towers and of the transitions, by sorting the whole catalog; best fused first."""
     sources, fused = dense_sources(found, histories), dense_fusion(found, histories)
     towers, lists = sum(weight * sources[kind] for kind, weight in found.towers.weights.items()), []
     for user in range(len(histories)):
         known = set(histories[user].tolist()) if exclude_known else set()
-        fresh = [row for row in range(N) if row not in known]
+        fresh = [row for row in range(N) if row not in known and (where is None or where[row])]
         by_towers = sorted(fresh, key=lambda row: -towers[user, row])[:wanted]
         counted = [row for row in fresh if sources[TRANSITIONS][user, row] > 0]
         by_transitions = sorted(counted, key=lambda row: -sources[TRANSITIONS][user, row])[:wanted]
@@ -122,6 +125,22 @@ def test_lists_hold_as_many_different_items_as_exist(lists, depth, exclude_known
         assert np.isfinite(score[:count]).all()
         assert len(set(rows[:count].tolist())) == count
         assert set(rows[:count].tolist()) <= allowed
+
+
+@pytest.mark.parametrize("share", [0.7, 0.3, 0.05])
+def test_every_source_obeys_a_filter(share):
+    where = np.random.default_rng(7).random(N) < share
+    wanted = PLAIN.config.per_source
+    expected = expected_unions(PLAIN, ASKED, wanted, exclude_known=True, where=where)
+    assert shown(PLAIN.unions(ASKED, where=where)) == expected
+    assert shown(PLAIN.candidates(ASKED, 3, where=where)) == [rows[:3] for rows in expected]
+    fresh = [np.flatnonzero(where & ~np.isin(np.arange(N), ASKED[user])) for user in range(len(ASKED))]
+    by_towers = [set(rows) for rows in shown(PLAIN.search(ASKED, N, where=where))]
+    assert by_towers == [set(rows.tolist()) for rows in fresh]
+    popular = shown(PLAIN.candidates(Histories.of([[]]), N, where=where))[0]
+    assert popular == sorted(np.flatnonzero(where), key=lambda row: -PLAIN.recent_popularity[row])
+    by_text = shown(PLAIN.candidates_for_texts(PLAIN.text[:1], Histories.of([[]]), N, where=where))[0]
+    assert by_text == sorted(np.flatnonzero(where), key=lambda row: -(PLAIN.text @ PLAIN.text[0])[row])
 
 
 def test_a_user_who_knows_everything_gets_an_empty_list_and_the_others_theirs():
@@ -205,7 +224,7 @@ def test_fused_scores_of_the_same_items_for_every_history():
 
 
 def test_a_retriever_without_towers_is_refused():
-    with pytest.raises(ValidationError, match=r"recency\.copies and sequence\.copies are both 0"):
+    with pytest.raises(ValidationError, match=r"recency\.copies, sequence\.copies and text\.copies are all 0"):
         RetrieverConfig.model_validate({"recency": {"copies": 0}, "sequence": {"copies": 0}})
     only = RetrieverConfig.model_validate({"recency": {"copies": 0}})
     assert list(only.towers) == ["sequence"]
@@ -301,3 +320,16 @@ def test_an_item_without_a_past_is_found_through_its_stand_ins():
     for user in range(2):
         assert np.sort(scores[user]).tolist() == pytest.approx([0, expected, expected])
     assert all(33 in rows for rows in lent.unions(asked).item_rows)
+
+
+@pytest.mark.parametrize("exclude_known", [True, False])
+def test_what_is_in_fashion_joins_the_union_unless_it_is_known(exclude_known):
+    taken = np.array([20, 11, 20, 11, 33, 33, 33, 33, 33], dtype=np.int64)
+    days = np.array([99, 99, 98, 98, 2, 2, 2, 2, 2], dtype=np.int64)  # 33 was in fashion long ago
+    log = Histories(taken, np.array([0, len(taken)]), days * 86_400)
+    found = replace(PLAIN, trend=Trend.fit(log, N, (3, 7, 200)), config=PLAIN.config.model_copy(update={"trending": 2}))
+    lists = expected_unions(PLAIN, ASKED, PLAIN.config.per_source, exclude_known=exclude_known)
+    for user, rows in enumerate(shown(found.unions(ASKED, exclude_known=exclude_known))):
+        known = set(ASKED[user].tolist()) if exclude_known else set()
+        assert set(rows) == {*lists[user], *({20, 11} - known)}
+        assert len(set(rows)) == len(rows)

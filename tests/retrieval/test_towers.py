@@ -11,10 +11,12 @@ from retrieval import towers as module
 from retrieval.encode import centred
 from retrieval.item_tower import Join, principal_directions
 from retrieval.towers import SequenceConfig, TowerConfig, TwoTowers
-from tests.retrieval.toy import SEQUENCE, SMALL, text_vectors, towers
+from tests.retrieval.bag_encoder import bag_reader, vectors_of
+from tests.retrieval.toy import SEQUENCE, SMALL, WORDED, item_texts, text_vectors, towers
 
 N = 15
-MODELS = {"recency": towers(N), "sequence": towers(N, config=SEQUENCE)}
+KINDS = {"recency": SMALL, "sequence": SEQUENCE, "text": WORDED}
+MODELS = {kind: towers(N, config=config) for kind, config in KINDS.items()}
 RECENCY = MODELS["recency"]
 HISTORIES = st.lists(st.integers(0, N - 1), max_size=9)
 
@@ -58,7 +60,7 @@ def test_joined_by_sum_text_and_residual_share_their_dimensions():
     assert model.item.dimension == 8 + 1
 
 
-@pytest.mark.parametrize("kind", [SMALL, SEQUENCE], ids=["recency", "sequence"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("join", Join)
 @pytest.mark.parametrize(("text_dim", "residual_dim"), [(8, 0), (0, 8), (8, 8)])
 def test_text_alone_ids_alone_and_both(kind, join, text_dim, residual_dim):
@@ -88,11 +90,12 @@ def test_directions_beyond_the_rank_are_small():
     assert (lengths[3:] < 0.3).all()
 
 
-@pytest.mark.parametrize("config", [SMALL, SEQUENCE], ids=["recency", "sequence"])
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("texts", ["one item", "identical"])
 def test_one_item_and_identical_texts_have_finite_vectors(config, texts):
     raw = text_vectors(1) if texts == "one item" else np.repeat(text_vectors(1), 7, axis=0)
-    model = TwoTowers(torch.from_numpy(centred(raw)), config)
+    reader = bag_reader(["one text"] * len(raw))
+    model = TwoTowers(torch.from_numpy(centred(raw)), config, reader=reader)
     assert np.isfinite(model.item_vectors()).all()
     assert np.isfinite(model.user_vectors(Histories.of([[0], [], [len(raw) - 1, 0]]))).all()
 
@@ -109,16 +112,48 @@ def test_the_recency_vector_by_hand():
     np.testing.assert_allclose(user_vector(RECENCY, rows), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_text_vector_by_hand():
+    rows, user = [4, 9, 4], MODELS["text"].user  # oldest first
+    texts = [item_texts(N)[row] for row in reversed(rows)]
+    mean = vectors_of(item_texts(N)).mean(axis=0)
+    read = centred(vectors_of(["; ".join(texts)]), mean).astype(np.float16).astype(np.float32)[0]
+    expected = 10 * user.text_map.weight.detach().numpy() @ read + user.offset.detach().numpy()
+    np.testing.assert_allclose(user_vector(MODELS["text"], rows), [*expected, 1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_tower_learns_from_the_last_places_of_each_history_and_no_more_than_it_may():
+    train = Histories.of([[1, 2, 3, 4], [5], [6, 7]])
+    for last, most, expected in ((2, 99, [3, 4, 7]), (1, 99, [4, 7]), (9, 99, [2, 3, 4, 7]), (9, 2, None)):
+        config = WORDED.model_copy(update={"positions_per_user": last, "most_positions": most})
+        found = towers(N, config=config).user.examples(train)
+        assert len(found) == len(found.targets) == (most if expected is None else len(expected))
+        assert expected is None or found.targets.tolist() == expected
+    whole_model = MODELS["text"]
+    whole = whole_model.user
+    examples = whole.examples(train)
+    inputs, targets = examples.batch(np.array([2, 3]))
+    assert targets.tolist() == [4, 7]
+    with torch.no_grad():
+        found = whole.vectors_at(whole_model.item, whole_model.text, inputs).numpy()
+    expected = [user_vector(whole_model, [1, 2, 3]), user_vector(whole_model, [6])]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_text_tower_without_a_reader_is_refused():
+    with pytest.raises(ValueError, match="needs a reader"):
+        TwoTowers(torch.zeros(3, 4), WORDED)
+
+
 @given(st.sampled_from(list(MODELS)), st.lists(st.integers(0, N - 1), max_size=4))
 @settings(max_examples=40)
 def test_padding_has_no_influence(kind, items):
     """Nor what stands at row 0, where padding is read."""
     newest_first = items[::-1] or [NO_ITEM]
     expected = at_rows(MODELS[kind], [newest_first])
-    width = 4 if kind == "recency" else 5
+    width = MODELS[kind].user.history_items
     padded = newest_first + [NO_ITEM] * (width - len(newest_first))
     np.testing.assert_allclose(at_rows(MODELS[kind], [padded]), expected, rtol=1e-5, atol=1e-6)
-    other = towers(N, config={"recency": SMALL, "sequence": SEQUENCE}[kind])
+    other = towers(N, config=KINDS[kind])
     with torch.no_grad():
         for name, weight in other.named_parameters():
             if name.endswith("residual"):
@@ -166,7 +201,7 @@ def test_looking_up_vectors_ends_training_mode_and_draws_nothing(model):
 # --- cold items
 
 
-@pytest.mark.parametrize("config", [SMALL, SEQUENCE], ids=["recency", "sequence"])
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 def test_cold_items_lose_their_residual_and_get_the_bias_of_the_rarest(config):
     model = towers(N, config=config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -188,7 +223,7 @@ def test_cold_items_lose_their_residual_and_get_the_bias_of_the_rarest(config):
         assert torch.equal(value[untouched], before[name][untouched]), name
 
 
-@pytest.mark.parametrize("config", [SMALL, SEQUENCE], ids=["recency", "sequence"])
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 def test_cold_items_with_stand_ins_get_the_weighted_sum_of_their_residuals(config):
     model = towers(N, config=config)
     before = model.item.residual.detach().clone().numpy()
@@ -224,7 +259,7 @@ def test_training_drops_whole_residuals_at_the_stated_rate_and_never_the_bias():
     assert torch.equal(vectors[:, -1:], model.item.bias)
 
 
-@pytest.mark.parametrize("config", [SMALL, SEQUENCE], ids=["recency", "sequence"])
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 def test_sparse_gradients_hold_what_dense_ones_do(config):
     """Those of the rows that a step meets, and 0 elsewhere; no dropout, so that both see the same."""
     plain = config.model_copy(update={"dropout": 0.0, "residual_dropout": 0.0})
@@ -233,7 +268,7 @@ def test_sparse_gradients_hold_what_dense_ones_do(config):
     gradients = []
     for sparse in (False, True):
         torch.manual_seed(1)
-        model = TwoTowers(text, plain, sparse=sparse)
+        model = TwoTowers(text, plain, sparse=sparse, reader=bag_reader(item_texts(N)))
         model.train()
         users = model.user.forward(model.item, model.text, torch.tensor([[3, 5, NO_ITEM], [5, 8, 3]]))
         (users @ model.item_vectors_at(torch.tensor([1, 5, 5])).T).square().sum().backward()
@@ -254,7 +289,7 @@ def test_sparse_gradients_hold_what_dense_ones_do(config):
 
 def test_loaded_weights_give_equal_vectors(model):
     torch.manual_seed(8)
-    other = TwoTowers(model.text, model.config)
+    other = TwoTowers(model.text, model.config, reader=bag_reader(item_texts(N)))
     assert not np.array_equal(other.item_vectors(), model.item_vectors())
     other.load_state_dict(model.state_dict())
     assert "text" not in model.state_dict()  # the table is an artifact of its own

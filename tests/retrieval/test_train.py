@@ -5,12 +5,14 @@ import torch
 from data.schema import Histories, Holdout
 from retrieval import towers
 from retrieval import train as training
+from retrieval.distributed import Team
 from retrieval.encode import centred
 from retrieval.towers import TwoTowers
 from retrieval.train import NotFinite, validation_ndcg10
 from retrieval.validation import next_item_ndcg10
+from tests.retrieval.bag_encoder import bag_reader
 from tests.retrieval.lesson import CONFIG, KINDS, TRAIN, VALIDATION, N, fresh, same, sample, trained, weights
-from tests.retrieval.toy import SEQUENCE, SMALL, circle, nobody, text_vectors
+from tests.retrieval.toy import SEQUENCE, SMALL, circle, item_texts, nobody, text_vectors
 
 # --- it learns
 
@@ -70,7 +72,7 @@ def test_what_only_the_order_of_items_tells_is_learnt_by_the_sequence_tower_alon
 def test_identical_texts_are_told_apart_by_their_ids(kind):
     torch.manual_seed(0)
     same_text = torch.from_numpy(centred(np.repeat(text_vectors(1), N, axis=0)))
-    model = TwoTowers(same_text, kind.model_copy(update={"epochs": 20}))
+    model = TwoTowers(same_text, kind.model_copy(update={"epochs": 20}), reader=bag_reader(item_texts(N)))
     trained(model)
     assert validation_ndcg10(model, VALIDATION) > 0.9
 
@@ -295,3 +297,18 @@ def test_users_are_scored_some_at_a_time(monkeypatch):
     monkeypatch.setattr(towers, "USERS_AT_ONCE", 40)
     validation_ndcg10(model, VALIDATION)
     assert sizes == [40, 40, 16]
+
+
+def test_processes_exchange_one_small_message_a_step(monkeypatch, sampled):
+    """Beside gradients: a message is a wait for the slowest, whatever its size."""
+    messages, plain = [], Team.sum
+
+    def counted(team: Team, values: list[float]) -> list[float]:
+        messages.append(len(values))
+        return plain(team, values)
+
+    monkeypatch.setattr(Team, "sum", counted)
+    model = fresh(epochs=1, batch_size=128, sparse=sampled)  # 6 steps
+    trained(model)
+    assert messages.count(3) == 6
+    assert len(messages) == 6 + 3  # are all at the same place; validation; is the budget spent

@@ -77,3 +77,32 @@ def test_what_is_saved_comes_back(tmp_path_factory, entries):
     rows, asked_at = np.tile(np.arange(N), (2, 1)), np.array([7 * DAY, Histories.NO_TIME])
     for name, column in found.columns(rows, asked_at).items():
         np.testing.assert_array_equal(loaded.columns(rows, asked_at)[name], column)
+
+
+@given(ENTRIES, st.lists(st.integers(-10, 80), min_size=1, max_size=4), st.integers(1, 4))
+@settings(max_examples=60)
+def test_what_is_in_fashion_was_taken_most_by_the_columns_own_count(entries, days_asked, count):
+    found = Trend.fit(log_of(entries), N, (2, 5, 30))
+    asked_at = np.array(days_asked, dtype=np.int64) * DAY + 77
+    rows = found.most_taken(asked_at, len(days_asked), count)
+    if not entries:
+        assert rows.shape == (len(days_asked), 0)
+        return
+    columns = found.columns(np.tile(np.arange(N), (len(days_asked), 1)), asked_at)
+    for place in range(len(days_asked)):
+        expected = set()
+        for window in (2, 5):
+            taken = np.round(np.exp(columns[f"taken in {window} days"][place]) - 0.5)
+            order = sorted(range(N), key=lambda row: (-taken[row], -columns[EVER][place, row], row))
+            expected |= {row for row in order[:count] if taken[row] > 0}
+        assert sorted(rows[place][rows[place] >= 0].tolist()) == sorted(expected)
+
+
+def test_who_asks_on_one_day_is_shown_the_same_fashion_without_counting_again():
+    found = Trend.fit(log_of([(1, 3, 0), (2, 3, 0), (2, 4, 0), (4, 9, 0)]), N, WINDOWS)
+    asked_at = np.array([4 * DAY, 4 * DAY + 500, Histories.NO_TIME])
+    rows = found.most_taken(asked_at, 3, 2)
+    assert rows[0].tolist() == rows[1].tolist() == [1, 2, -1, -1]
+    # 4 in the last two days; 2 twice in thirty, then 1 before 4 as the lower row.
+    assert rows[2].tolist() == [1, 2, 4, -1]
+    assert len(found._in_fashion) == 2

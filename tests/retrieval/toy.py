@@ -16,12 +16,13 @@ from retrieval.likeness import Likeness
 from retrieval.retriever import TEXT as TEXT_SOURCE
 from retrieval.retriever import TRANSITIONS, Retriever, RetrieverConfig, transforms
 from retrieval.stand_ins import find_stand_ins
-from retrieval.towers import SequenceConfig, TowerConfig, TwoTowers
+from retrieval.towers import SequenceConfig, TextConfig, TowerConfig, TwoTowers
 from retrieval.train import TrainConfig
 from retrieval.transitions import Transitions, TransitionsConfig
 from retrieval.trend import Trend
 from retrieval.user_tower import UserTowerKind
 from retrieval.words import Words
+from tests.retrieval.bag_encoder import bag_reader
 
 SMALL = TowerConfig(text_dim=6, residual_dim=8, history_items=4, epochs=4, batch_size=64, learning_rate=0.02)
 SEQUENCE = SequenceConfig(
@@ -31,6 +32,16 @@ SEQUENCE = SequenceConfig(
     heads=2,
     history_items=5,
     hidden_dropout=0.1,
+    epochs=4,
+    batch_size=64,
+    learning_rate=0.02,
+)
+WORDED = TextConfig(
+    copies=1,
+    text_dim=6,
+    residual_dim=8,
+    history_items=4,
+    positions_per_user=9,
     epochs=4,
     batch_size=64,
     learning_rate=0.02,
@@ -51,7 +62,8 @@ def item_texts(n_items: int) -> list[str]:
 def towers(n_items: int, *, config: TowerConfig = SMALL, seed: int = 0) -> TwoTowers:
     """Random towers whose residuals and biases are large enough to matter."""
     torch.manual_seed(seed)
-    model = TwoTowers(torch.from_numpy(centred(text_vectors(n_items))), config)
+    reader = bag_reader(item_texts(n_items)) if isinstance(config, TextConfig) else None
+    model = TwoTowers(torch.from_numpy(centred(text_vectors(n_items))), config, reader=reader)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(("residual", "item.bias")):

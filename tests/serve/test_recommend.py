@@ -56,10 +56,11 @@ def test_reasons_name_history_items_with_their_shares(client: Client):
 
 
 def test_a_query_is_read_by_the_encoder(client: Client):
-    title = client.get("/v1/items", params={"search": "i07"}).json()["items"][0]["title"]
-    answer = recommended(client, query=title, limit=3)
+    text = client.service.serving.recommender.texts[7]
+    answer = recommended(client, query=text, limit=3)
     assert answer["basis"] == "query"
-    assert "i07" in ids(answer)
+    assert answer["items"][0]["item_id"] == "i07"
+    assert answer["items"][0]["score"] == pytest.approx(1, abs=1e-4)  # the cosine of a text with itself
 
 
 def test_items_to_exclude_do_not_come_back(client: Client):
@@ -68,6 +69,25 @@ def test_items_to_exclude_do_not_come_back(client: Client):
     assert not set(first[:2]) & set(ids(second))
     assert len(second["items"]) == 5
     assert second["unknown_items"] == ["no such item"]
+
+
+def test_a_condition_is_kept(client: Client):
+    genres = dict(client.service.serving.recommender.catalog.items.select("item_id", "genres").iter_rows())
+    answer = recommended(client, user_id="u010", limit=10, where="genres = 'genre2'")
+    assert len(answer["items"]) == 10
+    assert {genres[item_id] for item_id in ids(answer)} == {"genre2"}
+    assert recommended(client, user_id="u010", limit=3, where="  ")["items"]
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [("genres =", "character"), ("colour = 'red'", "colour"), ("genres = 'none'", "none of the 60 items meets it")],
+)
+def test_a_condition_with_a_fault_is_shown_with_its_place(client: Client, where: str, told: str):
+    found = client.post("/v1/recommend", {"user_id": "u010", "where": where})
+    assert found.status_code == 422
+    assert found.json()["error"]["code"] == "filter"
+    assert told in found.json()["error"]["message"]
 
 
 def test_known_items_come_back_where_wished(client: Client):

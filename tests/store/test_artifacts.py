@@ -213,7 +213,7 @@ def test_a_kill_at_any_point_leaves_the_release_readable_and_the_next_write_clea
     run.publish(index=key)
     assert (run.artifact("index", key) / "deep" / "numbers.bin").read_text() == "third"
     assert [path.name for path in (tmp_path / "artifacts" / "index").iterdir()] == [key]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "artifacts", "current.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "artifacts", "current.json", "releases"]
 
 
 def test_the_data_folder_survives_a_kill_in_the_middle_of_its_swap(tmp_path):
@@ -279,7 +279,7 @@ def test_what_the_disk_says_becomes_no_space(tmp_path, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", refuses)
-    with pytest.raises(NoSpace, match=f"cannot write .*current.json.*{os.strerror(code)}"):
+    with pytest.raises(NoSpace, match=f"cannot write .*releases.*{os.strerror(code)}"):
         run.publish(index="b")
     with pytest.raises(NoSpace, match=os.strerror(code)):
         run.write_artifact("index", {}, writes("x"))

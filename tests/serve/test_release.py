@@ -1,0 +1,88 @@
+"""A newer release takes over between two requests, or is refused while the old one goes on."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from recommend.service import Ask, Service
+from serve.context import Server
+from serve.limits import ServeConfig
+from store.artifacts import Run
+from tests.pipeline.shop import weigh_reranker
+from tests.serve.conftest import Client, service_on
+
+
+@pytest.fixture
+def service(shop, tmp_path: Path) -> Iterator[Service]:
+    root = shop.copy(tmp_path)
+    weigh_reranker(root, retrieval=0.1, reranker=1.0)
+    made = service_on(root)
+    # The test looks for itself.
+    made._ends.set()
+    made._keeper.join()
+    yield made
+    made.close()
+
+
+def test_what_is_published_is_served_and_what_is_under_way_ends_as_it_began(service: Service):
+    before = service.serving
+    assert not service.refresh()
+    service.run.publish(reranker=None)
+    assert service.refresh()
+    assert service.serving.name != before.name
+    assert service.serving.child is None
+    assert service.recommend(Ask(user_id="u010")).answer.not_reranked == "this release has no reranker"
+    assert not before.child.closed
+    assert before.recommender.recommend(before.recommender.history_of("u010")).cost.reranked == 8
+
+
+def test_a_reranker_that_stays_is_not_started_again(service: Service):
+    before = service.serving
+    release = service.run.release()
+    service.run.publish(reranker=None)
+    service.refresh()
+    service.run.publish(**asdict(release))
+    service.refresh()
+    assert service.serving.name == before.name
+    kept = service.serving.child
+    index = service.run.root / "artifacts" / "index" / str(release.index)
+    other = index.with_name("0123456789abcdef")
+    index.rename(other)
+    (other / "manifest.json").write_text((other / "manifest.json").read_text().replace(str(release.index), other.name))
+    service.run.publish(index=other.name)
+    assert service.refresh(), service.refused
+    assert service.serving.child is kept
+
+
+@pytest.mark.parametrize(
+    ("part", "told"), [("retriever", "train-retriever"), ("index", "build-index"), ("reranker", "train-reranker")]
+)
+def test_a_release_that_cannot_be_served_is_refused_with_the_reason(service: Service, part: str, told: str):
+    client = Client(Server(service, ServeConfig(), None))
+    before = service.serving
+    good = service.run.release()
+    service.run.publish(**{part: "feedfeedfeedfeed"})
+    assert not service.refresh()
+    assert service.serving is before
+    assert told in service.refused
+    health = client.get("/v1/health")
+    assert health.status_code == 200
+    assert "a newer release is refused" in health.json()["reasons"][0]
+    assert "tandem_release_refused 1.0" in client.get("/metrics").text
+    assert client.post("/v1/recommend", {"user_id": "u010"}).json()["release"] == before.name
+    service.run.publish(**asdict(good))
+    service.refresh()
+    assert client.get("/v1/health").json()["reasons"] == []
+
+
+def test_a_file_that_cannot_be_read_is_refused(service: Service):
+    (service.run.root / "current.json").write_text("{")
+    assert not service.refresh()
+    assert "current.json" in service.refused
+    assert service.recommend(Ask(user_id="u010")).answer.items
+
+
+def test_the_same_models_of_another_run_have_the_same_name(service: Service):
+    assert Run(service.run.root).release() == service.serving.release
