@@ -114,11 +114,11 @@ export function settingWords({ model, precision, depth, share: part }) {
   return `${model}, ${precision}, ${depth} deep${part >= 1 ? "" : `, ${Math.round(part * 100)}% of users`}`;
 }
 
-/** A reason of the service as a sentence. */
+/** A reason of the service as a sentence; one of several lines points at a place, and is left as it is. */
 export function sentence(text) {
   if (!text) return "";
   const said = text[0].toUpperCase() + text.slice(1);
-  return /[.!?)]$/.test(said) ? said : `${said}.`;
+  return text.includes("\n") || /[.!?)]$/.test(said) ? said : `${said}.`;
 }
 
 /** `1 item`, `2 items`. */

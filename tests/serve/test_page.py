@@ -1,7 +1,10 @@
 """The page in headless Chromium, asking a real server of a tiny run; what it shows is compared with what came back."""
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +32,7 @@ from tests.serve.hosts import hosted
 pytestmark = pytest.mark.browser
 
 MARKUP = "<img src=x onerror=\"alert('caught')\"><b>"
+PICTURE = Path(__file__).parents[2] / "docs" / "page.png"
 GATE = [GatePoint(0.0, 0.0, 0.0), GatePoint(0.5, 0.0123, 0.008), GatePoint(1.0, -0.016, -0.016)]
 
 
@@ -261,13 +265,14 @@ def test_cost_follows_the_prices(visit):
 
 
 def test_a_fault_of_the_filter_stands_at_the_filter(browser, address):
-    visit = Visit(browser, address).open("user=u010&where=" + "no%20such%20thing%20%3D%20(")
+    visit = Visit(browser, address).open("user=u010&where=genre%20%3D%20'genre1'")
     field = visit.page.get_by_label("Filter")
     assert field.get_attribute("aria-invalid") == "true"
-    expect(visit.page.locator("#fault-where")).not_to_be_empty()
-    field.fill("")
+    assert "Filter, character 1: " in str(visit.page.locator("#fault-where").text_content())
+    field.fill("genres = 'genre1'")
     field.press("Enter")
     visit.settle()
+    assert {int(item["item_id"][1:]) % 4 for item in visit.answer["items"]} == {1}
     assert field.get_attribute("aria-invalid") is None
     expect(visit.page.locator("#fault-where")).to_be_empty()
     assert len(titles_in(visit, "after")) > 0
@@ -380,6 +385,21 @@ def test_tabs_and_points_answer_to_arrow_keys(visit):
     points.press("Enter")
     visit.settle()
     assert visit.asked[-1]["budget"]["depth"] == 5
+
+
+def test_the_picture_of_the_readme_is_light(browser, address, tmp_path):
+    """PICTURE_OF=runs/demo makes it anew, of that run."""
+    path, user = tmp_path / "page.png", "u010"
+    with ExitStack() as stack:
+        if run := os.environ.get("PICTURE_OF"):
+            service = service_on(Path(run))
+            stack.callback(service.close)
+            address = stack.enter_context(hosted(service))
+            path, user = PICTURE, os.environ.get("PICTURE_USER", "42")
+        visit = Visit(browser, address, color_scheme="light").open(f"user={user}&rerank=always")
+        visit.page.screenshot(path=path)
+        visit.close()
+    assert path.stat().st_size <= 300_000
 
 
 @pytest.mark.parametrize("width", [320, 360])
