@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,20 +66,21 @@ def drawn(document: dict[str, Any], each: int, seed: int) -> Iterator[Shot]:
     for found in schemathesis.openapi.from_dict(document).get_all_operations():
         operation: Any = found.ok()
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-            shots: list[Shot] = []
-
-            @seeded(seed)
-            @settings(max_examples=each, phases=[Phase.generate], **quiet)
-            @given(case=operation.as_strategy(generation_mode=mode))
-            def collect(case: Any, shots: list[Shot] = shots) -> None:
-                shots.append(_shot(case))
-
+            cases: list[Any] = []
+            collect = given(case=operation.as_strategy(generation_mode=mode))(_into(cases))
             try:
-                collect()
+                seeded(seed)(settings(max_examples=each, phases=[Phase.generate], **quiet)(collect))()
             except Exception as error:  # an operation without anything that could be wrong has no such cases
                 if "Impossible" not in str(error) and "NoExamples" not in type(error).__name__:
                     raise
-            yield from shots
+            yield from map(_shot, cases)
+
+
+def _into(cases: list[Any]) -> Callable[[Any], None]:
+    def collect(case: Any) -> None:
+        cases.append(case)
+
+    return collect
 
 
 def _shot(case: Any) -> Shot:

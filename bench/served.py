@@ -111,7 +111,7 @@ def started_load(url: str, bodies: list[list[Any]], **options: Any) -> subproces
 
 
 def _descendants(process: int) -> list[int]:
-    children = {}
+    children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])

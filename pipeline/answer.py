@@ -62,7 +62,7 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     where = wish.items.mask(recommender.catalog)
     vector = None
     if wish.query is not None:
-        vector = WishReader(ws.run, ws.run.release().retriever or "").vector(wish.query, recommender)
+        vector = WishReader(ws.run, ws.run.release()).vector(wish.query, recommender)
     # The first pass through a model pays for its threads and caches; the cost line is of a warm one.
     for _ in range(2):
         found = recommender.recommend(

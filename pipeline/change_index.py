@@ -8,13 +8,12 @@ import numpy as np
 from data.checks import unique_ids
 from data.columns import TableKind, find_columns
 from data.faults import Faults
-from data.load import LoadConfig, load_items
-from data.more_items import Aligned, aligned
-from data.prepared import prepared_manifest
+from data.more_items import Aligned
 from data.schema import ITEM_ID, Scores
 from data.table import read_table
 from pipeline.run_log import RunLog
 from recommend.catalog import Changed, LiveCatalog
+from recommend.item_file import items_in, reading
 from recommend.release import encoder_of
 from retrieval.encode import encode_texts
 from store.artifacts import Release, Run
@@ -105,11 +104,8 @@ def _open(run: Run, log: RunLog) -> LiveCatalog:
 
 def _items(run: Run, path: Path, catalog: LiveCatalog, log: RunLog, *, told_missing: str) -> Aligned:
     """The file's items, read as those of the data set were, in the columns that its catalog has."""
-    manifest = prepared_manifest(run.artifact("dataset", catalog.published.release.dataset or ""))
-    config = LoadConfig.model_validate(manifest["made_from"]["data"])
-    template = manifest["report"]["load"]["template"]
-    items = load_items(path, config.model_copy(update={"template": template}))
-    found = aligned(items, catalog.catalog.items, str(path))
+    config = reading(run, catalog.published.release)
+    found = items_in(path, config, catalog.catalog, where=str(path))
     if found.missing:
         log.say(f"columns that {path} lacks, {told_missing}: {', '.join(found.missing)}")
     if found.ignored:

@@ -10,14 +10,15 @@ import polars as pl
 from data.more_items import Aligned
 from data.schema import ITEM_ID, TEXT, VECTOR, Catalog, Dataset, Rows, Scores, brings_vectors, unit_vectors
 from index.changes import Change, ChangeKind
-from index.published import PublishedIndex
+from index.published import Fresh, PublishedIndex
 from recommend.live_items import LiveItems, beside
 from recommend.release import Stages, as_changed, live_items, load_base
+from rerank.base import Reranker
 from retrieval.encode import centred
 from retrieval.growth import ReadItems
 from retrieval.retriever import Retriever
 from store.artifacts import Release, Run, Verify
-from store.errors import BadInput, UnknownId
+from store.errors import BadInput, Mismatch, UnknownId
 
 Encode = Callable[[Sequence[str]], Scores]
 """Texts → (n, E) raw text vectors of length 1, by the encoder of the retriever."""
@@ -61,24 +62,42 @@ class LiveCatalog:
     Args:
         run: the run directory.
         encode: reads texts; called only for those that are new.
+        opened: gives the reranker of a key; None: the stages are without one.
 
     Raises:
         MissingStep, CorruptArtifact, Mismatch: as `load_stages`.
     """
 
-    def __init__(self, run: Run, encode: Encode) -> None:
+    def __init__(self, run: Run, encode: Encode, *, opened: Callable[[str], Reranker] | None = None) -> None:
         self.published = PublishedIndex(run, verify=Verify.FULL)
         self._encode = encode
-        self._base = load_base(run, self.published, with_reranker=False)
+        self._models = self.published.release.models
+        self._base = load_base(run, self.published, with_reranker=opened is not None, opened=opened)
         self._live = live_items(self._base, self.published)
         self._stages: Stages | None = None
 
     @property
     def stages(self) -> Stages:
-        """What is served now, without a reranker."""
+        """What is served now."""
         if self._stages is None:
             self._stages = as_changed(self._base, self.published, self._live)
         return self._stages
+
+    def keep_up(self) -> bool:
+        """Takes in what others have changed since; whether that was anything.
+
+        Raises:
+            Mismatch: when another release is published meanwhile: it has to be opened anew.
+            CorruptArtifact: when a change cannot be read.
+        """
+        seen, fresh = len(self.published.changes), self.published.refresh()
+        if self.published.release.models != self._models:
+            raise Mismatch("another release has been published")
+        new = self.published.changes[seen:]
+        if fresh is Fresh.SAME or not new:
+            return False
+        self._live, self._stages = self._live.after(new), None
+        return True
 
     @property
     def catalog(self) -> Catalog:

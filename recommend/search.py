@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from data.schema import ITEM_ID, TITLE, USER_ID, Dataset, Rows
+from data.schema import ITEM_ID, TITLE, USER_ID, Dataset, Mask, Rows
 
 _FOLDED, _TAKEN, _ROW = "folded", "taken", "row"
 WORDS = 8
@@ -15,9 +15,10 @@ class Directory:
 
     Args:
         dataset: whose items and users are looked up.
+        available: (N,) the items that may be shown; None: all.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, available: Mask | None = None) -> None:
         items = dataset.catalog.items
         taken = np.bincount(dataset.interactions.item_rows, minlength=len(items))
         self._items = pl.DataFrame(
@@ -28,6 +29,8 @@ class Directory:
                 _ROW: np.arange(len(items)),
             }
         )
+        if available is not None:
+            self._items = self._items.filter(pl.Series(available))
         self._users = pl.DataFrame({USER_ID: pl.Series(dataset.users.ids, dtype=pl.String)})
 
     def items(self, search: str, limit: int) -> Rows:

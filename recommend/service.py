@@ -3,9 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -13,18 +14,19 @@ from data.schema import Histories, Rows, Scores
 from recommend.answer import Answer
 from recommend.events import Event, Events, Stored
 from recommend.histories import Known, known_of
+from recommend.item_writer import ItemChange, ItemState, ItemWriter
 from recommend.ledger import LEDGER, Spent, add_to_ledger
 from recommend.microbatch import Crowded
 from recommend.overload import OverloadConfig
 from recommend.recommender import RecommendConfig, Rerank
-from recommend.serving import Opener, Serving, ServingPlan, release_name
+from recommend.serving import Opener, Serving, ServingPlan
 from recommend.supervised import supervised
 from rerank.base import RerankRequest, RerankResult
 from rerank.budget import Budget
 from store.artifacts import Release, Run
 from store.errors import BadInput, MissingStep, TandemError
 
-LOOK_S = 1.0
+LOOK_S = 0.5
 """Between two looks at what is published."""
 SETTLE_S = 5.0
 """Between two entries into the ledger."""
@@ -109,7 +111,10 @@ class Service:
             run, configure, overload, opener or _in_a_child(time_limit_s), lambda: self._under_way, time_limit_s
         )
         self._now = self._plan.open(run.release())
-        self._seen: Release | None = self._now.release
+        self._seen: Release | None = self._now.release.models
+        self._changing = threading.RLock()
+        """Held by whoever puts another Serving in the place of the present one."""
+        self._items = ItemWriter(run, lambda: self._now.catalog, self._show_changes, alone=self._changing)
         self._leaving: list[tuple[float, Serving]] = []
         self._ends = threading.Event()
         self._keeper = threading.Thread(target=self._keep, daemon=True, name="keeper")
@@ -216,6 +221,14 @@ class Service:
         unknown = dict.fromkeys(event.item_id for event in events if event.item_id not in vocabulary)
         return self.events.add(events), tuple(unknown)
 
+    def put(self, item_id: str, values: Mapping[str, Any]) -> ItemState:
+        """Adds an item or changes it; on disk and shown when this returns. Errors as `ItemWriter.write`."""
+        return self._items.write(ItemChange(item_id, values))
+
+    def remove(self, item_id: str) -> ItemState:
+        """Takes an item out of every answer; on disk and so shown when this returns. Errors as `ItemWriter.write`."""
+        return self._items.write(ItemChange(item_id, None))
+
     def troubles(self) -> list[str]:
         """Why answers may be less than they could be; empty where all is well."""
         found = [f"a newer release is refused: {self.refused}"] if self.refused else []
@@ -226,21 +239,27 @@ class Service:
         return found
 
     def refresh(self) -> bool:
-        """Serves what has been published since, if it can; says whether it does now.
+        """Serves what has been published or changed since, if it can; says whether it does now.
 
-        Requests under way finish with the release that they began with.
+        Requests under way finish with what they began with.
         """
-        try:
-            release = self.run.release()
-        except TandemError as error:
-            self.refused, self._seen = str(error), None
-            return False
-        if release == self._seen:
-            return False
-        self._seen = release
-        if release_name(release) == self._now.name:
-            self.refused = ""
-            return False
+        with self._changing:
+            try:
+                release = self.run.release()
+                if release.models == self._now.release.models:
+                    self._seen, self.refused = release.models, ""
+                    return self._show_changes() if self._now.catalog.keep_up() else False
+            except (TandemError, OSError) as error:
+                self.refused, self._seen = str(error), None
+                return False
+            return False if release.models == self._seen else self._swap(release)
+
+    def _show_changes(self) -> bool:
+        self._now = self._now.changed()
+        return True
+
+    def _swap(self, release: Release) -> bool:
+        self._seen = release.models
         try:
             new = self._plan.open(release, before=self._now)
         except (TandemError, OSError, ValueError) as error:

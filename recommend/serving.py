@@ -1,15 +1,15 @@
 """One release, opened to be served: its Recommender, its reranker in a child, and what people look things up with."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from recommend.batched import BatchedReranker
+from recommend.catalog import LiveCatalog
 from recommend.item_filter import Conditions
 from recommend.ledger import LEDGER, Ledger
 from recommend.overload import OverloadConfig, RerankLoad
 from recommend.recommender import RecommendConfig, Recommender
-from recommend.release import load_stages
 from recommend.search import Directory
 from recommend.wishes import WishReader
 from rerank.base import Reranker
@@ -51,6 +51,7 @@ class Serving:
     """What requests are answered from; a request keeps the one that it began with.
 
     Attributes:
+        catalog: the items as they are now, for whoever changes them.
         name: of the release, short; the same wherever the same artifacts are served.
         child: who holds the model, in a process of its own; None where the release has no reranker.
         reranker: the same for callers of several threads at once.
@@ -58,6 +59,7 @@ class Serving:
 
     release: Release
     name: str
+    catalog: LiveCatalog
     recommender: Recommender
     wishes: WishReader
     directory: Directory
@@ -70,6 +72,22 @@ class Serving:
     def reranker_is_ready(self) -> bool:
         """Whether a reranker, where there is one, would answer."""
         return self.child is None or self.child.is_ready
+
+    @property
+    def items(self) -> int:
+        """How many may be shown."""
+        available = self.recommender.retriever.available
+        return len(self.recommender.catalog) if available is None else int(available.sum())
+
+    def changed(self) -> "Serving":
+        """The same over the items as they are now; no model is loaded for it."""
+        stages = self.catalog.stages
+        return replace(
+            self,
+            recommender=self.recommender.over(stages),
+            directory=Directory(stages.dataset, stages.retriever.available),
+            conditions=Conditions(stages.dataset.catalog),
+        )
 
 
 @dataclass(frozen=True)
@@ -111,15 +129,17 @@ class ServingPlan:
                 timeout_s=self.timeout_s,
             )
 
-        stages = load_stages(self.run, release, opened=opened)
-        load = RerankLoad(self.overload)
+        wishes = WishReader(self.run, release)
+        catalog = LiveCatalog(self.run, wishes.encode, opened=opened)
+        stages, load = catalog.stages, RerankLoad(self.overload)
         spent = Ledger.read(self.run.root / LEDGER).today.fed_tokens
         return Serving(
-            release=release,
-            name=release_name(release),
+            release=catalog.published.release,
+            name=release_name(catalog.published.release),
+            catalog=catalog,
             recommender=Recommender(stages, config, spent_today=spent, load=load),
-            wishes=WishReader(self.run, release.retriever or ""),
-            directory=Directory(stages.dataset),
+            wishes=wishes,
+            directory=Directory(stages.dataset, stages.retriever.available),
             conditions=Conditions(stages.dataset.catalog),
             load=load,
             child=child,
@@ -128,5 +148,5 @@ class ServingPlan:
 
 
 def release_name(release: Release) -> str:
-    """Twelve hexadecimal digits that follow from the artifacts alone."""
-    return fingerprint(asdict(release))[:12]
+    """Twelve hexadecimal digits that follow from the artifacts alone, whatever items have changed since."""
+    return fingerprint(asdict(release.models))[:12]

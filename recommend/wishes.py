@@ -1,15 +1,16 @@
 """Wishes in free text, read by the sentence-transformer that read the catalog."""
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from data.schema import Scores
 from recommend.recommender import Recommender
+from recommend.release import encoder_of
 from retrieval.encode import EncoderConfig, encode_texts
-from retrieval.folder import load_own_encoder, read_card
-from store.artifacts import Run
+from store.artifacts import Release, Run
 from store.errors import BadInput
 
 
@@ -18,11 +19,10 @@ class WishReader:
 
     Args:
         run: where the release's retriever is.
-        retriever: its key.
     """
 
-    def __init__(self, run: Run, retriever: str) -> None:
-        self._run, self._retriever = run, retriever
+    def __init__(self, run: Run, release: Release) -> None:
+        self._run, self._release = run, release
         self._loaded: tuple[Any, EncoderConfig] | None = None
         self._lock = threading.Lock()
 
@@ -39,22 +39,20 @@ class WishReader:
                 "a query needs item vectors made from texts, but those of this run were given in the catalog: "
                 "prepare it without --map vector, or ask with a history"
             )
-        # One wish at a time: more threads in the model would only slow each other down.
+        return np.asarray(recommender.text_vector(self.encode([wish]))[0])
+
+    def encode(self, texts: Sequence[str]) -> Scores:
+        """(n, E) text vectors of length 1."""
+        # One caller at a time: more threads in the model would only slow each other down.
         with self._lock:
             encoder, settings = self._encoder()
-            found = encode_texts(encoder, [wish], settings)
-        return np.asarray(recommender.text_vector(found)[0])
+            return np.asarray(encode_texts(encoder, texts, settings))
 
     def warm(self) -> None:
         """Loads the model and reads one wish, so that the first caller does not wait for it."""
-        with self._lock:
-            encoder, settings = self._encoder()
-            encode_texts(encoder, ["a wish"], settings)
+        self.encode(["a wish"])
 
     def _encoder(self) -> tuple[Any, EncoderConfig]:
-        """The release's own tuned encoder, or the one that its config names."""
         if self._loaded is None:
-            folder = self._run.artifact("retriever", self._retriever)
-            settings = read_card(folder).config.encoder
-            self._loaded = load_own_encoder(folder, settings), settings
+            self._loaded = encoder_of(self._run, self._release)
         return self._loaded

@@ -136,6 +136,15 @@ class ForgottenAnswer(BaseModel):
     remains: str = Field(description="what the published release still holds, and until when")
 
 
+class ItemStateAnswer(BaseModel):
+    """What became of an item."""
+
+    request_id: str
+    item_id: str
+    state: str = Field(description="added, updated, unchanged or removed")
+    ignored: list[str] = Field(description="columns that the catalog does not have")
+
+
 class FoundItem(BaseModel):
     """An item."""
 

@@ -3,7 +3,7 @@
 import time
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints, model_validator
 
 from recommend.events import Event
 from recommend.recommender import Rerank
@@ -166,6 +166,16 @@ class EventsBody(Body):
             Event(one.event_id, one.user_id, one.item_id, now if one.timestamp is None else one.timestamp)
             for one in self.events
         ]
+
+
+class ItemBody(RootModel[dict[str, Text | int | float | bool | None]]):
+    """Values by column, as the catalog's file has them; columns that are left out stay as they are, or empty."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        allow_inf_nan=False,
+        json_schema_extra={"examples": [{"title": "A quiet film about the sea", "genres": "drama"}]},
+    )
 
 
 def events_of(content: Any) -> EventsBody:

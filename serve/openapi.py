@@ -13,12 +13,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from serve.answers import ErrorAnswer
-from serve.bodies import EventBody, EventsBody, RecommendBody, RerankBody
+from serve.bodies import EventBody, EventsBody, ItemBody, RecommendBody, RerankBody
 
 BODIES: dict[str, list[type[BaseModel]]] = {
     "/v1/recommend": [RecommendBody],
     "/v1/rerank": [RerankBody],
     "/v1/events": [EventsBody, EventBody],
+    "/v1/items/{item_id}": [ItemBody],
 }
 """Bodies are read from their bytes in one go, of which FastAPI knows nothing."""
 OPEN = ("/v1/health", "/v1/ready")
@@ -73,14 +74,14 @@ def _complete(made: dict[str, Any]) -> None:
     components.setdefault("schemas", {}).update(schemas["$defs"])
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in made["paths"].items():
-        for operation in operations.values():
-            _complete_operation(path, operation)
+        for method, operation in operations.items():
+            _complete_operation(path, operation, reads_body=method in {"post", "put"})
 
 
-def _complete_operation(path: str, operation: dict[str, Any]) -> None:
+def _complete_operation(path: str, operation: dict[str, Any], *, reads_body: bool) -> None:
     if path not in OPEN:
         operation["security"] = [{"key": []}]
-    if path in BODIES:
+    if reads_body and path in BODIES:
         refs = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in BODIES[path]]
         schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}

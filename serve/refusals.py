@@ -15,13 +15,14 @@ from recommend.supervised import RerankerFailure
 from serve.admission import Busy, Slow
 from serve.answers import error_response
 from serve.context import request_id_of, server_of
-from store.errors import BadInput, MissingStep, NoSpace, RunBusy, TandemError, UnknownId
+from store.errors import BadInput, Mismatch, MissingStep, NoSpace, RunBusy, TandemError, UnknownId
 
 STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (UnknownId, 404, "unknown_id"),
     (FilterFault, 422, "filter"),
     (BadInput, 422, "bad_input"),
     (MissingStep, 409, "missing_step"),
+    (Mismatch, 503, "changing"),
     (Crowded, 429, "busy"),
     (RerankerFailure, 503, "reranker"),
     (RunBusy, 503, "run_busy"),

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from recommend.events import Event
 from serve import answers
 from serve.answers import json_response
-from serve.bodies import RecommendBody, RerankBody, check, events_of
+from serve.bodies import ItemBody, RecommendBody, RerankBody, check, events_of
 from serve.context import request_id_of, server_of, told
 from serve.report import newest_report
 
@@ -120,6 +120,25 @@ async def forget(request: Request, user_id: UserId) -> Response:
     )
 
 
+@router.put("/v1/items/{item_id:path}", response_model=answers.ItemStateAnswer, tags=["catalog"])
+async def put_item(request: Request, item_id: ItemId) -> Response:
+    """Adds an item or changes it: on disk and among what is recommended when answered."""
+    server = server_of(request)
+    values = await server.body(request, ItemBody)
+    found = await server.work(lambda: server.service.put(item_id, values.root))
+    content = {"request_id": request_id_of(request), "item_id": item_id, "state": found.state}
+    return json_response({**content, "ignored": list(found.ignored)})
+
+
+@router.delete("/v1/items/{item_id:path}", response_model=answers.ItemStateAnswer, tags=["catalog"])
+async def remove_item(request: Request, item_id: ItemId) -> Response:
+    """Takes an item out of every answer; it stays in histories, and may come back."""
+    server = server_of(request)
+    found = await server.work(lambda: server.service.remove(item_id))
+    content = {"request_id": request_id_of(request), "item_id": item_id, "state": found.state, "ignored": []}
+    return json_response(content)
+
+
 @router.get("/v1/items/{item_id:path}/similar", response_model=answers.SimilarAnswer, tags=["catalog"])
 async def similar(request: Request, item_id: ItemId, limit: Limit = 10) -> Response:
     """The items whose texts are most alike."""
@@ -173,7 +192,7 @@ async def about(request: Request) -> Response:
             "request_id": request_id_of(request),
             "release": serving.name,
             "fit": recommender.fit,
-            "items": len(recommender.catalog),
+            "items": serving.items,
             "users": len(recommender.users),
             "interactions": len(recommender.interactions.item_rows),
             "events": count,
@@ -191,7 +210,7 @@ async def about(request: Request) -> Response:
                 "gate_share": config.gate_share,
             },
             "limits": {
-                "limit": min(limits.max_limit, len(recommender.catalog)),
+                "limit": min(limits.max_limit, serving.items),
                 "depth": min(limits.max_depth, config.candidates),
                 "history": limits.max_history,
                 "documents": limits.max_documents,

@@ -54,6 +54,11 @@ class Release:
     reranker: str | None = None
     live: str | None = None
 
+    @property
+    def models(self) -> "Release":
+        """The same without what changes while it is served."""
+        return replace(self, live=None)
+
 
 class Run:
     """One run directory: data/, artifacts/<kind>/<hash>/, current.json, releases/, live/, reports/, config.toml.
