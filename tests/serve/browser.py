@@ -83,5 +83,5 @@ class Visit:
 
     def _response(self, response: Response) -> None:
         if response.url.endswith("/v1/recommend"):
-            self.asked.append(response.request.post_data_json)
+            self.asked.append(dict(response.request.post_data_json or {}))
             self._responses.append(response)
