@@ -77,12 +77,12 @@ def faulty(root: Path, key: str, file: Path) -> Reranker:
 
 
 def _exhaust() -> None:
-    """Takes memory until the system refuses: of this process no more than 2 GB beyond what it has."""
+    """Takes memory until the system refuses: a quarter of a GB beyond what this process has."""
     used = int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_DATA, (used + (2 << 30), resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_DATA, (used + (1 << 28), resource.RLIM_INFINITY))
     taken = []
     while True:
-        taken.append(np.ones(1 << 25))
+        taken.append(np.ones(1 << 22))
 
 
 def survive(run: Path, kind: Fault, *, seconds: float) -> dict[str, Any]:

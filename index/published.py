@@ -101,7 +101,7 @@ class PublishedIndex:
         return self._now.changes
 
     def refresh(self) -> Fresh:
-        """Takes in what other processes have published since; two system calls where that is nothing.
+        """Takes in what other processes have published since; some microseconds where that is nothing.
 
         Raises:
             CorruptArtifact, Mismatch: as when it was opened; what was served until then still is.

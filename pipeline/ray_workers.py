@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic
 
@@ -33,7 +34,12 @@ class Worker(Generic[Part, Made]):
     """A process that makes parts."""
 
     def __init__(self, prepare: Callable[[], Callable[[Part], Made]]) -> None:
-        self._make = prepare()
+        self._prepare = prepare
+
+    @cached_property
+    def _make(self) -> Callable[[Part], Made]:
+        # With the first part and not before: what fails in a constructor, Ray tells as text only.
+        return self._prepare()
 
     def make(self, part: Part) -> Made:
         """What is made of one part."""

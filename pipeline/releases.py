@@ -114,15 +114,22 @@ def go_back(run: Run, number: int | None, *, log: RunLog) -> Published:
         CorruptArtifact, MissingStep: when a part of it is gone or damaged.
     """
     with run.lock():
-        before = _shown(run, run.release())
+        left = run.release()
         back = roll_back(run, number)
-    after = _shown(run, back.release)
+    try:
+        _tell_items(_shown(run, left), _shown(run, back.release), log)
+    except TandemError as error:
+        # Damage is what people go back from.
+        log.say(f"which items this shows or hides cannot be told: {error}")
+    log.record({"event": "rolled back", "to": back.number, "index": back.release.index})
+    return back
+
+
+def _tell_items(before: set[str], after: set[str], log: RunLog) -> None:
     for what, ids in (("shown again", after - before), ("no longer shown", before - after)):
         if ids:
             named = ", ".join(sorted(ids)[:NAMED]) + (", …" if len(ids) > NAMED else "")
             log.say(f"{len(ids):,} items {what}: {named}")
-    log.record({"event": "rolled back", "to": back.number, "index": back.release.index})
-    return back
 
 
 def _line(run: Run, one: Published, *, current: bool) -> Listed:

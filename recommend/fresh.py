@@ -30,7 +30,7 @@ class FreshRecommender:
         self._base, self._recommender = self._loaded()
 
     def current(self) -> Recommender:
-        """The present recommender: two system calls where nothing has changed.
+        """The present recommender; some microseconds where nothing has changed.
 
         Raises:
             CorruptArtifact, Mismatch: when what is new is damaged; the one given out before still answers.

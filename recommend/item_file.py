@@ -5,7 +5,7 @@ from pathlib import Path
 from data.load import LoadConfig, load_items
 from data.more_items import Aligned, aligned
 from data.prepared import prepared_manifest
-from data.schema import ITEM_ID, Catalog
+from data.schema import ITEM_ID, TITLE, Catalog
 from store.artifacts import Release, Run
 
 
@@ -31,4 +31,13 @@ def items_in(path: Path, config: LoadConfig, catalog: Catalog, *, where: str) ->
 
 def id_column(config: LoadConfig) -> str:
     """The column of a catalog's file that holds the ids."""
-    return config.columns.get(f"catalog.{ITEM_ID}", config.columns.get(ITEM_ID, ITEM_ID))
+    return _column(config, ITEM_ID)
+
+
+def title_column(config: LoadConfig) -> str:
+    """The column of a catalog's file that holds the titles."""
+    return _column(config, TITLE)
+
+
+def _column(config: LoadConfig, name: str) -> str:
+    return config.columns.get(f"catalog.{name}", config.columns.get(name, name))

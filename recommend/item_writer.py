@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.load import LoadConfig
+from data.schema import ITEM_ID, TEXT, TITLE, VECTOR, Catalog
 from recommend.catalog import LiveCatalog
-from recommend.item_file import id_column, items_in, reading
+from recommend.item_file import id_column, items_in, reading, title_column
 from recommend.microbatch import MicroBatch
 from store.artifacts import Run
 from store.errors import BadInput, TandemError, UnknownId
@@ -96,15 +98,27 @@ class ItemWriter:
             catalog.remove([change.item_id])
             return ItemState("removed")
         config = reading(self._run, catalog.published.release)
-        row = {**change.values, id_column(config): change.item_id}
+        there = catalog.is_shown([change.item_id])[0]
+        row = {**_before(catalog.catalog, config, change.item_id, there=there), **change.values}
+        row[id_column(config)] = change.item_id
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "item.jsonl"
-            file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+            file.write_text(json.dumps(row, default=str) + "\n", encoding="utf-8")
             more = items_in(file, config, catalog.catalog, where="the item")
         if more.items[0, 0] != change.item_id:
             raise BadInput(f"the item names itself {more.items[0, 0]!r}, the address {change.item_id!r}")
-        there = catalog.is_shown([change.item_id])[0]
         found = catalog.update(more) if there else catalog.add(more)
         if not found.ids:
             return ItemState("unchanged", more.ignored)
         return ItemState("updated" if there else "added", more.ignored)
+
+
+def _before(catalog: Catalog, config: LoadConfig, item_id: str, *, there: bool) -> dict[str, Any]:
+    """What the catalog has of an item, by column of its file; nothing but the columns where it has none."""
+    columns = [name for name in catalog.items.columns if name not in (ITEM_ID, TITLE, TEXT, VECTOR)]
+    values: dict[str, Any] = dict.fromkeys([title_column(config), *columns])
+    if there:
+        found = catalog.items.row(catalog.vocabulary.row(item_id), named=True)
+        values |= {name: found[name] for name in columns}
+        values[title_column(config)] = found[TITLE]
+    return values

@@ -15,7 +15,7 @@ FIELDS = "fields"
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: time, level, logger, message, what `FIELDS` holds, and the traceback where there is one."""
+    """One object a line: time, level, logger, process, message, what `FIELDS` holds, a traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
@@ -23,6 +23,7 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
+            "pid": record.process,
             "message": record.getMessage(),
             **getattr(record, FIELDS, {}),
         }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data.schema import NO_ITEM
 from index.changes import Change, ChangeKind
-from index.faiss_index import FlatIndex
+from index.faiss_index import INDEXES, FlatIndex
 from index.live import FEW_TOMBSTONES, LiveIndex
 from store.errors import BadInput, CorruptArtifact, Mismatch, UnknownId
 from tests.contracts.test_vector_index import exact
@@ -102,6 +102,32 @@ def test_few_and_many_tombstones_give_the_same(dead: int) -> None:
     gone = rng.permutation(len(vectors))[:dead]
     remove(index, gone)
     agrees(index, {row: vectors[row] for row in set(range(len(vectors))) - set(gone.tolist())}, rng)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in INDEXES if kind != "milvus"])
+@pytest.mark.parametrize("gone", [20, FEW_TOMBSTONES + 50])
+def test_over_any_base_k_rows_come_back_and_never_a_removed_one(kind: str, gone: int) -> None:
+    rng = np.random.default_rng(5)
+    drawn = rng.standard_normal((640, 16)).astype(np.float32)
+    vectors, more = np.split(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), [600])
+    index = LiveIndex(INDEXES[kind](vectors))
+    removed, moved = np.split(rng.permutation(600)[: gone + 10], [gone])
+    remove(index, removed)
+    rows = np.concatenate([index.new_rows(30), moved])
+    put(index, rows, more)
+    queries = np.concatenate([4 * more, rng.standard_normal((10, 16)).astype(np.float32)])
+    mask = rng.random(len(index)) < 0.5
+    for allowed in (None, mask):
+        scores, found = index.search(queries, 25, exclude=[np.arange(50)] * 50, allowed=allowed)
+        assert (found != NO_ITEM).all()
+        assert not np.isin(found, removed).any()
+        assert (found >= 50).all()
+        assert allowed is None or allowed[found].all()
+        assert all(len(set(line)) == 25 for line in found.tolist())
+        for query, line, score in zip(queries, found, scores, strict=True):
+            np.testing.assert_allclose(index.vectors(line) @ query, score, rtol=1e-3, atol=1e-3)
+    _, found = index.search(4 * more, 1)
+    np.testing.assert_array_equal(found[:, 0], rows)
 
 
 def test_all_removed_finds_nothing() -> None:

@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import pytest
 
 from pipeline.workspace import Workspace, open_workspace
@@ -10,3 +13,9 @@ def weighed(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     root = shop.copy(tmp_path_factory.mktemp("weighed"))
     weigh_reranker(root, retrieval=1.0, reranker=0.8)
     return open_workspace(root)
+
+
+@pytest.fixture
+def root(weighed: Workspace, tmp_path: Path) -> Path:
+    """A copy of a run whose release has both stages."""
+    return Path(shutil.copytree(weighed.run.root, tmp_path / "run"))

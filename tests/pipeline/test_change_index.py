@@ -1,11 +1,5 @@
-"""Items that come, change and go while a run serves: recommended, explained, gone; nothing lost by what comes after.
+"""Items that come, change and go while a run serves: recommended, explained, gone; nothing lost by what comes after."""
 
-Most steps run in this process; what is told of exit codes, kills, full disks and crowds runs as commands.
-"""
-
-import json
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,90 +9,34 @@ import pytest
 from index.changes import Change, ChangeKind
 from index.published import PublishedIndex
 from pipeline.build_index import build_index
-from pipeline.change_index import add_items, compact, ids_in, remove_items, update_items
+from pipeline.change_index import compact, ids_in
 from pipeline.fit_final import fit_final
 from pipeline.prepare import prepare
 from pipeline.releases import go_back, listed, verify
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import train_retriever
-from pipeline.workspace import Workspace, open_workspace
+from pipeline.workspace import open_workspace
 from recommend.catalog import Changed
 from recommend.fresh import FreshRecommender
-from recommend.recommender import RecommendConfig, RecommendedItem, Recommender, Rerank
-from recommend.release import encoder_of, load_stages
-from retrieval.encode import encode_texts
 from store.artifacts import Run
-from store.errors import BadInput, CorruptArtifact, MissingStep, NoSpace, RunBusy, UnknownId
-from tests.pipeline.commands import Done, Faults, refused, run, start
+from store.errors import BadInput, CorruptArtifact, UnknownId
+from tests.pipeline.living import (
+    HEADER,
+    LATE,
+    MOVED,
+    TWENTY_FIVE,
+    TWIN,
+    add,
+    ids,
+    log,
+    opened,
+    recommended,
+    remove,
+    shown,
+    update,
+)
 from tests.pipeline.shop import Shop, catalog_rows, item_id, log_rows, quiet, train, write_rows
 from tests.rerank.tiny_bert import WORDS
-
-HEADER = ["item_id", "title", "genres"]
-TWIN = ["twin", f"{WORDS[30]} {WORDS[31]}", "genre2"]
-"""Reads as item 30 does: it follows 29 and is followed by 31, as far as words tell."""
-LATE = ["late", f"{WORDS[1]} {WORDS[2]}", "genre0"]
-MOVED = ["i40", f"{WORDS[10]} {WORDS[11]}", "genre2"]
-"""Item 40 with the text of item 10."""
-TWENTY_FIVE = RecommendConfig(k=25, candidates=30, depth=8)
-
-
-@pytest.fixture
-def root(weighed: Workspace, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(weighed.run.root, tmp_path / "run"))
-
-
-def tandem(command: str, root: Path, *more: object, faults: Faults | None = None) -> Done:
-    return run(*command.split(), *more, "--run", root, cwd=root.parent, faults=faults)
-
-
-def items(root: Path, *rows: list[str], name: str = "items.csv", header: list[str] | None = None) -> Path:
-    return write_rows(root.parent / name, header or HEADER, list(rows))
-
-
-def log(root: Path) -> RunLog:
-    return RunLog(Run(root), "test", quiet=True)
-
-
-def add(root: Path, *rows: list[str], header: list[str] | None = None) -> Changed:
-    return add_items(Run(root), items(root, *rows, header=header), log=log(root))
-
-
-def update(root: Path, *rows: list[str], header: list[str] | None = None) -> Changed:
-    return update_items(Run(root), items(root, *rows, header=header), log=log(root))
-
-
-def remove(root: Path, *ids: str) -> Changed:
-    return remove_items(Run(root), ids, log=log(root))
-
-
-def opened(root: Path) -> Recommender:
-    return Recommender(load_stages(Run(root), Run(root).release()), TWENTY_FIVE)
-
-
-def recommended(
-    source: Path | Recommender, history: Sequence[str] = (), *, user: str = "", query: str = "", k: int = 25
-) -> tuple[RecommendedItem, ...]:
-    recommender = source if isinstance(source, Recommender) else opened(source)
-    rows = recommender.history_of(user) if user else recommender.item_rows(history)
-    vector = None
-    if query:
-        assert isinstance(source, Path)
-        encoder, settings = encoder_of(Run(source), Run(source).release())
-        vector = recommender.text_vector(encode_texts(encoder, [query], settings))[0]
-    return recommender.recommend(rows, k=k, query_vector=vector, rerank=Rerank.ALWAYS).items
-
-
-def ids(source: Path | Recommender, history: Sequence[str] = (), **asked) -> list[str]:
-    return [item.item_id for item in recommended(source, history, **asked)]
-
-
-def shown(root: Path) -> set[str]:
-    """Every item that somebody can be recommended: the whole list of an empty history, which must agree with index."""
-    recommender = opened(root)
-    live = PublishedIndex(Run(root)).index.live_rows
-    there = {recommender.catalog.vocabulary.ids[row] for row in live.tolist()}
-    assert set(ids(recommender, k=len(live))) == there
-    return there
 
 
 def test_an_added_item_is_recommended_explained_and_found(root: Path):
@@ -276,8 +214,8 @@ def test_a_recommender_keeps_up_and_what_was_given_out_stays(root: Path):
             BadInput,
             r"1 of 2 .*'i03'\) is in the catalog already.*index update",
         ),
-        (add, [TWIN, TWIN], BadInput, r"repeats an earlier id in row 2 \(such as 'twin'\)"),
-        (add, [["", "words", "genre1"]], BadInput, "null or empty in row 1"),
+        (add, [TWIN, TWIN], BadInput, r"repeats an earlier id in row \d \(such as 'twin'\)"),
+        (add, [TWIN, ["", "words", "genre1"]], BadInput, r"null or empty in row \d"),
         (add, [["new", "", ""]], BadInput, "no text comes out of the template"),
         (update, [TWIN, catalog_rows()[2]], UnknownId, r"1 of 2 items \('twin'\) is not in the catalog.*index add"),
     ],
@@ -337,66 +275,3 @@ def test_a_damaged_journal_is_named_and_an_earlier_release_serves(root: Path, ha
     assert "damaged" in listed(Run(root))[-1].told()
     go_back(Run(root), None, log=log(root))
     assert {"i05", "twin"} <= shown(root)
-
-
-# --- as commands
-
-
-def test_the_commands_say_what_they_did(root: Path):
-    path = items(root, TWIN)
-    added = tandem("index add", root, path)
-    assert (added.code, added.out) == (0, "1 items added\n"), added.err
-    assert tandem("index add", root, path).out == "0 items added, 1 as they were\n"
-    removed = tandem("index remove", root, "i01", "--file", items(root, ["i02", "-", "-"], name="gone.csv"))
-    assert removed.out == "2 items removed\n"
-    assert tandem("index compact", root).out.strip() == Run(root).release().index
-    assert tandem("index verify", root).out.count("\n") >= 3
-    assert json.loads(tandem("index list", root, "--json").out)[-1]["items"] == 59
-    assert tandem("index list", root).out.splitlines()[-1].startswith("* ")
-    back = tandem("index rollback", root)
-    assert back.code == 0, back.err
-    refused(tandem("index rollback", root, "--to", 99), BadInput, "no release 99")
-    refused(tandem("index update", root, items(root, LATE)), UnknownId, "'late'")
-    answer = tandem("recommend", root, "--history", "i29", "--json")
-    assert "twin" in [item["item_id"] for item in json.loads(answer.out)["items"]]
-    (root / "current.json").unlink()
-    refused(tandem("index add", root, path), MissingStep, "build-index")
-
-
-def test_a_second_writer_is_refused_while_others_read(root: Path):
-    with Run(root).lock():
-        refused(tandem("index add", root, items(root, TWIN)), RunBusy, "is being written by process")
-        assert len(ids(root, ["i29"])) == 25
-    writer = start("index", "add", items(root, TWIN), "--run", root, cwd=root.parent)
-    assert len(ids(root, ["i29"])) == 25
-    assert writer.wait().code == 0
-    assert "twin" in ids(root, ["i29"], k=10)
-
-
-def test_a_disk_that_fills_up_leaves_what_was_served(root: Path):
-    add(root, TWIN)
-    before = ids(root, ["i29"])
-    more = items(root, *[[f"n{row}", f"{WORDS[row]} {WORDS[row + 7]}", "genre1"] for row in range(40)])
-    refused(tandem("index add", root, more, faults=Faults(file_limit=10_000)), NoSpace, "cannot write", "live")
-    refused(tandem("index compact", root, faults=Faults(file_limit=2_000)), NoSpace, "cannot write")
-    assert ids(root, ["i29"]) == before
-    assert len(add_items(Run(root), more, log=log(root)).ids) == 40
-
-
-@pytest.mark.parametrize("command", ["index add", "index compact"])
-def test_killed_at_any_point_the_run_answers_and_the_command_can_be_repeated(root: Path, command: str, tmp_path: Path):
-    if command == "index compact":
-        add(root, LATE)
-    more = [items(root, TWIN)] if command == "index add" else []
-    before = shown(root)
-    whole = Path(shutil.copytree(root, tmp_path / "whole" / "run"))
-    syncs = tandem(command, whole, *more).syncs
-    after = shown(whole)
-    assert (after > before) == (command == "index add")
-    for kill_at in sorted({1, syncs // 2, syncs}):
-        struck = Path(shutil.copytree(root, tmp_path / f"killed-{kill_at}" / "run"))
-        assert tandem(command, struck, *more, faults=Faults(kill_at_sync=kill_at)).code == -9
-        assert shown(struck) in (before, after)
-        add(struck, TWIN) if command == "index add" else compact(Run(struck), log=log(struck))
-        assert shown(struck) == after
-        verify(Run(struck), log=log(struck))

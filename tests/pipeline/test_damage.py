@@ -17,12 +17,6 @@ from tests.pipeline.shop import Shop, log_rows, sentence_model, train, write_row
 ARTIFACTS = ("dataset", "text_vectors", "retriever", "vectors", "index", "reranker")
 
 
-@pytest.fixture
-def root(weighed: Workspace, tmp_path: Path) -> Path:
-    """A copy of a run whose release has both stages."""
-    return Path(shutil.copytree(weighed.run.root, tmp_path / "run"))
-
-
 def tandem(command: str, root: Path, *more: object, faults: Faults | None = None) -> Done:
     return run(*command.split(), "--run", root, *more, cwd=root.parent, faults=faults)
 

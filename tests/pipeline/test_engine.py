@@ -23,6 +23,11 @@ from tests.pipeline.commands import Faults, refused, run
 from tests.pipeline.shop import Shop, quiet, weigh_reranker
 
 RAY = Engine(EngineKind.RAY, workers=2)
+# A start of Ray that a busy machine cut short leaves its processes to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="needs ray: python -m pip install -c requirements.lock --group ray"
 )

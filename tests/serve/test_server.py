@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from recommend.events import Events
@@ -113,3 +114,22 @@ def test_a_run_without_a_reranker_serves_retrieval_and_says_so(served: Path) -> 
         refusal = server.client.post("/v1/rerank", json={"query": "x", "documents": ["a"]})
         assert refusal.status_code == 409
         assert "train-reranker --run" in refusal.json()["error"]["message"]
+
+
+def test_workers_share_a_socket_a_reranker_events_and_counts(served: Path) -> None:
+    with LiveServer(served, "--no-auth", "--workers", "2") as server:
+        server.ready()
+        assert "by 2 workers" in server.said
+        event = {"event_id": "w", "user_id": "worker", "item_id": "i30"}
+        assert server.client.post("/v1/events", json=event).status_code == 200
+        answers = []
+        for _ in range(12):  # over connections of their own, so that both are asked
+            with httpx2.Client(base_url=server.url, timeout=120) as fresh:
+                answers.append(fresh.post("/v1/recommend", json={"user_id": "worker", "limit": 3}).json())
+        assert all(answer["known_user"] for answer in answers)
+        assert all(answer["usage"]["reranked"] and not answer["degraded"] for answer in answers)
+        assert len({str(answer["items"]) for answer in answers}) == 1
+        counts = 'tandem_requests_total{route="/v1/recommend",status="200"} 12.0'
+        assert counts in server.client.get("/metrics").text
+        assert server.stop() == 0
+        assert len({line["pid"] for line in server.lines() if line["message"] == "request"}) == 2
