@@ -38,7 +38,8 @@ test: assets  ## every test that this machine can run; skips are listed with the
 extras: $(STAMP)  ## the packages of docs/scale-out.md; without them the tests that need them are skipped
 	-@$(PY) -m pip install -qq -c $(LOCK) --group ray $(if $(filter 1,$(GPU)),pymilvus,--group milvus)
 
-check: assets extras  ## the gate: format, lint, types, tests
+check: assets extras  ## the gate: format, lint, types, tests; as root on Debian it installs Chromium for the page's
+	@scripts/browser.sh
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy .

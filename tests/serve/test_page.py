@@ -1,0 +1,452 @@
+"""The page in headless Chromium, asking a real server of a tiny run; what it shows is compared with what came back."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, expect
+
+from eval.frontier import Frontier, FrontierPoint, Setting
+from eval.report import write_report
+from eval.results import GatePoint
+from eval.significance import PairedTest, Verdict
+from eval.words import conclusion, evidence
+from pipeline.build_index import build_index
+from pipeline.prepare import prepare
+from pipeline.run_log import RunLog
+from pipeline.train_retriever import train_retriever
+from recommend.service import Service
+from serve.keys import Keys, Scope
+from store.artifacts import Run
+from tests.eval.test_report import a_report
+from tests.pipeline.shop import catalog_rows, weigh_reranker, write_rows
+from tests.serve.browser import NARROW, WIDE, Visit, chromium
+from tests.serve.conftest import service_on
+from tests.serve.hosts import hosted
+
+pytestmark = pytest.mark.browser
+
+MARKUP = "<img src=x onerror=\"alert('caught')\"><b>"
+PICTURE = Path(__file__).parents[2] / "docs" / "page.png"
+GATE = [GatePoint(0.0, 0.0, 0.0), GatePoint(0.5, 0.0123, 0.008), GatePoint(1.0, -0.016, -0.016)]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def service(shop, tmp_path_factory) -> Iterator[Service]:
+    """The shop with a reranker that counts, and a report with a frontier."""
+    root = shop.copy(tmp_path_factory.mktemp("page"))
+    weigh_reranker(root, retrieval=0.001, reranker=1.0)  # the scores of an untrained model are close together
+    write_report(root / "reports" / "test", a_report(frontier=a_frontier(), gate=GATE))
+    found = service_on(root)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def address(service) -> Iterator[str]:
+    with hosted(service) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def bare_address(shop, tmp_path_factory) -> Iterator[str]:
+    """A run without reranker and report, whose titles are markup."""
+    folder = tmp_path_factory.mktemp("bare")
+    rows = [[item_id, MARKUP + title, genre] for item_id, title, genre in catalog_rows()]
+    catalog = write_rows(folder / "catalog.csv", ["item_id", "title", "genres"], rows)
+    run = Run(folder / "run")
+    log = RunLog(run, "test", quiet=True)
+    ws = prepare(run, shop.log, catalog, users=None, config=shop.config, log=log)
+    train_retriever(ws, log=log)
+    build_index(ws, log=log)
+    service = service_on(run.root)
+    with hosted(service) as found:
+        yield found
+    service.close()
+
+
+@pytest.fixture
+def visit(browser, address) -> Iterator[Visit]:
+    """The page; a complaint of its console, or a request that was refused, fails the test."""
+    found = Visit(browser, address)
+    yield found
+    found.close()
+    assert found.refused + found.complaints == []
+
+
+def a_frontier() -> Frontier:
+    def point(depth: int, gain: float, verdict: Verdict) -> FrontierPoint:
+        test = PairedTest(
+            60, 0.5 + gain, 0.5, gain, gain - 0.02, gain + 0.02, None, None, None, 0.04, 9, 3, 0.95, verdict
+        )
+        setting = Setting("tiny", "float32", depth, 1.0)
+        return FrontierPoint(
+            setting, 0.5 + gain, test, 40.0 * depth, 9.0 + depth, 12.0 + depth, 10.0 + depth, 1.0, 0.25
+        )
+
+    points = [point(3, 0.03, Verdict.HELPS), point(5, 0.01, Verdict.NO_EVIDENCE), point(8, -0.04, Verdict.HARMS)]
+    return Frontier(60, 0.5, 9.0, {3: 0.7, 5: 0.75, 8: 0.8}, points)
+
+
+def titles_in(visit: Visit, column: str) -> list[str]:
+    return visit.texts(f"#answer .{column} > .rows .title")
+
+
+def test_both_columns_hold_the_answer_in_its_two_orders(visit):
+    visit.open("user=u010&depth=8&k=5")
+    assert visit.asked[-1]["user_id"] == "u010"
+    items = visit.answer["items"]
+    retrieved = sorted(items, key=lambda item: item["retrieval_rank"])
+    assert [item["title"] for item in items] != [item["title"] for item in retrieved], "the test needs a reordering"
+    assert titles_in(visit, "before") == [item["title"] for item in retrieved[:5]]
+    assert titles_in(visit, "after") == [item["title"] for item in items[:5]]
+    entering = [item["title"] for item in items[:5] if item["retrieval_rank"] > 5]
+    leaving = [item["title"] for item in items[5:] if item["retrieval_rank"] <= 5]
+    assert sorted(visit.texts(".before .beyond .title")) == sorted(entering)
+    assert sorted(visit.texts(".after .beyond .title")) == sorted(leaving)
+    assert len(entering) == len(leaving)
+
+
+def test_a_line_leads_from_each_item_to_itself(visit):
+    visit.open("user=u010&depth=8&k=5")
+    found = visit.page.evaluate(
+        """() => [...document.querySelectorAll(".lines g.line")].map((line) => {
+            const box = document.querySelector(".lines").getBoundingClientRect();
+            const middle = (side) => {
+                const row = document.querySelector(`.${side} [data-item="${line.dataset.item}"] .place`);
+                const at = row.getBoundingClientRect();
+                return at.top + at.height / 2 - box.top;
+            };
+            const ends = [...line.querySelectorAll("circle")].map((end) => Number(end.getAttribute("cy")));
+            return [ends[0] - middle("before"), ends[1] - middle("after")];
+        })"""
+    )
+    items = visit.answer["items"]
+    assert len(found) == sum(1 for place, item in enumerate(items) if place < 5 or item["retrieval_rank"] <= 5)
+    assert found == [[pytest.approx(0, abs=1)] * 2] * len(found)
+
+
+def test_moves_are_counted_in_places(visit):
+    visit.open("user=u010&depth=8&k=5")
+    moves = visit.page.locator(".after > .rows .move")
+    for place, item in enumerate(visit.answer["items"][:5], start=1):
+        steps = item["retrieval_rank"] - place
+        expected = (
+            f"{'up' if steps > 0 else 'down'} {abs(steps)}, from place {item['retrieval_rank']}" if steps else "unmoved"
+        )
+        expect(moves.nth(place - 1)).to_contain_text(expected)
+    moved = sum(item["retrieval_rank"] != place for place, item in enumerate(visit.answer["items"][:5], start=1))
+    expect(visit.page.locator("#status")).to_have_text(
+        f"5 recommendations for user u010, {moved} of them moved by reranking."
+    )
+
+
+def test_an_item_says_why(visit):
+    visit.open("user=u010&depth=8&k=5")
+    item = visit.answer["items"][0]
+    visit.page.locator(".after summary").first.press("Enter")
+    why = visit.page.locator(".after .why").first
+    expect(why).to_be_visible()
+    reasons = why.locator("ul li").all_text_contents()
+    assert reasons == [reason["title"] for reason in item["because"]]
+    named = why.locator(".shares dt").all_text_contents()
+    shares = why.locator(".shares dd").all_text_contents()
+    assert dict(zip(named, shares, strict=True)) == {
+        name: f"{round(share * 100)} %" for name, share in item["sources"].items() if name in named
+    }
+    assert max(item["sources"], key=item["sources"].__getitem__) in named
+
+
+def test_the_rerankers_own_order_can_be_seen(visit):
+    visit.open("user=u010&depth=8&k=5&rerank=always")
+    visit.page.get_by_role("button", name="Reranker alone").click()
+    own = sorted(visit.answer["items"], key=lambda item: item["rerank_rank"] or 99)
+    assert titles_in(visit, "after") == [item["title"] for item in own[:5]]
+
+
+def test_a_history_is_composed_with_the_keyboard(visit):
+    visit.open("user=u010")
+    visit.page.get_by_role("radio", name="A history").press("Space")
+    field = visit.page.get_by_role("combobox", name="Add an item of the catalog")
+    wanted = [title for _, title, _ in catalog_rows()[:2]]
+    for title in wanted:
+        field.fill(title)
+        expect(visit.page.get_by_role("option").first).to_contain_text(title)
+        field.press("ArrowDown")
+        assert field.get_attribute("aria-activedescendant")
+        field.press("Enter")
+        visit.settle()
+    assert visit.asked[-1]["history"] == ["i00", "i01"]
+    visit.page.get_by_role("button", name=f"Earlier: {wanted[1]}").press("Enter")
+    visit.settle()
+    assert visit.asked[-1]["history"] == ["i01", "i00"]
+    assert visit.page.evaluate("document.activeElement.ariaLabel") == f"Later: {wanted[1]}"
+    visit.page.get_by_role("button", name=f"Remove: {wanted[1]}").click()
+    visit.settle()
+    assert visit.asked[-1]["history"] == ["i00"]
+    assert visit.texts(".chip .title") == [wanted[0]]
+
+
+def test_a_user_is_found_by_the_beginning_of_the_id(visit):
+    visit.open("user=u010")
+    field = visit.page.get_by_role("combobox", name="User id")
+    field.fill("u11")
+    expect(visit.page.get_by_role("option")).to_have_text([f"u11{digit}" for digit in range(10)])
+    visit.page.get_by_role("option", name="u113").click()
+    visit.settle()
+    assert visit.asked[-1]["user_id"] == "u113"
+    expect(visit.page.get_by_role("heading", level=2)).to_have_text("For user u113")
+
+
+def test_a_wish_is_answered_without_the_reranker_and_says_so(visit):
+    visit.open("user=u010")
+    visit.page.get_by_role("radio", name="A wish").check(force=True)
+    visit.page.get_by_label("What would they like?").fill("bum dal <b>")
+    visit.page.get_by_label("What would they like?").press("Enter")
+    visit.settle()
+    assert visit.asked[-1]["query"] == "bum dal <b>"
+    assert titles_in(visit, "after") == [item["title"] for item in visit.answer["items"][:10]]
+    expect(visit.page.get_by_role("heading", level=2)).to_have_text("For “bum dal <b>”")
+    expect(visit.page.locator("#notices")).to_contain_text("Not reranked")
+    expect(visit.page.locator(".before")).to_have_count(0)
+
+
+def test_sliders_set_what_is_asked_for(visit):
+    visit.open("user=u010&depth=8&k=5")
+    visit.page.get_by_role("slider", name="Depth").press("ArrowLeft")
+    visit.settle()
+    assert visit.asked[-1]["budget"]["depth"] == 7
+    visit.page.get_by_role("slider", name="Shown").press("ArrowRight")
+    visit.settle()
+    assert len(titles_in(visit, "after")) == 6
+    tokens = visit.page.get_by_role("slider", name="Tokens, at most")
+    tokens.press("Home")
+    visit.settle()
+    assert visit.asked[-1]["budget"]["max_tokens"] == 50
+    assert tokens.get_attribute("aria-valuetext") == "50"
+    expect(visit.page.locator("#notices")).to_contain_text(visit.answer["left_out"] or visit.answer["reason"])
+
+
+def test_the_address_keeps_the_question(visit):
+    visit.open("user=u010&depth=8&k=5")
+    visit.page.get_by_role("slider", name="Depth").press("ArrowLeft")
+    visit.page.get_by_role("radio", name="Always").check(force=True)
+    visit.settle()
+    asked = visit.asked[-1]
+    visit.page.reload()
+    visit.settle()
+    assert visit.asked[-1] == asked
+    assert (asked["budget"]["depth"], asked["rerank"]) == (7, "always")
+
+
+def test_cost_follows_the_prices(visit):
+    visit.open("user=u010&depth=8&k=5")
+    amounts = visit.page.locator(".amount .value")
+    assert amounts.nth(2).text_content() == "–"
+    # A machine for 3,600,000 an hour costs 1 a millisecond, a million tokens for a million 1 a token.
+    visit.page.get_by_label("an hour of the machine").fill("3600000")
+    visit.page.get_by_label("a million tokens").fill("1000000")
+    answer = visit.answer
+    ms = sum(answer["stages"][stage] for stage in ("retrieval_ms", "rerank_ms", "explain_ms"))
+    one = ms + answer["usage"]["prompt_tokens"] - answer["usage"]["cached_tokens"]
+    shown = [float(str(amounts.nth(place).text_content()).replace(",", "")) for place in (2, 3)]
+    assert shown == [pytest.approx(one, abs=0.5), pytest.approx(one * 1e6, rel=1e-6)]
+
+
+def test_a_fault_of_the_filter_stands_at_the_filter(browser, address):
+    visit = Visit(browser, address).open("user=u010&where=genre%20%3D%20'genre1'")
+    field = visit.page.get_by_label("Filter")
+    assert field.get_attribute("aria-invalid") == "true"
+    assert "Filter, character 1: " in str(visit.page.locator("#fault-where").text_content())
+    field.fill("genres = 'genre1'")
+    field.press("Enter")
+    visit.settle()
+    assert {int(item["item_id"][1:]) % 4 for item in visit.answer["items"]} == {1}
+    assert field.get_attribute("aria-invalid") is None
+    expect(visit.page.locator("#fault-where")).to_be_empty()
+    assert len(titles_in(visit, "after")) > 0
+    visit.close()
+    assert visit.complaints == []
+
+
+def test_a_stranger_gets_what_is_popular_and_is_told(visit):
+    visit.open("user=nobody%20we%20know")
+    assert visit.answer["known_user"] is False
+    expect(visit.page.locator("#notices")).to_contain_text("know this user")
+    assert len(titles_in(visit, "after")) == len(visit.answer["items"][:10])
+
+
+def test_a_degraded_answer_is_shown_and_called_so(visit, service, monkeypatch):
+    monkeypatch.setattr(service.serving.child, "fault", RuntimeError("out of order <b>today</b>"))
+    visit.open("user=u010&k=5")
+    assert visit.answer["degraded"] is True
+    notice = visit.page.locator("#notices .warn")
+    expect(notice).to_contain_text("Degraded")
+    expect(notice).to_contain_text("out of order <b>today</b>")
+    assert titles_in(visit, "after") == [item["title"] for item in visit.answer["items"][:5]]
+    expect(visit.page.locator(".before")).to_have_count(0)
+
+
+def test_markup_in_titles_stays_text(browser, bare_address):
+    visit = Visit(browser, bare_address).open("user=u010&k=5")
+    shown = titles_in(visit, "after")
+    assert shown == [item["title"] for item in visit.answer["items"][:5]]
+    assert all(title.startswith(MARKUP) for title in shown)
+    visit.page.get_by_role("radio", name="A history").check(force=True)
+    visit.page.get_by_role("combobox", name="Add an item of the catalog").fill("img")
+    visit.page.get_by_role("option").first.click()
+    visit.settle()
+    visit.page.locator(".after summary").first.click()
+    assert visit.page.locator("main img, main b").count() == 0
+    assert visit.texts(".chip .title")[0].startswith(MARKUP)
+    visit.close()
+    assert visit.complaints == []
+
+
+def test_a_run_without_reranker_and_report_says_both(browser, bare_address):
+    visit = Visit(browser, bare_address).open("user=u010")
+    expect(visit.page.locator("#notices")).to_contain_text("no reranker")
+    visit.page.get_by_role("tab", name="Report").click()
+    expect(visit.page.locator("#view-report")).to_contain_text("There is no report yet.")
+    expect(visit.page.locator("#view-report")).to_contain_text("python cli.py evaluate")
+    visit.close()
+    assert visit.complaints == []
+
+
+def test_a_key_is_asked_for_and_forgotten_with_the_tab(browser, service):
+    keys = Keys(service.run.root)
+    key = keys.add(frozenset({Scope.READ}))
+    with hosted(service, keys=keys) as address:
+        visit = Visit(browser, address)
+        visit.page.goto(address)
+        dialog = visit.page.get_by_role("dialog")
+        for typed in ("wrong", key):
+            dialog.get_by_label("API key").fill(typed)
+            dialog.get_by_role("button", name="Use it").click()
+        visit.settle()
+        assert len(titles_in(visit, "after")) > 0
+        assert visit.page.evaluate("[localStorage.length, sessionStorage.length]") == [0, 1]
+        assert key not in visit.page.url
+        assert key not in str(visit.page.locator(".request pre").text_content())
+        visit.close()
+        assert visit.complaints == []
+    keys.close()
+
+
+def test_the_report_says_what_the_written_page_says(visit):
+    visit.open("user=u010&tab=report")
+    expect(visit.page.locator(".verdict")).to_have_count(2)
+    made = a_report()
+    for place, found in enumerate(made.comparisons):
+        card = visit.page.locator(".verdict").nth(place)
+        expect(card.locator("h3")).to_have_text(conclusion(found.ours, found.theirs, found.test.verdict))
+        expect(card.locator("p.muted")).to_have_text(evidence(found.metric, found.test))
+        expect(card.locator(".tag")).to_contain_text(found.test.verdict.value)
+    systems = visit.page.get_by_role("region", name="System, table").locator("tbody tr")
+    for place, system in enumerate(made.ranked):
+        low, high = made.intervals()[system.name].low, made.intervals()[system.name].high
+        expect(systems.nth(place)).to_contain_text(system.name)
+        expect(systems.nth(place)).to_contain_text(f"{system.evaluation.metrics['ndcg@10']:.4f}")
+        expect(systems.nth(place)).to_contain_text(f"{low:.4f} – {high:.4f}")
+    expect(visit.page.get_by_role("region", name="Source, table")).to_contain_text("<b>texts")
+    assert visit.page.locator("#view-report b").count() == 0
+
+
+def test_a_point_of_the_frontier_is_tried_at_once(visit):
+    visit.open("user=u010&tab=report")
+    visit.page.get_by_role("button", name="Try tiny, float32, 5 deep: NDCG@10 0.5100, no evidence").click()
+    visit.settle()
+    assert (visit.asked[-1]["budget"], visit.asked[-1]["rerank"]) == ({"depth": 5}, "always")
+    expect(visit.page.get_by_role("tab", name="Recommend")).to_have_attribute("aria-selected", "true")
+    expect(visit.page.get_by_role("slider", name="Depth")).to_have_attribute("aria-valuetext", "5 candidates read")
+    expect(visit.page.locator("#notices")).to_contain_text("tiny, float32, 5 deep")
+
+
+def test_tabs_and_points_answer_to_arrow_keys(visit):
+    visit.open("user=u010")
+    visit.page.get_by_role("tab", name="Recommend").press("ArrowRight")
+    expect(visit.page.locator("#view-report .dot")).to_have_count(3)
+    points = visit.page.locator("#view-report .dot[tabindex='0']")
+    expect(points).to_have_count(1)
+    points.press("Home")
+    points.press("ArrowRight")
+    expect(visit.page.locator(".told strong")).to_have_text("tiny, float32, 5 deep")
+    points.press("Enter")
+    visit.settle()
+    assert visit.asked[-1]["budget"]["depth"] == 5
+
+
+def test_the_picture_of_the_readme_is_light(browser, address, tmp_path):
+    """PICTURE_OF=runs/demo makes it anew, of that run."""
+    path, user = tmp_path / "page.png", "u010"
+    with ExitStack() as stack:
+        if run := os.environ.get("PICTURE_OF"):
+            service = service_on(Path(run))
+            stack.callback(service.close)
+            address = stack.enter_context(hosted(service))
+            path, user = PICTURE, os.environ.get("PICTURE_USER", "42")
+        visit = Visit(browser, address, color_scheme="light").open(f"user={user}&rerank=always")
+        visit.page.screenshot(path=path)
+        visit.close()
+    assert path.stat().st_size <= 300_000
+
+
+@pytest.mark.parametrize("width", [320, 360])
+def test_a_narrow_screen_shows_all_of_it(browser, address, width):
+    visit = Visit(browser, address, viewport={"width": width, "height": 740}, has_touch=True)
+    for tab in ("recommend", "report"):
+        visit.open(f"user=u010&depth=8&k=5&tab={tab}")
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    visit.open("user=u010&depth=8&k=5")
+    expect(visit.page.locator(".lines g.line").first).to_be_visible()
+    visit.page.get_by_text("Settings", exact=True).tap()
+    expect(visit.page.get_by_role("slider", name="Depth")).to_be_visible()
+    visit.close()
+    assert visit.complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_axe_finds_nothing_serious(browser, address, scheme, viewport):
+    visit = Visit(browser, address, viewport=viewport, color_scheme=scheme)
+    for tab in ("recommend", "report"):
+        visit.open(f"user=u010&depth=8&k=5&tab={tab}")
+        if tab == "recommend":
+            visit.page.locator(".after summary").first.click()
+        assert serious(visit) == []
+    visit.close()
+
+
+def test_the_colours_that_were_chosen_stay(browser, address):
+    visit = Visit(browser, address, color_scheme="light").open("user=u010")
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = visit.page.evaluate(background)
+    button = visit.page.get_by_role("button", name="Colours")
+    button.click()
+    button.click()
+    dark = visit.page.evaluate(background)
+    assert dark != light
+    visit.page.reload()
+    assert visit.page.evaluate(background) == dark
+    visit.close()
+
+
+def serious(visit: Visit) -> list[str]:
+    """What axe-core calls serious or critical, with the first place of each."""
+    found: list[dict[str, Any]] = Axe().run(visit.page).response["violations"]
+    return [
+        f"{one['id']}: {one['nodes'][0]['html'][:120]} {json.dumps(one['nodes'][0]['any'])[:200]}"
+        for one in found
+        if one["impact"] in {"serious", "critical"}
+    ]
