@@ -59,7 +59,7 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     )
     history = _history(recommender, wish)
     about = recommender.about_of(wish.user) if wish.user is not None else ""
-    where = wish.items.mask(recommender.catalog)
+    where = wish.items.mask(recommender.catalog, recommender.retriever.available)
     vector = None
     if wish.query is not None:
         vector = WishReader(ws.run, ws.run.release()).vector(wish.query, recommender)

@@ -112,7 +112,7 @@ class Lists:
         Raises:
             BadInput: when no item passes the filter.
         """
-        where = self.items.mask(recommender.catalog)
+        where = self.items.mask(recommender.catalog, recommender.retriever.available)
 
         def made(part: Holdout) -> pl.DataFrame:
             if self.towers_only:

@@ -44,8 +44,11 @@ class ItemFilter:
     only: str | None = None
     exclude: str | None = None
 
-    def mask(self, catalog: Catalog) -> Mask | None:
+    def mask(self, catalog: Catalog, available: Mask | None = None) -> Mask | None:
         """(N,) bool by row, true for items that may be shown; None for all.
+
+        Args:
+            available: (N,) false for items that were removed; None where none was.
 
         Raises:
             BadInput: when the condition cannot be used, or no item is left.
@@ -53,7 +56,8 @@ class ItemFilter:
         """
         if self == ItemFilter():
             return None
-        mask = np.ones(len(catalog), dtype=np.bool_)
+        mask = np.ones(len(catalog), dtype=np.bool_) if available is None else available.copy()
+        there = int(mask.sum())
         if self.where is not None:
             mask &= filter_mask(catalog.items, self.where)
         if self.only is not None:
@@ -63,7 +67,7 @@ class ItemFilter:
         if self.exclude is not None:
             mask[catalog.vocabulary.rows(_ids(self.exclude))] = False
         if not mask.any():
-            raise BadInput(f"none of the {len(catalog):,} items passes the filter ({self.told}): ask for less")
+            raise BadInput(f"none of the {there:,} items passes the filter ({self.told}): ask for less")
         return mask
 
     @property

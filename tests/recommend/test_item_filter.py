@@ -1,0 +1,36 @@
+"""What a user asks of the items that are shown, as a mask."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from data.schema import Catalog
+from data.vocabulary import Vocabulary
+from recommend.item_filter import ItemFilter
+from store.errors import BadInput, UnknownId
+
+ITEMS = pl.DataFrame(
+    {"item_id": ["a", "b", "c"], "title": ["A", "B", "C"], "text": ["A", "B", "C"], "price": [1, 5, 9]}
+)
+CATALOG = Catalog(ITEMS, Vocabulary(["a", "b", "c"]))
+REMOVED_C = np.array([True, True, False])
+
+
+def test_nothing_asked_is_no_mask():
+    assert ItemFilter().mask(CATALOG, REMOVED_C) is None  # sources know by themselves what was removed
+
+
+def test_condition_allowed_and_denied_meet():
+    asked = ItemFilter(where="price > 1", only="a,b,c", exclude="b")
+    assert asked.mask(CATALOG).tolist() == [False, False, True]
+
+
+def test_what_was_removed_is_not_left():
+    assert ItemFilter(where="price > 1").mask(CATALOG, REMOVED_C).tolist() == [False, True, False]
+    with pytest.raises(BadInput, match=r"none of the 2 items passes the filter \(--where 'price > 5'\)"):
+        ItemFilter(where="price > 5").mask(CATALOG, REMOVED_C)
+
+
+def test_unknown_ids_are_named():
+    with pytest.raises(UnknownId, match="x"):
+        ItemFilter(only="a,x").mask(CATALOG)
