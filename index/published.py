@@ -281,7 +281,15 @@ def journal_path(run: Run, name: str) -> Path:
 
 
 def rebuilt(like: IndexManifest, vectors: Scores) -> FaissIndex:
-    """An index of vectors, laid out and searched as another one; with lists that suit a number far from that one's."""
+    """An index of vectors, laid out and searched as another one; with lists that suit a number far from that one's.
+
+    Raises:
+        BadInput: for an index in Milvus, which is made anew instead.
+    """
+    if like.layout.kind is IndexKind.MILVUS:
+        raise BadInput(
+            "an index in Milvus is not compacted: run 'python cli.py build-index', which carries every change over"
+        )
     if like.layout.kind is IndexKind.FLAT:
         return FlatIndex(vectors, like.layout.storage)
     layout, count = like.layout, len(vectors)

@@ -10,7 +10,9 @@ import pytest
 
 from index.changes import Change, ChangeKind
 from index.faiss_index import INDEX_FILE, FlatIndex
-from index.published import SLOTS, Fresh, PublishedIndex
+from index.layout import IndexKind
+from index.manifest import read_manifest
+from index.published import SLOTS, Fresh, PublishedIndex, rebuilt
 from store.artifacts import Release, Run
 from store.errors import BadInput, CorruptArtifact, Mismatch, MissingStep, RunBusy, UnknownId
 from store.releases import KEPT, LIVE, published, roll_back
@@ -271,3 +273,11 @@ def test_an_older_run_without_numbers_goes_on(run: Run) -> None:
     assert [one.number for one in published(run)] == [0, 1, 2]
     roll_back(run)
     assert len(PublishedIndex(run).index.live_rows) == 33
+
+
+def test_an_index_in_milvus_is_made_anew_instead_of_compacted(run: Run) -> None:
+    manifest = read_manifest(PublishedIndex(run).folder)
+    in_milvus = manifest.model_copy(update={"layout": manifest.layout.model_copy(update={"kind": IndexKind.MILVUS})})
+    with pytest.raises(BadInput, match="not compacted: run 'python cli.py build-index'"):
+        rebuilt(in_milvus, BASE)
+    assert len(rebuilt(manifest, BASE)) == len(BASE)
