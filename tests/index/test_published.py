@@ -278,6 +278,6 @@ def test_an_older_run_without_numbers_goes_on(run: Run) -> None:
 def test_an_index_in_milvus_is_made_anew_instead_of_compacted(run: Run) -> None:
     manifest = read_manifest(PublishedIndex(run).folder)
     in_milvus = manifest.model_copy(update={"layout": manifest.layout.model_copy(update={"kind": IndexKind.MILVUS})})
-    with pytest.raises(BadInput, match="not compacted: run 'python cli.py build-index'"):
+    with pytest.raises(BadInput, match=r"not compacted: run 'python cli\.py build-index'"):
         rebuilt(in_milvus, BASE)
     assert len(rebuilt(manifest, BASE)) == len(BASE)
