@@ -180,7 +180,7 @@ def trained(layout: Layout, sample: Scores, *, centroids: Scores | None = None) 
     if centroids is not None and layout.lists:
         index.quantizer.train(centroids)
         index.quantizer.add(centroids)
-    # By FAISS's own threshold, short vectors such as those of a product code never reach BLAS: 100 × slower.
+    # By FAISS's own threshold, short vectors such as those of a product code never reach BLAS: some 10 × slower.
     FAISS.cvar.distance_compute_blas_threshold = 0
     index.train(sample)
     return index
