@@ -235,7 +235,8 @@ class PublishedIndex:
         if before is not None and before.release.index == release.index and before.release.live in (None, release.live):
             return _caught_up(replace(before, release=release, journal=journal))
         folder = self.run.artifact("index", release.index, verify=self._verify)
-        return _caught_up(_Opened(release, folder, open_live(folder, retriever=release.retriever), journal))
+        # Whether it is this retriever's is asked by whoever opens that, too, who can name the command that mends it.
+        return _caught_up(_Opened(release, folder, open_live(folder), journal))
 
 
 def _caught_up(opened: _Opened) -> _Opened:
