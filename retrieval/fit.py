@@ -28,6 +28,9 @@ from retrieval.user_tower import UserTowerKind
 from store.checkpoint import Checkpoints
 from store.errors import BadInput
 
+LEAST_PULL, FEW_USERS_PULL = 1e-3, 3.0
+"""Pull of the fusion's weights towards 0: the first for many users, the second shared by few, so that what is assumed
+beforehand weighs as much as a number of users and not as much as a share of them."""
 MOST_COPIES = 100
 """Seeds of neighbouring fits stand this far apart, so that no member of one is a member of the other."""
 
@@ -250,4 +253,6 @@ def fitted_fusion(
 ) -> LinearFusion:
     """The weights of all or some of a retriever's sources."""
     # Beside a profile the last item, beside late weeks all time: what is left is a contrast, of either sign.
-    return LinearFusion.fit(candidates, targets, columns, signed=(LAST_TEXT, *trend.names))
+    signed = (LAST_TEXT, *trend.names)
+    pull = max(LEAST_PULL, FEW_USERS_PULL / max(len(candidates), 1))
+    return LinearFusion.fit(candidates, targets, columns, signed=signed, l2=pull)
