@@ -12,7 +12,6 @@ import json
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,6 +70,10 @@ class Line(asyncio.Protocol):
     data: bytearray = field(default_factory=bytearray)
     transport: Any = None
 
+    def itself(self) -> "Line":
+        """For whoever wants a factory."""
+        return self
+
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
 
@@ -113,11 +116,6 @@ def messages(bodies: list[list[Any]], host: str, key: str) -> list[tuple[bytes, 
     return made
 
 
-def _itself(line: Line) -> Line:
-    """What a connection is made for."""
-    return line
-
-
 async def shoot(args: argparse.Namespace) -> dict[str, Any]:
     """Sends until the time is up, then waits for what is under way."""
     place = urlsplit(args.url)
@@ -125,7 +123,7 @@ async def shoot(args: argparse.Namespace) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     lines = [Line(sums, free, woken) for _ in range(args.connections)]
     for line in lines:
-        await loop.create_connection(partial(_itself, line), place.hostname, place.port)
+        await loop.create_connection(line.itself, place.hostname, place.port)
     free.extend(lines)
     ready = messages(json.loads(Path(args.bodies).read_text()), place.netloc, args.key)
     started, sent = time.perf_counter(), 0

@@ -27,7 +27,7 @@ class ServedReranker(Reranker, Protocol):
 
     @property
     def trouble(self) -> str:
-        """Why it cannot be loaded; empty where it can."""
+        """Why it cannot be; empty where it can."""
         ...
 
     @property
