@@ -15,6 +15,8 @@ Mask = npt.NDArray[np.bool_]
 
 FEATURES = ("log history", "first probability", "margin", "entropy", "mass below the tenth")
 RIDGE = 1.0
+ALIKE = 1e-12
+"""Forecasts no further apart are the same: those of a gate that found nothing to tell users apart by."""
 FOLDS = 5
 
 
@@ -78,12 +80,17 @@ class Gate:
         return cls(_floats(mean), _floats(spread), _floats(weights), _floats(forecasts), curve)
 
     def opens(self, candidates: Candidates, history_lengths: npt.NDArray[np.int64], *, share: float) -> Mask:
-        """(B,) whose list is to be reranked, so that about `share` of users like those of the fit are."""
+        """(B,) whose list is to be reranked, so that about `share` of users like those of the fit are.
+
+        Users whom the forecast cannot tell apart are chosen by a hash of their list: always the same ones.
+        """
         if share >= 1 or share <= 0:
             return np.full(len(candidates), share >= 1)
         standard = (gate_features(candidates, history_lengths) - self.mean) / self.spread
+        forecasts = standard @ np.array(self.weights)
         threshold = float(np.interp(100 * (1 - share), np.arange(101), self.forecasts))
-        return np.asarray(standard @ np.array(self.weights) > threshold)
+        alike = np.abs(forecasts - threshold) <= ALIKE
+        return np.asarray(np.where(alike, _drawn(candidates) < share, forecasts > threshold))
 
     def save(self, path: Path) -> None:
         """Writes it as JSON."""
@@ -95,6 +102,13 @@ class Gate:
         saved = json.loads(path.read_text(encoding="utf-8"))
         curve = tuple(CurvePoint(**point) for point in saved.pop("curve"))
         return cls(**{name: tuple(values) for name, values in saved.items()}, curve=curve)
+
+
+def _drawn(candidates: Candidates) -> Floats:
+    """(B,) in [0, 1), by the first items of each list (Knuth's multiplicative hash)."""
+    first = candidates.item_rows[:, :3].astype(np.uint64)
+    mixed = (first * np.array([1, 31, 961][: first.shape[1]], dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
+    return np.asarray((mixed * np.uint64(2_654_435_761)) % np.uint64(2**32) / 2**32, dtype=np.float64)
 
 
 def gate_features(candidates: Candidates, history_lengths: npt.NDArray[np.int64]) -> Floats:

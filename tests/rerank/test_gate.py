@@ -86,3 +86,15 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     gate = Gate.fit(*planted(200))
     gate.save(tmp_path / "gate.json")
     assert Gate.load(tmp_path / "gate.json") == gate
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_where_nobody_can_be_told_apart_the_share_is_kept_and_always_the_same(share):
+    rows = np.array([RNG.permutation(200)[:20] for _ in range(2000)])
+    found = Candidates(rows, np.tile(-np.arange(20, dtype=np.float32), (2000, 1)))
+    lengths = np.full(2000, 7)
+    gate = Gate.fit(found, lengths, np.zeros(2000))
+    opened = gate.opens(found, lengths, share=share)
+    assert opened.mean() == pytest.approx(share, abs=0.05)
+    some = np.arange(50, 90)
+    assert gate.opens(found.take(some), lengths[some], share=share).tolist() == opened[some].tolist()
