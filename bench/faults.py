@@ -21,6 +21,7 @@ from recommend.release import load_model
 from recommend.service import Service
 from recommend.supervised import SupervisedReranker
 from rerank.base import Reranker, RerankRequest, RerankResult
+from rerank.packed import PackedReranker
 from serve.context import Server
 from serve.limits import ServeConfig
 from serve.metrics import FAILED
@@ -45,7 +46,7 @@ class Faulty:
 
     name = "faulty"
 
-    def __init__(self, inside: Reranker, file: Path) -> None:
+    def __init__(self, inside: PackedReranker[Any], file: Path) -> None:
         self.inside, self.file = inside, file
 
     def score(self, requests: Sequence[RerankRequest]) -> RerankResult:

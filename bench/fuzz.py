@@ -65,8 +65,9 @@ def drawn(document: dict[str, Any], each: int, seed: int) -> Iterator[Shot]:
     from schemathesis import GenerationMode
 
     quiet: dict[str, Any] = {"suppress_health_check": list(HealthCheck), "deadline": None, "database": None}
-    for found in schemathesis.openapi.from_dict(document).get_all_operations():
-        operation: Any = found.ok()
+    operations: Any = schemathesis.openapi.from_dict(document).get_all_operations()
+    for found in operations:
+        operation = found.ok()
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             cases: list[Any] = []
             collect = given(case=operation.as_strategy(generation_mode=mode))(_into(cases))

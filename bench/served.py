@@ -22,11 +22,13 @@ class Served:
     Args:
         run: the run directory.
         settings: for --set.
+        workers: processes that answer.
     """
 
-    def __init__(self, run: Path, *settings: str) -> None:
+    def __init__(self, run: Path, *settings: str, workers: int = 1) -> None:
         chosen = [word for setting in settings for word in ("--set", setting)]
         command = [sys.executable, "cli.py", "serve", "--run", str(run), "--port", "0", "--no-auth", *chosen]
+        command += ["--workers", str(workers)]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in __exit__
         self.started = time.perf_counter()
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=self._log, stdout=subprocess.DEVNULL)

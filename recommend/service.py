@@ -20,8 +20,8 @@ from recommend.microbatch import Crowded
 from recommend.overload import OverloadConfig
 from recommend.recommender import RecommendConfig, Rerank
 from recommend.serving import Opener, Serving, ServingPlan
-from recommend.supervised import supervised
-from rerank.base import RerankRequest, RerankResult
+from recommend.supervised import RerankerFailure, supervised
+from rerank.base import Reranker, RerankRequest, RerankResult
 from rerank.budget import Budget
 from store.artifacts import Release, Run
 from store.errors import BadInput, MissingStep, TandemError
@@ -161,7 +161,7 @@ class Service:
         Raises:
             MissingStep: when the release has no reranker.
             Crowded: when it is too busy.
-            RuntimeError: when it gave no answer.
+            RerankerFailure: when it gave no answer, or none that makes sense.
         """
         serving = self._now
         if serving.reranker is None:
@@ -172,13 +172,11 @@ class Service:
         with self._counted(), serving.load.reading(len(documents)) as reading:
             if documents and not reading.depth:
                 raise Crowded("the reranker is too busy")
-            found = serving.reranker.score([RerankRequest(tuple(history), tuple(documents))])
+            found = _scored(serving.reranker, RerankRequest(tuple(history), tuple(documents)))
             reading.succeeded = True
         tokens, cached = sum(found.prompt_tokens), sum(found.cached_tokens)
         spent_ms = (time.perf_counter() - started) * 1000
         self._spend(Spent(1, 1, len(documents), tokens, cached, rerank_ms=spent_ms))
-        if not np.isfinite(found.scores[0]).all():
-            raise RuntimeError("the reranker's scores are not finite")
         return found
 
     def texts_of(self, user_id: str) -> list[str]:
@@ -334,6 +332,18 @@ class Service:
             return
         if self._now.recommender.second is not None:
             self._now.recommender.second.allowance.settle(ledger.today.fed_tokens)
+
+
+def _scored(reranker: Reranker, request: RerankRequest) -> RerankResult:
+    try:
+        found = reranker.score([request])
+    except (Crowded, RerankerFailure):
+        raise
+    except (RuntimeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
+        raise RerankerFailure(f"the reranker failed ({type(error).__name__}: {error})") from error
+    if not np.isfinite(found.scores[0]).all():
+        raise RerankerFailure("the reranker's scores are not finite")
+    return found
 
 
 def _rows(serving: Serving, item_ids: Sequence[str]) -> tuple[Rows, tuple[str, ...]]:

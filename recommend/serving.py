@@ -18,15 +18,17 @@ from store.fingerprint import fingerprint
 
 
 class ServedReranker(Reranker, Protocol):
-    """A reranker that may be away for a while; `SupervisedReranker` is one.
+    """A reranker that may be away for a while; `SupervisedReranker` is one."""
 
-    Attributes:
-        starts: how often its model was loaded.
-        trouble: why it cannot be; empty where it can.
-    """
+    @property
+    def starts(self) -> int:
+        """How often its model was loaded."""
+        ...
 
-    starts: int
-    trouble: str
+    @property
+    def trouble(self) -> str:
+        """Why it cannot be; empty where it can."""
+        ...
 
     @property
     def is_ready(self) -> bool:

@@ -1,7 +1,6 @@
 """A reranker in a process of its own: a hang, a crash or a lack of memory there ends the child, not the caller."""
 
 import logging
-import multiprocessing
 import signal
 import threading
 import time
@@ -13,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from recommend.processes import fresh_context
 from recommend.release import load_model
 from rerank.base import Reranker, RerankRequest, RerankResult
 from rerank.precision import Precision, at_precision
@@ -53,10 +53,7 @@ class SupervisedReranker:
         self._load = load
         self.trouble = ""
         """Why the last child could not load its model; empty where it could."""
-        # A child forked from here would inherit threads and locks in the middle of whatever they do; one that is
-        # forked from a server which has done the imports and nothing else starts as fresh, in the time of its model.
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        self._context = fresh_context()
         self._lock = threading.Lock()
         self._child: BaseProcess | None = None
         self._pipe: Connection | None = None
@@ -75,9 +72,7 @@ class SupervisedReranker:
         return result
 
     def calibrate(self) -> None:
-        """See `Reranker`; waits for the model to be loaded."""
-        self.wait_until_ready()
-        self._ask("calibrate")
+        """See `Reranker`; every child has done it before it is ready, also one that takes another's place."""
 
     def forget(self) -> None:
         """Drops the histories that the reranker remembers; a child that is being started has none."""
@@ -219,6 +214,7 @@ def _serve(pipe: Connection, load: Callable[[], Reranker]) -> None:
     _offer_to_be_killed()
     try:
         reranker = load()
+        reranker.calibrate()
     except Exception as error:  # whatever it is, the parent has to be told
         pipe.send((FAULT, f"{type(error).__name__}: {error}"))
         return

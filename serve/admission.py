@@ -56,14 +56,20 @@ class Admission:
             raise Busy(max(1, math.ceil(expected_s)))
         self.inside += 1
         try:
-            try:
-                async with asyncio.timeout(limit_s):
-                    await self._places.acquire()
-            except TimeoutError as error:
-                raise Busy(max(1, math.ceil(limit_s))) from error
+            await self._place(limit_s)
             return await self._run(function, limit_s)
         finally:
             self.inside -= 1
+
+    async def _place(self, limit_s: float) -> None:
+        if not self._places.locked():
+            await self._places.acquire()  # at once, and without a clock that would have to be set
+            return
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise Busy(max(1, math.ceil(limit_s))) from error
 
     async def _run(self, function: Callable[[], T], limit_s: float) -> T:
         started = time.perf_counter()

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -30,7 +31,7 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (NoSpace, 507, "no_space"),
 )
 """Of errors that are not HTTP's own; whatever else is met is a bug, and 500."""
-REFUSED = (Busy, HTTPException, ValidationError, TandemError, ClientDisconnect, Exception)
+REFUSED = (Busy, HTTPException, ValidationError, RequestValidationError, TandemError, ClientDisconnect, Exception)
 RETRY_S = 2
 MOST_FAULTS = 20
 _LOG = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ async def refuse(request: Request, error: Exception) -> Response:
     if isinstance(error, Busy):
         server_of(request).metrics.refused.inc()
         return error_response(429, str(error), request_id, code="busy", headers={"retry-after": str(error.retry_s)})
-    if isinstance(error, ValidationError):
+    if isinstance(error, ValidationError | RequestValidationError):
         faults = _faults(error)
         return error_response(422, faults[0], request_id, code="invalid", faults=faults)
     if isinstance(error, HTTPException):
@@ -57,8 +58,8 @@ async def refuse(request: Request, error: Exception) -> Response:
     return error_response(status, str(error), request_id, code=code, headers=retry)
 
 
-def _faults(error: ValidationError) -> list[str]:
+def _faults(error: ValidationError | RequestValidationError) -> list[str]:
     """What is wrong, each with its place; not what was sent, which may be long or private."""
-    found: list[Any] = list(error.errors(include_input=False, include_url=False, include_context=False))
+    found: list[Any] = list(error.errors())
     told = [f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in found]
     return [*told[:MOST_FAULTS], *([f"and {len(told) - MOST_FAULTS} more"] if len(told) > MOST_FAULTS else [])]

@@ -1,7 +1,6 @@
 """Several processes behind one socket: each has the index mapped, and all ask one reranker."""
 
 import logging
-import multiprocessing
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from recommend.processes import fresh_context, when_parent_ends
 from store.errors import TandemError
 
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -37,8 +37,7 @@ class Workers:
     def __init__(self, work: Work, count: int, listening: socket.socket) -> None:
         self._work, self._count, self._listening = work, count, listening
         self._folder = tempfile.TemporaryDirectory(prefix="tandem-metrics-")
-        # Fresh processes that find the imports done, as the reranker's child.
-        self._context = multiprocessing.get_context("forkserver")
+        self._context = fresh_context()
         self._news, self._tell = self._context.Pipe(duplex=False)
         self._ended = threading.Event()
 
@@ -103,6 +102,8 @@ class Workers:
 def _work(work: Work, listening: socket.socket, folder: str, tell: Connection) -> None:
     # Before the library of metrics is imported, which looks for it then.
     os.environ[SHARED_FOLDER] = folder
+    # Nobody would end it, nor answer for its reranker, where the parent was killed.
+    when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         work(listening, lambda: tell.send(None))
     except TandemError as error:

@@ -71,6 +71,18 @@ def test_documents_are_put_in_order(client: Client):
     assert client.post("/v2/rerank", body).status_code == 200
 
 
+def test_a_reranker_that_fails_gives_no_order_at_all(client: Client):
+    child = client.service.serving.child
+    child.fault = RuntimeError("no luck")
+    try:
+        found = client.post("/v1/rerank", {"query": "x", "documents": ["a", "b"]})
+    finally:
+        child.fault = None
+    assert found.status_code == 503
+    assert found.headers["retry-after"]
+    assert "no luck" in found.json()["error"]["message"]
+
+
 def test_documents_are_read_for_a_user(client: Client):
     texts = client.service.texts_of("u010")
     assert len(texts) == len(client.service.serving.recommender.history_of("u010"))
