@@ -20,9 +20,9 @@ export class Lines {
   }
 
   draw() {
+    // One unit is one pixel: a viewBox would give the picture a shape of its own, and with it the rows.
     const box = this.node.getBoundingClientRect();
     if (!box.width || !box.height) return;
-    this.node.setAttribute("viewBox", `0 0 ${box.width} ${box.height}`);
     const flat = this.pairs.map((pair) => this.#line(pair, box));
     this.node.replaceChildren(...flat);
   }

@@ -32,13 +32,12 @@ class Page {
     byId("about").title = `release ${about.release}`;
   }
 
-  /** What the address says; else the first user of the log. */
-  async begin() {
-    const address = new URLSearchParams(location.hash.slice(1));
+  /** What the address says; else the first user of the log; else a wish. */
+  async begin(address, firstUser) {
     this.settings.read(address);
     const named = await this.asker.read(address);
-    if (!named && this.about.users > 0) this.asker.user.value = (await api.users("", 1))[0] ?? "";
-    if (!named && !this.asker.user.value) this.asker.kind = "wish";
+    if (!named && firstUser) this.asker.user.value = firstUser;
+    else if (!named) this.asker.kind = "wish";
     if (address.get("tab") === "report") this.tabs.show("report");
     await this.ask();
   }
@@ -194,8 +193,10 @@ async function start() {
   api.onKeyWanted(askForKey);
   byId("settings").open = matchMedia(WIDE).matches;
   try {
-    const page = new Page(await api.about());
-    await page.begin();
+    const address = new URLSearchParams(location.hash.slice(1));
+    const somebody = ["user", "history", "wish"].some((name) => address.has(name));
+    const [about, users] = await Promise.all([api.about(), somebody ? [] : api.users("", 1)]);
+    await new Page(about).begin(address, users[0]);
   } catch (error) {
     byId("notices").replaceChildren(notice("error", headline(error), sentence(error.message), { label: "Try again", act: () => location.reload() }));
     if (!(error instanceof api.ApiError)) throw error;
