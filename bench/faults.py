@@ -126,17 +126,17 @@ def _broken_and_mended(server: Server, url: str, file: Path, kind: Fault, *, sec
     child.wait_until_ready()
     load_s = _load_seconds(child)
     users = service.serving.recommender.users.ids[:500]
-    bodies = [["/v1/recommend", {"user_id": user, "rerank": "always"}] for user in users]
+    bodies = [["POST", "/v1/recommend", {"user_id": user, "rerank": "always"}, ""] for user in users]
     failed = server.metrics.degraded.labels(FAILED)
     before = failed._value.get()
     shooting = started_load(url, bodies, seconds=seconds + 2, rate=10, connections=32)
     time.sleep(1)
     file.write_text(kind)
     time.sleep(seconds)
-    answer = json.loads(request(f"{url}/v1/recommend", json.dumps(bodies[0][1]).encode())[1])
+    answer = json.loads(request(f"{url}/v1/recommend", json.dumps(bodies[0][2]).encode())[1])
     in_order = [item["retrieval_rank"] for item in answer["items"]] == list(range(1, len(answer["items"]) + 1))
     file.unlink()
-    back_s = _seconds_until_whole(url, bodies[0][1])
+    back_s = _seconds_until_whole(url, bodies[0][2])
     found = json.loads(shooting.communicate()[0])
     counted = failed._value.get() - before
     all_good = set(found["statuses"]) == {"200"} and not found["broken"]

@@ -46,6 +46,17 @@ class Shot:
     content: bytes | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def flat_params(self) -> dict[str, str] | None:
+        """As a query."""
+        return None if self.params is None else {str(name): str(value) for name, value in self.params.items()}
+
+    @property
+    def plain_headers(self) -> dict[str, str]:
+        """Those that an HTTP client can send; the others say nothing about a server."""
+        words = {name: f"{name}{value}" for name, value in self.headers.items()}
+        return {name: self.headers[name] for name, word in words.items() if word.isascii() and word.isprintable()}
+
 
 def mutated(count: int, seed: int) -> Iterator[Shot]:
     """Good bodies with some bytes or values changed."""

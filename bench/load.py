@@ -2,8 +2,9 @@
 
     python -m bench.load --url http://127.0.0.1:8000 --bodies bodies.json --rate 200 --seconds 10
 
-`bodies.json` is a list of [path, body]; they are sent in turn. Prints one JSON object: how many were sent, answers by
-status, degraded ones, and percentiles of the milliseconds from the moment at which a request was due.
+`bodies.json` is a list of [method, path, body, name]; they are sent in turn. Prints one JSON object: how many were
+sent, answers by status, degraded ones, percentiles of the milliseconds from the moment at which a request was due, and
+the names, where they have one, of those that were answered with 200.
 """
 
 import argparse
@@ -32,14 +33,14 @@ class Sums:
     acknowledged: list[str] = field(default_factory=list)
     broken: int = 0
 
-    def take(self, status: int, body: bytes, ms: float, event: str) -> None:
+    def take(self, status: int, body: bytes, ms: float, name: str) -> None:
         """One answer."""
         self.statuses[status] += 1
         if status == 200:
             self.ms.append(ms)
             self.degraded += b'"degraded":true' in body
-            if event:
-                self.acknowledged.append(event)
+            if name:
+                self.acknowledged.append(name)
 
     def as_json(self, sent: int, seconds: float) -> dict[str, Any]:
         """For whoever started this."""
@@ -64,7 +65,7 @@ class Line(asyncio.Protocol):
     free: deque["Line"]
     woken: asyncio.Event
     due: float = 0.0
-    event: str = ""
+    name: str = ""
     under_way: bool = False
     closed: bool = False
     data: bytearray = field(default_factory=bytearray)
@@ -77,9 +78,9 @@ class Line(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
 
-    def send(self, message: bytes, due: float, event: str) -> None:
+    def send(self, message: bytes, due: float, name: str) -> None:
         """Sends a request that was due at that moment."""
-        self.due, self.event, self.under_way = due, event, True
+        self.due, self.name, self.under_way = due, name, True
         self.transport.write(message)
 
     def data_received(self, data: bytes) -> None:
@@ -93,7 +94,7 @@ class Line(asyncio.Protocol):
         status, body = int(self.data[9:12]), bytes(self.data[head + 4 :])
         self.data.clear()
         self.under_way = False
-        self.sums.take(status, body, (time.perf_counter() - self.due) * 1000, self.event)
+        self.sums.take(status, body, (time.perf_counter() - self.due) * 1000, self.name)
         self.free.append(self)
         self.woken.set()
 
@@ -106,13 +107,13 @@ class Line(asyncio.Protocol):
 
 
 def messages(bodies: list[list[Any]], host: str, key: str) -> list[tuple[bytes, str]]:
-    """Whole requests in bytes, and the name of the event that each sends, if it does."""
+    """Whole requests in bytes, and their names."""
     made = []
-    for path, body in bodies:
+    for method, path, body, name in bodies:
         text = json.dumps(body).encode()
         authorized = f"authorization: Bearer {key}\r\n" if key else ""
-        head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\n{authorized}content-type: application/json\r\n"
-        made.append((f"{head}content-length: {len(text)}\r\n\r\n".encode() + text, body.get("event_id", "")))
+        head = f"{method} {path} HTTP/1.1\r\nhost: {host}\r\n{authorized}content-type: application/json\r\n"
+        made.append((f"{head}content-length: {len(text)}\r\n\r\n".encode() + text, name))
     return made
 
 
@@ -136,8 +137,8 @@ async def shoot(args: argparse.Namespace) -> dict[str, Any]:
             await woken.wait()
         if not free:
             break
-        message, event = ready[sent % len(ready)]
-        free.popleft().send(message, due, event)
+        message, name = ready[sent % len(ready)]
+        free.popleft().send(message, due, name)
         sent += 1
         if not args.rate or sent % 16 == 0:
             await asyncio.sleep(0)
@@ -152,7 +153,7 @@ async def shoot(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True)
-    parser.add_argument("--bodies", required=True, help="JSON file: a list of [path, body]")
+    parser.add_argument("--bodies", required=True, help="JSON file: a list of [method, path, body, name]")
     parser.add_argument("--key", default="", help="API key")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: each connection asks on")
     parser.add_argument("--seconds", type=float, default=10.0)

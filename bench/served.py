@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,24 @@ class Served:
             assert self.process.poll() is None, self.log()
             time.sleep(0.02)
         return found[1]
+
+
+@contextmanager
+def scratch(run: Path) -> Iterator[Path]:
+    """A copy of a run that may be written to; what no command changes is linked, not copied."""
+    with tempfile.TemporaryDirectory(dir=run.parent, prefix=".bench-") as folder:
+        copied = Path(folder) / run.name
+        for path in run.rglob("*"):
+            place = copied / path.relative_to(run)
+            if path.is_dir():
+                place.mkdir(parents=True, exist_ok=True)
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if "artifacts" in path.relative_to(run).parts:
+                os.link(path, place)
+            else:
+                shutil.copy2(path, place)
+        yield copied
 
 
 def request(url: str, body: bytes | None = None, *, method: str | None = None) -> tuple[int, bytes]:

@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from bench import faults as broken
-from bench.fuzz import Shot, drawn, mutated
+from bench.fuzz import drawn, mutated
 from bench.record import ROOT, record
-from bench.served import Served, started_load
+from bench.served import Served, scratch, started_load
 
 FILE = "serving.json"
 P99_MS = 50.0
@@ -67,7 +67,12 @@ def people(run: Path, count: int) -> list[str]:
 
 def asks(run: Path, count: int, **how: Any) -> list[list[Any]]:
     """Recommendations for users of the run."""
-    return [["/v1/recommend", {"user_id": user, **how}] for user in people(run, count)]
+    return [["POST", "/v1/recommend", {"user_id": user, **how}, ""] for user in people(run, count)]
+
+
+def event(name: str, user: str) -> list[Any]:
+    """An event that says by its name whether it was acknowledged."""
+    return ["POST", "/v1/events", {"event_id": name, "user_id": user, "item_id": "1"}, name]
 
 
 def retrieval(args: argparse.Namespace) -> None:
@@ -114,7 +119,7 @@ def overhead(args: argparse.Namespace) -> None:
         alone.recommend(alone.history_of(user), rerank=Rerank.NEVER, explained=False)
         ms.append((time.perf_counter() - started) * 1000)
     inside = statistics.median(ms[20:])
-    bodies = [["/v1/recommend", {"user_id": user, "rerank": "never"}] for user in users]
+    bodies = [["POST", "/v1/recommend", {"user_id": user, "rerank": "never"}, ""] for user in users]
     with Served(args.run) as server:
         server.load(bodies, seconds=600, most=100, connections=1)
         found = server.load(bodies, seconds=600, most=count, connections=1)
@@ -133,8 +138,8 @@ def rerank(args: argparse.Namespace) -> None:
     with Served(args.run) as server:
         server.ready()
         body = _of_600_tokens(server, texts, rng)
-        bodies = [["/v1/rerank", body(rng)] for _ in range(count)]
-        tokens = [server.post(*one)[1]["usage"]["prompt_tokens"] for one in bodies[:20]]
+        bodies = [["POST", "/v1/rerank", body(rng), ""] for _ in range(count)]
+        tokens = [server.post(*one[1:3])[1]["usage"]["prompt_tokens"] for one in bodies[:20]]
         found = server.load(bodies, seconds=600, most=count, connections=1)
     products = matmul_ms(round(statistics.mean(tokens)), repeats=5 if args.short else 40)
     more = {"tokens": round(statistics.mean(tokens)), "matmul_ms": round(products, 2)}
@@ -190,11 +195,10 @@ def overload(args: argparse.Namespace) -> None:
         server.load(retrieving, seconds=2, connections=4)
         top = server.load(retrieving, seconds=min(seconds, 15), connections=16)["good_per_second"]
         limit_ms = 2000
-        mixed = [[path, {**body, "rerank": "always"}] for path, body in retrieving]
+        mixed = asks(args.run, count, rerank="always")
         stamp = time.time_ns()
         for number in range(0, len(mixed), 20):
-            event = {"event_id": f"{stamp}-{number}", "user_id": f"bench-{number}", "item_id": "1"}
-            mixed[number] = ["/v1/events", event]
+            mixed[number] = event(f"{stamp}-{number}", f"bench-{number}")
         found = server.load(mixed, seconds=seconds, rate=4 * top, connections=SIDE)
         stored = _stored(args.run)
     lost = sum(name not in stored for name in found["acknowledged"])
@@ -221,31 +225,39 @@ def _stored(run: Path) -> set[str]:
 
 
 def kills(args: argparse.Namespace) -> None:
-    """kill -9 while events are written, a restart each time; the time of a bare load of the release is told beside."""
+    """kill -9 while events and items are written, a restart each time; a bare load of the release is told beside."""
     count = 2 if args.short else 50
     acknowledged: list[str] = []
     ups = []
     for round_ in range(count):
         with Served(args.run) as server:
             ups.append(server.up_seconds)
-            bodies = [
-                ["/v1/events", {"event_id": f"{time.time_ns()}-{round_}-{n}", "user_id": f"k{n % 50}", "item_id": "1"}]
-                for n in range(20_000)
-            ]
+            bodies = [event(f"event-{time.time_ns()}-{round_}-{n}", f"k{n % 50}") for n in range(20_000)]
+            for n in range(0, len(bodies), 5):
+                name = f"item-{round_}-{n}"
+                bodies[n] = ["PUT", f"/v1/items/{name}", {"title": f"a thing of round {round_}"}, name]
             writing = started_load(server.url, bodies, seconds=60, connections=8)
             time.sleep(0.5 + 0.02 * round_)
             server.kill()
             acknowledged += json.loads(writing.communicate()[0])["acknowledged"]
-    stored = _stored(args.run)
+    kept = _stored(args.run)
+    items = [name for name in acknowledged if name.startswith("item")]
+    with Served(args.run) as server:
+        kept |= {name for name in items if _has_item(server, name)}
     bare = []
     for _ in range(1 if args.short else 5):
         started = time.perf_counter()
         subprocess.run([sys.executable, "-c", BARE, str(args.run)], cwd=ROOT, check=True)
         bare.append(time.perf_counter() - started)
     more = {"up_seconds": round(statistics.median(ups), 2), "bare_load_seconds": round(statistics.median(bare), 2)}
-    note(args, "kills_under_write", count, acknowledged=len(acknowledged))
-    note(args, "kills_under_write_lost", sum(name not in stored for name in acknowledged))
+    note(args, "kills_under_write", count, events=len(acknowledged) - len(items), items=len(items))
+    note(args, "kills_under_write_lost", sum(name not in kept for name in acknowledged))
     note(args, "restart_seconds", round(max(0.0, statistics.median(ups) - statistics.median(bare)), 2), **more)
+
+
+def _has_item(server: Served, item_id: str) -> bool:
+    found = json.loads(server.get(f"/v1/items?search={item_id}&limit=1")[1])["items"]
+    return bool(found) and found[0]["item_id"] == item_id
 
 
 def faults(args: argparse.Namespace) -> None:
@@ -259,47 +271,42 @@ def faults(args: argparse.Namespace) -> None:
 
 def fuzz(args: argparse.Namespace) -> None:
     """Bodies with bytes changed, and requests drawn from the document; none may give a 5xx or no answer."""
-    changed, each = (100, 1) if args.short else (7000, 120)
-    with Served(args.run) as server:
+    import httpx2
+
+    changed, each = (100, 1) if args.short else (8000, 120)
+    bad = []
+    with Served(args.run) as server, httpx2.Client(base_url=server.url, timeout=20) as client:
         document = json.loads(server.get("/openapi.json")[1])
         shots = [*mutated(changed, seed=0), *drawn(document, each, seed=0)]
-        bad = [told for shot in shots if (told := _shot_at(server.url, shot))]
+        for shot in shots:
+            try:
+                answer = client.request(
+                    shot.method, shot.url, params=shot.flat_params, content=shot.content, headers=shot.plain_headers
+                )
+            except httpx2.HTTPError as error:
+                bad.append(f"{shot}: {error!r}")
+                continue
+            if answer.status_code >= 500:
+                bad.append(f"{shot}: {answer.status_code} {answer.text}")
         assert server.get("/v1/health")[0] == 200
     print("\n".join(bad[:20]), file=sys.stderr)
     note(args, "fuzz_bodies", len(shots))
     note(args, "fuzz_5xx", len(bad))
 
 
-def _shot_at(url: str, shot: Shot) -> str:
-    import httpx2
-
-    headers = {name: value for name, value in shot.headers.items() if f"{name}{value}".isascii()}
-    headers = {name: value for name, value in headers.items() if f"{name}{value}".isprintable()}
-    params = None if shot.params is None else {str(name): str(value) for name, value in shot.params.items()}
-    try:
-        answer = httpx2.request(
-            shot.method, url + shot.url, params=params, content=shot.content, headers=headers, timeout=20
-        )
-    except httpx2.HTTPError as error:
-        return f"{shot}: {error!r}"
-    return f"{shot}: {answer.status_code} {answer.text}" if answer.status_code >= 500 else ""
-
-
 def soak(args: argparse.Namespace) -> None:
     """Memory under a steady mix: that of the last quarter over that of the second."""
     minutes = 0.2 if args.short else args.minutes
     bodies = asks(args.run, 2000, explain=True)
-    bodies += [
-        ["/v1/events", {"event_id": f"soak-{time.time_ns()}-{n}", "user_id": f"s{n}", "item_id": "1"}]
-        for n in range(400)
-    ]
-    bodies += [["/v1/recommend", {"query": f"a wish of {n} words"}] for n in range(100)]
+    stamp = time.time_ns()
+    bodies += [event(f"{stamp}-{n}", f"s{n}") for n in range(400)]
+    bodies += [["POST", "/v1/recommend", {"query": f"a wish of {n} words"}, ""] for n in range(100)]
     np.random.default_rng(0).shuffle(bodies)
     with Served(args.run) as server:
         server.ready()
         shooting = started_load(server.url, bodies, seconds=60 * minutes, rate=args.rate, connections=32)
-        samples = []
-        while shooting.poll() is None:
+        samples, until = [], time.perf_counter() + 60 * minutes
+        while time.perf_counter() < until:
             samples.append(server.resident_mb())
             time.sleep(1 if args.short else 5)
         found = json.loads(shooting.communicate()[0])
@@ -324,8 +331,8 @@ def main() -> None:
             command.add_argument("--minutes", type=float, default=20)
             command.add_argument("--rate", type=float, default=20)
     args = parser.parse_args()
-    args.run = args.run.resolve()
-    args.measure(args)
+    with scratch(args.run.resolve()) as args.run:
+        args.measure(args)
 
 
 if __name__ == "__main__":
