@@ -129,7 +129,7 @@ def test_steps_after_the_last_regular_validation_are_validated_too(tiny_bert: Pa
 
 def test_training_that_only_harms_leaves_the_weights_as_they_were(tiny_bert: Path) -> None:
     before = weights(untrained(tiny_bert))
-    wild = FAST.model_copy(update={"learning_rate": 5.0, "head_learning_rate": 5.0, "validate_every_steps": 2})
+    wild = FAST.model_copy(update={"learning_rate": 50.0, "head_learning_rate": 50.0, "validate_every_steps": 2})
     reranker, record, _ = trained(tiny_bert, wild.model_copy(update={"patience": 3}))
     assert record.stop is StopReason.PATIENCE
     assert record.steps == 6
