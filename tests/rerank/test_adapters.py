@@ -108,10 +108,10 @@ def test_it_trains_what_it_says_and_nothing_else(tiny, kind, request):
 def test_ranks_really_move_to_the_budget(tiny_llama):
     """6 ranks a map at first, 4 of them on average in the end, and not the same everywhere."""
     reranker = tiny_llama_with(tiny_llama, rank=4)
-    start = ranks_of(reranker)
-    assert set(start) == {6}
-    end = ranks_of(trained(reranker, steps=60))
-    assert sum(end) <= 4 * len(end)
+    assert {len(values) for values in singular_values(reranker)} == {6}
+    # One that is masked is 0, and a map may lose all of its ranks.
+    end = [int((values != 0).sum()) for values in singular_values(trained(reranker, steps=60))]
+    assert 0 < sum(end) <= 4 * len(end)
     assert len(set(end)) > 1
 
 
@@ -119,13 +119,9 @@ def tiny_llama_with(base: Path, *, rank: int) -> Any:
     return tiny_llama.untrained(base, config=adapted(tiny_llama, AdapterKind.ADALORA, rank=rank))
 
 
-def ranks_of(reranker: Any) -> list[int]:
-    """Singular values that are not masked, of each update; all of them before the first step."""
-    found = []
-    for name, value in reranker.backbone.named_parameters():
-        if "lora_E" in name:
-            found.append(len(value) if not value.any() else int((value != 0).sum()))
-    return found
+def singular_values(reranker: Any) -> list[torch.Tensor]:
+    """Of each update; all of them are 0 before the first step."""
+    return [value for name, value in reranker.backbone.named_parameters() if "lora_E" in name]
 
 
 def test_prefix_tuning_of_an_encoder_is_refused(tiny_bert):
