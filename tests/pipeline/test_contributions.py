@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from data.schema import Histories, Holdout
-from fusion.linear import LinearFusion, column
+from fusion.linear import column
 from pipeline import contributions as module
 from pipeline.contributions import TOWERS, TREND, JudgedSources, groups_of, judge_sources
+from retrieval.fit import fitted_fusion
 from retrieval.retriever import LAST_TEXT, LIKENESS, TEXT, TRANSITIONS, Retriever
 from tests.retrieval.toy import nobody, random_log, retriever
 
@@ -110,7 +111,7 @@ def test_without_a_source_the_others_are_weighed_anew_on_the_same_candidates(mad
     left_out = groups_of(RETRIEVER)[name]
     columns = {other: how for other, how in RETRIEVER.fusion.transforms.items() if other not in left_out}
     seen = RETRIEVER.unions(VALIDATION.histories)
-    fusion = LinearFusion.fit(seen, VALIDATION.targets, columns, signed=(LAST_TEXT, *RETRIEVER.trend.names))
+    fusion = fitted_fusion(seen, VALIDATION.targets, columns, RETRIEVER.trend)
     assert not set(fusion.weights) & set(left_out)
     union = RETRIEVER.unions(ASKED.histories, SERVED)
     score = sum(
