@@ -40,6 +40,7 @@ from retrieval.finetune import EncoderTuner, FinetuneConfig
 from retrieval.fit import drawn, fitted_fusion, with_fitted_fusion
 from retrieval.groundwork import Groundwork
 from retrieval.history_reader import HistoryReader
+from retrieval.mining import MiningConfig
 from retrieval.objective import Softmax, samples_softmax
 from retrieval.retriever import TRANSITIONS, Retriever
 from retrieval.towers import TwoTowers
@@ -131,7 +132,7 @@ class Bench:
             vectors: (N, E) by another encoder, which `name` tells apart.
         """
         settings, ws = self.ws.config.retriever.suited(self.ws.split.train), self.ws
-        key = json.dumps([kind, changes, training, name])
+        key = json.dumps([kind, changes, training, name], default=str)
         if key not in self.trained:
             config = getattr(settings, kind).model_copy(update={"copies": 1, **(changes or {})})
             train = settings.train.model_copy(update={"budget_minutes": self.minutes, **(training or {})})
@@ -307,6 +308,13 @@ ROWS: dict[str, Row] = {
         "few-drawn",
         kind=RECENCY,
         training={**SAMPLED, "sampled_items": 512, "in_batch_negatives": True},
+    ),
+    "few-mined": _tower_row(
+        "recency, negatives",
+        "512 drawn, and 8 mined for each position",
+        "few-drawn",
+        kind=RECENCY,
+        training={**SAMPLED, "sampled_items": 512, "hard_negatives": MiningConfig(per_position=8)},
     ),
     "lora": Row("recency, encoder", "LoRA, one round", "recency", tuned_encoder),
 }

@@ -19,6 +19,11 @@ class Examples(Protocol):
         """(P,) the items that one pass over all examples asks for."""
         ...
 
+    @property
+    def users(self) -> Rows:
+        """(n,) whose history each example is of: its place in the training histories."""
+        ...
+
     def batches(self, positions: int, rng: np.random.Generator) -> list[Rows]:
         """All examples in a random order, as lists of example numbers that ask for about `positions` items."""
         ...
@@ -34,6 +39,7 @@ class Positions:
 
     context: np.ndarray
     target: Rows
+    users: Rows
 
     @classmethod
     def of(cls, train: Histories, history_items: int, *, last: int | None = None) -> "Positions":
@@ -46,7 +52,7 @@ class Positions:
         for step in range(1, history_items + 1):
             inside = place[entries] >= step
             context[inside, step - 1] = train.item_rows[entries[inside] - step]
-        return cls(context, train.item_rows[entries])
+        return cls(context, train.item_rows[entries], train.list_of_row[entries])
 
     def __len__(self) -> int:
         return len(self.target)
@@ -73,11 +79,13 @@ class Windows:
         item_rows: of all lists, one behind the other.
         start, end: (n,) the stretch `item_rows[start:end]` of at most H + 1 items; neighbours share one item,
             so that every place but the first of a list is asked for exactly once.
+        users: (n,) see Examples.
     """
 
     item_rows: Rows
     start: Rows
     end: Rows
+    users: Rows
 
     @classmethod
     def of(cls, train: Histories, history_items: int) -> "Windows":
@@ -87,7 +95,7 @@ class Windows:
         step = np.arange(len(of_list)) - np.repeat(np.cumsum(count) - count, count)
         end = train.offsets[1:][of_list] - step * history_items
         start = np.maximum(end - history_items - 1, train.offsets[:-1][of_list])
-        return cls(train.item_rows, start, end)
+        return cls(train.item_rows, start, end, of_list)
 
     def __len__(self) -> int:
         return len(self.start)
@@ -125,6 +133,7 @@ class Readings:
 
     vectors: np.ndarray
     target: Rows
+    users: Rows
 
     @classmethod
     def of(
@@ -137,7 +146,8 @@ class Readings:
         """
         positions = Positions.of(train, history_items, last=last)
         chosen = np.sort(np.random.default_rng(0).permutation(len(positions))[:most])
-        return cls(read(positions.context[chosen]).astype(np.float16), positions.target[chosen])
+        vectors = read(positions.context[chosen]).astype(np.float16)
+        return cls(vectors, positions.target[chosen], positions.users[chosen])
 
     def __len__(self) -> int:
         return len(self.target)

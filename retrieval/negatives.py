@@ -1,38 +1,14 @@
 """Which items a training position is held against where the catalog is too large for all of them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from data.schema import NO_ITEM, Histories, Rows, Scores
+from data.schema import NO_ITEM, Rows, Scores
 from retrieval.loss import sampled_softmax_loss
-
-SCORES_AT_ONCE = 32_000_000
-"""Scores held in memory at a time while mining, 128 MB of float32."""
-
-
-class MiningConfig(BaseModel):
-    """Which of the retriever's own top places are hard negatives."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    first_rank: int = Field(10, ge=0, description="best-scored items passed over: some of them would be taken, too")
-    last_rank: int = Field(200, ge=1, description="places beyond this one are not hard")
-    per_position: int = Field(8, ge=1, description="negatives drawn from between these ranks for each position")
-    duplicate_cosine: float = Field(
-        0.95, gt=0, le=1.0, description="items whose text is at least this close to the target's are spared"
-    )
-
-    @model_validator(mode="after")
-    def _ranks_in_order(self) -> "MiningConfig":
-        if self.first_rank >= self.last_rank:
-            raise ValueError(f"first_rank is {self.first_rank} and last_rank {self.last_rank}: it must be the smaller")
-        return self
 
 
 @dataclass(frozen=True)
@@ -128,91 +104,6 @@ class NegativeSampler:
         """(n,) how many times each item is expected among all negatives of one position in a batch of this size."""
         others = 0.0 if self._others is None else (batch - 1) * self._others[rows]
         return np.asarray(self.size * self.probability[rows] + others, dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class Guard:
-    """What must not be a negative of a position: what its user took, and what reads like its target.
-
-    Attributes:
-        targets: (P,) item row that each position leads to.
-        positives: P lists of all items that the user of each position is known to have taken.
-        text: (N, E) text vectors of length 1, or 0.
-        same_text: (N,) equal numbers where the texts are equal: duplicates whatever their vectors.
-    """
-
-    targets: Rows
-    positives: Histories
-    text: Scores
-    same_text: Rows
-
-    @classmethod
-    def of(cls, targets: Rows, positives: Histories, *, text: Scores, texts: Sequence[str]) -> "Guard":
-        """See the attributes; `texts` are the N texts themselves."""
-        return cls(targets, positives, text, np.unique(np.asarray(texts), return_inverse=True)[1])
-
-    def take(self, positions: Rows) -> "Guard":
-        """The same for some of the positions."""
-        return Guard(self.targets[positions], self.positives.take(positions), self.text, self.same_text)
-
-    def taken(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """(P, K) true where the item is the target, or one that the user took."""
-        key = rows + np.arange(len(rows))[:, None] * len(self.text)
-        known = self.positives.item_rows + self.positives.list_of_row * len(self.text)
-        return np.asarray(np.isin(key, known) | (rows == self.targets[:, None]), dtype=bool)
-
-    def resembling(self, rows: Rows, *, cosine: float) -> npt.NDArray[np.bool_]:
-        """(P, K) true where the item's text is equal to that of the target, or at least so close to it."""
-        close = np.einsum("bke,be->bk", self.text[rows], self.text[self.targets]) >= cosine
-        return np.asarray(close | (self.same_text[rows] == self.same_text[self.targets][:, None]))
-
-
-def mine_hard_negatives(
-    user_vectors: Scores, item_vectors: Scores, guard: Guard, *, config: MiningConfig, rng: np.random.Generator
-) -> Rows:
-    """(P, M) item rows that the retriever ranks high and the user never took, NO_ITEM where there are fewer.
-
-    Exact, at the cost of P × N inner products; where an index is at hand, give what it finds to
-    `choose_hard_negatives`.
-
-    Args:
-        user_vectors, item_vectors: (P, D) and (N, D), compared by inner product.
-        guard: of the same P positions.
-    """
-    n_items = len(item_vectors)
-    at_once = max(1, SCORES_AT_ONCE // max(n_items, config.last_rank * guard.text.shape[1]))
-    parts = [np.zeros((0, config.per_position), dtype=np.int64)]
-    for start in range(0, len(user_vectors), at_once):
-        chunk = np.arange(start, min(start + at_once, len(user_vectors)))
-        part = guard.take(chunk)
-        scores = torch.from_numpy(user_vectors[chunk] @ item_vectors.T)
-        depth = min(config.last_rank + int(part.positives.lengths.max()) + 1, n_items)
-        parts.append(choose_hard_negatives(scores.topk(depth, dim=1).indices.numpy(), part, config=config, rng=rng))
-    return np.concatenate(parts)
-
-
-def choose_hard_negatives(ranked: Rows, guard: Guard, *, config: MiningConfig, rng: np.random.Generator) -> Rows:
-    """(P, M) item rows drawn evenly from between the configured ranks, NO_ITEM where there are fewer.
-
-    Ranks are counted among the items that the user did not take. Those that read like the target are then
-    dropped, and lower ranks do not move up: in a catalog of near-duplicates a list can be short.
-
-    Args:
-        ranked: (P, K) distinct item rows, best first, NO_ITEM where a list ends early.
-    """
-    candidate = (ranked != NO_ITEM) & ~guard.taken(ranked)
-    rank = np.cumsum(candidate, axis=1)  # of a candidate: from 1
-    candidate &= (rank > config.first_rank) & (rank <= config.last_rank)
-    # Only the window is compared by text: at most last_rank places, however long the lists are.
-    first = np.argsort(~candidate, axis=1, kind="stable")[:, : config.last_rank]
-    rows, candidate = np.take_along_axis(ranked, first, axis=1), np.take_along_axis(candidate, first, axis=1)
-    candidate &= ~guard.resembling(rows, cosine=config.duplicate_cosine)
-    # Random keys put the candidates in random order, and all others behind them.
-    order = np.argsort(np.where(candidate, rng.random(candidate.shape), 2.0), axis=1)[:, : config.per_position]
-    kept = np.take_along_axis(candidate, order, axis=1)
-    chosen = np.full((len(ranked), config.per_position), NO_ITEM, dtype=np.int64)
-    chosen[:, : order.shape[1]] = np.where(kept, np.take_along_axis(rows, order, axis=1), NO_ITEM)
-    return chosen
 
 
 def _distinct_but(targets: Rows, mined: Rows) -> Rows:

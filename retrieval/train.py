@@ -15,6 +15,7 @@ from data.schema import Histories, Holdout, Rows
 from retrieval.distributed import ALONE, Team
 from retrieval.examples import Examples
 from retrieval.hardware import Precision, computes_bfloat16, device
+from retrieval.mining import HardNegatives, MiningConfig
 from retrieval.objective import FULL_SOFTMAX_ITEMS, Objective, Softmax
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log, RemainingTime, TrackerConfig
@@ -39,6 +40,9 @@ class TrainConfig(BaseModel):
     sampled_items: int = Field(4096, ge=1, description="items drawn for each step where the softmax is sampled")
     in_batch_negatives: bool = Field(
         False, description="beside what is drawn, the targets of a step are negatives of each other"
+    )
+    hard_negatives: MiningConfig = Field(
+        MiningConfig(), description="where the softmax is sampled: mined before each epoch by the best one so far"
     )
     validation_users: int = Field(5000, ge=1, description="users of group B that early stopping looks at")
     budget_minutes: float = Field(50.0, gt=0, description="for all towers; the learning rate falls in time for its end")
@@ -119,6 +123,7 @@ def train_towers(
             softmax=config.softmax,
             target_counts=_target_counts(examples, len(counts)) if config.in_batch_negatives else None,
         ),
+        train=train,
         examples=examples,
         state=_begin(model, examples, config=config, seed=seed),
         config=config,
@@ -167,11 +172,13 @@ class _Run:
     """A training under way.
 
     Attributes:
+        mined: of the epoch under way, where it has any.
         spent: share of the budget used up at the last step, by the leader's clock: all processes stop at the same step.
     """
 
     model: TwoTowers
     objective: Objective
+    train: Histories
     examples: Examples
     state: TrainingState
     config: TrainConfig
@@ -181,10 +188,12 @@ class _Run:
     checkpoints: Checkpoints | None
     team: Team
     spent: float = 0.0
+    mined: HardNegatives | None = None
 
     def epoch(self, pace: "_Pace") -> float:
         """One pass, or what the budget leaves of it; the mean loss. Raises FloatingPointError if not finite."""
         state = self.state
+        self.mined = self._mined()
         self.model.train()
         batches = _order(self.examples, self.model, seed=self.seed, epoch=state.epoch)
         for chosen in batches[state.step :]:
@@ -203,13 +212,33 @@ class _Run:
             raise FloatingPointError(f"{faults[0]} is NaN or infinite after step {state.step} of {len(batches)}")
         return float(np.mean(state.losses))
 
+    def _mined(self) -> HardNegatives | None:
+        """By the best epoch so far, which a resumed training knows as well; None in the first epoch."""
+        state, mining = self.state, self.config.hard_negatives
+        if not state.best_epoch or not mining.per_position or self.objective.sampler is None:
+            return None
+        now = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.model.load_state_dict(state.best_weights)
+        items = self.model.item_vectors()
+        users = self.model.user_vectors(self.train, items)
+        text = self.model.text.cpu().numpy()
+        self.model.load_state_dict(now)
+        return HardNegatives.mine(users, items, self.train, text=text, config=mining)
+
     def _step(self, chosen: np.ndarray) -> float:
         model, share = self.model, self.team.share(len(chosen))
-        inputs, targets = (tensor.to(model.text.device) for tensor in self.examples.batch(chosen[share.place]))
+        chosen = chosen[share.place]
+        inputs, targets = (tensor.to(model.text.device) for tensor in self.examples.batch(chosen))
         with torch.autocast(model.text.device.type, torch.bfloat16, enabled=self.low_precision):
             users = model.user_vectors_at(inputs)
         asked = targets >= 0
-        loss = self.objective(users[asked].float(), targets[asked], self.state.rng)
+        hard = None
+        if self.mined is not None:
+            # A generator of its own: what is drawn for one process moves nothing that the others draw.
+            rng = np.random.default_rng([self.seed, 2, self.state.epoch, self.state.step])
+            place = asked.nonzero()[:, 0].cpu().numpy()
+            hard = self.mined.draw(self.examples.users[chosen][place], targets[asked].cpu().numpy(), rng)
+        loss = self.objective(users[asked].float(), targets[asked], self.state.rng, hard)
         for optimizer in self.state.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -5,18 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from data.schema import NO_ITEM, Histories
+from data.schema import NO_ITEM
 from retrieval.loss import full_softmax_loss
-from retrieval.negatives import (
-    Guard,
-    MiningConfig,
-    Negatives,
-    NegativeSampler,
-    choose_hard_negatives,
-    mine_hard_negatives,
-)
+from retrieval.negatives import Negatives, NegativeSampler
 
 N = 12
 COUNTS = np.round(400 / np.arange(1, N + 1) ** 1.5).astype(np.int64)
@@ -163,72 +155,3 @@ def test_popular_items_are_drawn_by_the_power_of_their_count():
     np.testing.assert_allclose(times / 50_000, np.array([4, 0, 1, 9]) / 14, atol=0.01)
     again = drawer.draw(np.array([1]), np.random.default_rng(0))
     np.testing.assert_array_equal(found.log_expected, again.log_expected)
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def by_hand(scores, target, taken, text, texts, config) -> set[int]:
-    """All items that may be drawn for one position, by the definition."""
-    ranked = [row for row in np.argsort(-scores, kind="stable") if row not in {target, *taken}]
-    window = ranked[config.first_rank : config.last_rank]
-    return {row for row in window if text[row] @ text[target] < config.duplicate_cosine and texts[row] != texts[target]}
-
-
-@given(st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
-def test_mined_items_are_those_of_the_definition(seed):
-    rng = np.random.default_rng(seed)
-    n_items, positions = 40, 9
-    users, items = (rng.standard_normal((n, 5)).astype(np.float32) for n in (positions, n_items))
-    text = unit(rng.standard_normal((n_items, 3)))  # three dimensions: many are close to each other
-    texts = [f"text {rng.integers(0, 25)}" for _ in range(n_items)]
-    lists = [rng.integers(0, n_items, rng.integers(0, 12)).tolist() for _ in range(positions)]
-    targets = rng.integers(0, n_items, positions)
-    guard = Guard.of(targets, Histories.of(lists), text=text, texts=texts)
-    config = MiningConfig(first_rank=3, last_rank=15, per_position=20, duplicate_cosine=0.6)
-    found = mine_hard_negatives(users, items, guard, config=config, rng=rng)
-    assert found.shape == (positions, 20)
-    scores = users @ items.T
-    for position in range(positions):
-        rows = found[position][found[position] != NO_ITEM].tolist()
-        assert len(set(rows)) == len(rows)
-        assert set(rows) == by_hand(scores[position], targets[position], lists[position], text, texts, config)
-    fewer = MiningConfig(first_rank=3, last_rank=15, per_position=2, duplicate_cosine=0.6)
-    two = mine_hard_negatives(users, items, guard, config=fewer, rng=rng)
-    for position in range(positions):
-        assert set(two[position]) - {NO_ITEM} <= set(found[position])
-        assert (two[position] != NO_ITEM).sum() == min(2, (found[position] != NO_ITEM).sum())
-
-
-def test_mining_in_small_parts_finds_the_same(monkeypatch):
-    rng = np.random.default_rng(0)
-    users, items = (rng.standard_normal((n, 4)).astype(np.float32) for n in (20, 30))
-    guard = Guard.of(
-        rng.integers(0, 30, 20),
-        Histories.of([[row] for row in range(20)]),
-        text=np.eye(30, dtype=np.float32),
-        texts=[str(row) for row in range(30)],
-    )
-    config = MiningConfig(first_rank=0, last_rank=9, per_position=9)
-    whole = mine_hard_negatives(users, items, guard, config=config, rng=np.random.default_rng(1))
-    monkeypatch.setattr("retrieval.negatives.SCORES_AT_ONCE", 1)
-    parts = mine_hard_negatives(users, items, guard, config=config, rng=np.random.default_rng(1))
-    np.testing.assert_array_equal(np.sort(whole), np.sort(parts))
-
-
-def test_lists_of_an_index_that_end_early():
-    guard = Guard.of(np.array([0, 1]), Histories.of([[2], []]), text=np.eye(6, dtype=np.float32), texts=list("abcdef"))
-    ranked = np.array([[2, 5, 0, 3, NO_ITEM], [5, NO_ITEM, NO_ITEM, NO_ITEM, NO_ITEM]])
-    config = MiningConfig(first_rank=1, last_rank=4, per_position=3)
-    found = choose_hard_negatives(ranked, guard, config=config, rng=np.random.default_rng(0))
-    assert found.tolist() == [[3, NO_ITEM, NO_ITEM], [NO_ITEM] * 3]
-    nobody = guard.take(np.zeros(0, dtype=np.int64))
-    none = np.zeros((0, 6), dtype=np.float32)
-    assert mine_hard_negatives(none, np.eye(6, dtype=np.float32), nobody, config=config, rng=None).shape == (0, 3)
-
-
-def test_ranks_in_the_wrong_order_are_refused():
-    with pytest.raises(ValidationError, match="first_rank is 20 and last_rank 20"):
-        MiningConfig(first_rank=20, last_rank=20)

@@ -9,6 +9,7 @@ import torch
 
 from retrieval import train as training
 from retrieval.distributed import Team
+from retrieval.mining import MiningConfig
 from retrieval.train import NotFinite
 from store.checkpoint import CheckpointConfig, Checkpoints
 from store.errors import Mismatch
@@ -74,6 +75,24 @@ def test_a_training_goes_on_after_a_kill_as_if_nothing_had_happened(
     ]
     assert told[0] == told[1]
     assert (record.best_epoch, record.best_ndcg10) == (expected.best_epoch, expected.best_ndcg10)
+
+
+def test_mined_negatives_are_the_same_ones_after_a_kill(kind, tmp_path, monkeypatch):
+    """They come from the best epoch, not from the weights at the moment of the kill."""
+    sample(monkeypatch, sampled=True)
+    config = CONFIG.model_copy(update={"hard_negatives": MiningConfig(per_position=4, first_rank=1, last_rank=12)})
+    pace = {"epochs": 3, "batch_size": 128}
+    whole, broken, unmined = fresh(kind, **pace), fresh(kind, **pace), fresh(kind, **pace)
+    trained(whole, config=config)
+    trained(unmined)
+    assert not same(weights(unmined), weights(whole))
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "_step", killed_before_step(8))
+        with pytest.raises(Killed):
+            trained(broken, config=config, checkpoints=checkpoints(tmp_path))
+    resumed = fresh(kind, **pace, seed=77)
+    trained(resumed, config=config, checkpoints=checkpoints(tmp_path))
+    assert same(weights(resumed), weights(whole))
 
 
 def test_a_training_that_had_come_to_its_end_is_not_trained_on(kind, tmp_path, monkeypatch):
