@@ -63,8 +63,10 @@ class LinearFusion:
         signed: Collection[str] = (),
         l2: float = 1e-3,
     ) -> "LinearFusion":
-        """Minimises the listwise softmax loss of the targets among their own candidates.
+        """Minimises -log of what a softmax over each user's candidates gives to all of the targets together.
 
+        With one target this is the listwise softmax. With several it asks for any of them in the first place, and
+        not for all of them alike, as NDCG@10 does where targets are many (the sum of Miech et al. 2020, MIL-NCE).
         Users whose targets were not retrieved teach nothing here (they still count as misses in every
         evaluation). Columns are scaled to unit variance inside, so that `l2` means the same for each.
         A constant column gets 0. Without a single retrieved target all others are equal after scaling,
@@ -135,21 +137,32 @@ def _fit_listwise(
     free: npt.NDArray[np.bool_],
     l2: float,
 ) -> npt.NDArray[np.float64]:
-    share = relevant / relevant.sum(axis=1, keepdims=True)  # (B, K)
     n_users, _, n_columns = columns.shape
-    expected_relevant = np.einsum("bk,bkf->f", share, columns) / n_users
 
     def loss_and_gradient(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        logits = np.where(present, columns @ weights, -np.inf)
-        logits = logits - logits.max(axis=1, keepdims=True)
-        mass = np.exp(logits)
-        total = mass.sum(axis=1, keepdims=True)
-        log_probability = np.where(present, logits - np.log(total), 0.0)
-        loss = -(share * log_probability).sum() / n_users + l2 * float(weights @ weights)
-        expected = np.einsum("bk,bkf->f", mass / total, columns) / n_users
-        return float(loss), expected - expected_relevant + 2 * l2 * weights
+        logits = columns @ weights
+        every, any_target = (_softmax(np.where(which, logits, -np.inf)) for which in (present, relevant))
+        loss = (every.log_total - any_target.log_total).mean() + l2 * float(weights @ weights)
+        too_low = np.einsum("bk,bkf->f", every.share - any_target.share, columns) / n_users
+        return float(loss), too_low + 2 * l2 * weights
 
     start = np.where(free, 0.0, 1.0 / n_columns)
     bounds = [(None if signed else 0, None) for signed in free]
     fitted = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds)
     return np.asarray(fitted.x, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class _Softmax:
+    """(B, K) shares, and (B,) the logarithm of the sum that they are shares of."""
+
+    share: npt.NDArray[np.float64]
+    log_total: npt.NDArray[np.float64]
+
+
+def _softmax(logits: npt.NDArray[np.float64]) -> _Softmax:
+    """Of (B, K) logits, each row with a finite one."""
+    largest = logits.max(axis=1, keepdims=True)
+    mass = np.exp(logits - largest)
+    total = mass.sum(axis=1, keepdims=True)
+    return _Softmax(mass / total, (largest + np.log(total))[:, 0])
