@@ -1,15 +1,21 @@
 """A replica of an index on a GPU: the CPU's copy is the master, the replica is made from it and swapped whole."""
 
+import logging
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from data.schema import NO_ITEM, Mask, Rows, Scores
+from index.base import VectorIndex
 from index.checks import check_queries
 from index.faiss_base import FaissIndex
+from index.faiss_index import SavedIndex
 from index.layout import FAISS, IndexKind
 from index.lists import in_order, of_length, without_excluded
+
+logger = logging.getLogger(__name__)
 
 ON_GPU = frozenset({IndexKind.FLAT, IndexKind.IVF_FLAT, IndexKind.IVF_SQ8, IndexKind.IVF_PQ})
 """Kinds that FAISS can copy to a GPU."""
@@ -23,11 +29,22 @@ def gpus() -> int:
     return int(FAISS.get_num_gpus()) if hasattr(FAISS, "StandardGpuResources") else 0
 
 
+def replicated(master: SavedIndex) -> VectorIndex:
+    """The master with a replica on the first GPU where there is one that its kind, and its size, can go to."""
+    if not gpus() or not isinstance(master, FaissIndex) or master.kind not in ON_GPU:
+        return master
+    try:
+        return GpuIndex(master)
+    except RuntimeError as error:
+        logger.warning("searching on the CPU: the index found no place on the GPU (%s)", str(error).splitlines()[0])
+        return master
+
+
 class GpuIndex:
     """A master and its replica behind the VectorIndex Protocol.
 
-    Plain and excluding searches go to the GPU; filters, deep lists and what comes back short go to the master,
-    which holds the same vectors.
+    Plain and excluding searches go to the GPU, one at a time; filters, deep lists and what comes back short go to
+    the master, which holds the same vectors.
 
     Args:
         master: of a kind in ON_GPU.
@@ -38,6 +55,8 @@ class GpuIndex:
 
     def __init__(self, master: FaissIndex) -> None:
         self._resources = FAISS.StandardGpuResources()
+        # FAISS's scratch memory on a GPU is not made for several threads.
+        self._one_at_a_time = threading.Lock()
         self.replace(master)
 
     def replace(self, master: FaissIndex) -> None:
@@ -73,7 +92,8 @@ class GpuIndex:
         if allowed is not None or wide > DEEPEST or not len(vectors):
             return master.search(vectors, k, exclude=exclude, allowed=allowed)
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        scores, rows = replica.search(queries, wide)
+        with self._one_at_a_time:
+            scores, rows = replica.search(queries, wide)
         scores[rows == NO_ITEM] = -np.inf
         scores, rows = master.settled(queries, (scores, rows), min(k + longest, len(master)))
         if exclude is not None and longest:

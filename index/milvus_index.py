@@ -188,6 +188,11 @@ class MilvusIndex(GroupedIndex):
         write_manifest(folder, manifest)
 
     @classmethod
+    def rebuilt(cls, folder: Path, vectors: Scores) -> Self:
+        """Other vectors where, and laid out as, the index saved in a folder has its own; errors as the class."""
+        return cls(vectors, _read_place(folder).config)
+
+    @classmethod
     def load(cls, folder: Path, manifest: IndexManifest) -> Self:
         """The index saved in a folder with this manifest.
 

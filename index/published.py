@@ -13,12 +13,13 @@ from safetensors.numpy import load_file, save_file
 from data.schema import Rows, Scores
 from index.approximate import ApproximateIndex
 from index.changes import Change, ChangeKind
-from index.faiss_base import FaissIndex
-from index.faiss_index import FlatIndex, load_index
+from index.faiss_index import FlatIndex, SavedIndex, load_index
+from index.gpu import replicated
 from index.journal import Journal, Mark
 from index.layout import IndexKind, default_layout
 from index.live import LiveIndex
-from index.manifest import IndexManifest, read_manifest
+from index.manifest import read_manifest
+from index.milvus_index import MilvusIndex
 from store.artifacts import CURRENT, Release, Run, Verify
 from store.errors import BadInput, CorruptArtifact, MissingStep
 from store.releases import JOURNAL, LIVE
@@ -181,7 +182,7 @@ class PublishedIndex:
             if not len(rows):
                 raise BadInput("every item has been removed: an index needs at least one")
             manifest = read_manifest(self.folder)
-            made = rebuilt(manifest, (vectors or index.vectors)(rows))
+            made = rebuilt(self.folder, (vectors or index.vectors)(rows))
 
             def write(folder: Path) -> None:
                 made.save(folder, retriever=manifest.retriever, catalog=manifest.catalog)
@@ -281,16 +282,15 @@ def journal_path(run: Run, name: str) -> Path:
     return run.root / LIVE / f"{name}{JOURNAL}"
 
 
-def rebuilt(like: IndexManifest, vectors: Scores) -> FaissIndex:
-    """An index of vectors, laid out and searched as another one; with lists that suit a number far from that one's.
+def rebuilt(folder: Path, vectors: Scores) -> SavedIndex:
+    """An index of vectors, laid out and searched as the one in a folder; with lists that suit their number.
 
     Raises:
-        BadInput: for an index in Milvus, which is made anew instead.
+        MissingPackage, Unreachable: for an index in Milvus, as that.
     """
+    like = read_manifest(folder)
     if like.layout.kind is IndexKind.MILVUS:
-        raise BadInput(
-            "an index in Milvus is not compacted: run 'python cli.py build-index', which carries every change over"
-        )
+        return MilvusIndex.rebuilt(folder, vectors)
     if like.layout.kind is IndexKind.FLAT:
         return FlatIndex(vectors, like.layout.storage)
     layout, count = like.layout, len(vectors)
@@ -302,7 +302,7 @@ def rebuilt(like: IndexManifest, vectors: Scores) -> FaissIndex:
 
 def open_live(folder: Path, *, retriever: str | None = None, catalog: str | None = None) -> LiveIndex:
     """The index in a folder as the base of a live one; arguments and errors as `load_index`."""
-    base = load_index(folder, retriever=retriever, catalog=catalog)
+    base = replicated(load_index(folder, retriever=retriever, catalog=catalog))
     path = folder / SLOTS
     if not path.exists():
         return LiveIndex(base)

@@ -12,7 +12,7 @@ from index.changes import Change, ChangeKind
 from index.faiss_index import INDEXES, FlatIndex
 from index.live import FEW_TOMBSTONES, LiveIndex
 from store.errors import BadInput, CorruptArtifact, Mismatch, UnknownId
-from tests.contracts.test_vector_index import exact
+from tests.contracts.test_vector_index import KINDS, exact
 
 DIMENSION = 3
 
@@ -104,7 +104,7 @@ def test_few_and_many_tombstones_give_the_same(dead: int) -> None:
     agrees(index, {row: vectors[row] for row in set(range(len(vectors))) - set(gone.tolist())}, rng)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in INDEXES if kind != "milvus"])
+@KINDS
 @pytest.mark.parametrize("gone", [20, FEW_TOMBSTONES + 50])
 def test_over_any_base_k_rows_come_back_and_never_a_removed_one(kind: str, gone: int) -> None:
     rng = np.random.default_rng(5)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from index.changes import Change, ChangeKind
-from index.faiss_index import INDEX_FILE, FlatIndex
+from index.faiss_index import INDEX_FILE, INDEXES, FlatIndex, SavedIndex
 from index.layout import IndexKind
 from index.manifest import read_manifest
-from index.published import SLOTS, Fresh, PublishedIndex, rebuilt
+from index.published import SLOTS, Fresh, PublishedIndex
 from store.artifacts import Release, Run
 from store.errors import BadInput, CorruptArtifact, Mismatch, MissingStep, RunBusy, UnknownId
 from store.releases import KEPT, LIVE, published, roll_back
+from tests.contracts.test_vector_index import MILVUS
 
 ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
@@ -24,8 +25,8 @@ QUERIES = RNG.standard_normal((5, 4)).astype(np.float32)
 MORE = RNG.standard_normal((3, 4)).astype(np.float32)
 
 
-def publish(run: Run, vectors: np.ndarray = BASE, **made_from: object) -> Release:
-    index, model = FlatIndex(vectors), run.write_artifact("retriever", {}, lambda folder: None)
+def publish(run: Run, index: SavedIndex | None = None, **made_from: object) -> Release:
+    index, model = index or FlatIndex(BASE), run.write_artifact("retriever", {}, lambda folder: None)
     key = run.write_artifact(
         "index", {"retriever": model, **made_from}, lambda folder: index.save(folder, retriever=model, catalog="c")
     )
@@ -275,9 +276,18 @@ def test_an_older_run_without_numbers_goes_on(run: Run) -> None:
     assert len(PublishedIndex(run).index.live_rows) == 33
 
 
-def test_an_index_in_milvus_is_made_anew_instead_of_compacted(run: Run) -> None:
-    manifest = read_manifest(PublishedIndex(run).folder)
-    in_milvus = manifest.model_copy(update={"layout": manifest.layout.model_copy(update={"kind": IndexKind.MILVUS})})
-    with pytest.raises(BadInput, match=r"not compacted: run 'python cli\.py build-index'"):
-        rebuilt(in_milvus, BASE)
-    assert len(rebuilt(manifest, BASE)) == len(BASE)
+@pytest.mark.parametrize("kind", [pytest.param(IndexKind.MILVUS, marks=MILVUS), IndexKind.IVF_SQ8])
+def test_any_kind_of_base_takes_changes_and_is_compacted_as_that_kind(run: Run, kind: IndexKind) -> None:
+    publish(run, INDEXES[kind](BASE))
+    writer, reader = PublishedIndex(run), PublishedIndex(run)
+    writer.add(MORE)
+    writer.remove(np.array([5, 31]))
+    before = answers(writer)
+    writer.compact()
+    assert answers(writer) == before
+    reader.refresh()
+    same(reader, writer)
+    manifest = read_manifest(reader.folder)
+    assert (manifest.kind, manifest.count, len(reader.changes)) == (kind, 31, 0)
+    writer.add(MORE[:1])
+    same(PublishedIndex(run), writer)
