@@ -57,7 +57,7 @@ def test_a_reranker_that_stays_is_not_started_again(service: Service):
 
 
 @pytest.mark.parametrize(
-    ("part", "told"), [("retriever", "build-index"), ("index", "build-index"), ("reranker", "train-reranker")]
+    ("part", "told"), [("retriever", "train-retriever"), ("index", "build-index"), ("reranker", "train-reranker")]
 )
 def test_a_release_that_cannot_be_served_is_refused_with_the_reason(service: Service, part: str, told: str):
     client = Client(Server(service, ServeConfig(), None))
