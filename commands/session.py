@@ -61,7 +61,7 @@ def keep(ws: Any, settings: list[str] | None) -> None:
     if settings:
         from pipeline.workspace import save_config
 
-        with ws.run.lock():
+        with ws.run.lock(wait_s=30):
             save_config(ws.run, ws.config)
         say(f"kept in {ws.run.config_path}: {', '.join(settings)}")
 

@@ -28,7 +28,7 @@ def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION
         MissingStep: when the retriever has not been trained.
         BadInput: when no kind of index reaches the recall target within the memory.
     """
-    with ws.run.lock():
+    with ws.run.work():
         retriever = open_retriever(ws, fit)
         key, vectors = ws.retriever_key(fit), retriever.item_vectors
         vectors_key = ws.run.write_artifact(
@@ -48,8 +48,10 @@ def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION
             index=index_key,
             reranker=ws.reranker_key(fit) if ws.has_reranker(fit) else None,
         )
-        release = ws.run.publish(**{**asdict(release), "live": carried_journal(ws.run, release, log=log)})
-        prune(ws.run)
+        # From here on no item may change: what is changed live is carried over.
+        with ws.run.lock():
+            release = ws.run.publish(**{**asdict(release), "live": carried_journal(ws.run, release, log=log)})
+            prune(ws.run)
     log.record(
         {"event": "index", "kind": index.kind, "items": len(index), "dimension": index.dimension, "key": index_key}
     )

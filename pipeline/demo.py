@@ -18,7 +18,7 @@ def run_demo(log: RunLog, *, user: str, force: bool) -> None:
         force: train again what is already there.
     """
     run = Run(DEFAULT_RUN)
-    with run.lock():
+    with run.work():
         _show(log, "fetch movielens-100k minilm-l6")
         files = " ".join(
             f"{default_assets_dir().name}/{DEMO_DATA}/{name}.parquet" for name in ("interactions", "items")

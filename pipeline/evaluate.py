@@ -70,7 +70,7 @@ def evaluate_run(ws: Workspace, options: EvaluationOptions, *, log: RunLog) -> t
         BadInput: when the part has no users, as the test part of data whose test items were taken away.
         RunBusy: when another command writes to the run; told at once, not after the work.
     """
-    with ws.run.lock():
+    with ws.run.work():
         report = _report(ws, options, log)
         page = write_report(ws.run.reports_dir / options.part, report)
     log.record({"event": "evaluated", "part": str(options.part), "ndcg@10": _main(report.systems)})

@@ -20,7 +20,7 @@ def fit_final(ws: Workspace, *, log: RunLog, force: bool = False) -> Release:
     Raises:
         MissingStep: when the evaluation fit, whose choices it repeats, is not there.
     """
-    with ws.run.lock():
+    with ws.run.work():
         evaluation_folder(ws)  # asked for before the catalog is read, which takes minutes
         train_retriever(ws, log=log, fit=FitKind.FINAL, force=force)
         if _reranker_helped(ws):

@@ -22,7 +22,7 @@ def prepare(
     Raises:
         BadInput: with every fault of all files.
     """
-    with run.lock():
+    with run.work():
         log.say(f"reading {log_path} and {catalog_path}")
         live = LiveLog.of(run.root)
         amend = live.amended if live is not None and live.made_from else None

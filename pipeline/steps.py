@@ -103,7 +103,7 @@ def ensure_default_run(upto: str, log: RunLog) -> None:
     # What is all there can be used while another command writes, so it is asked without the lock first.
     if _is_prepared(run) and not _missing(upto):
         return
-    with run.lock(wait_s=3600):
+    with run.work(wait_s=3600):
         if not _is_prepared(run):
             log.say(f"the default run {DEFAULT_RUN} is not there yet: making it with {DEMO_DATA}")
             prepare_demo(log, Config())
@@ -148,7 +148,7 @@ def quickstart(
         The run, and the report's page; None where the data are too few to hold anything out.
     """
     fetch_models(config, log)
-    with run.lock():
+    with run.work():
         ws = prepare(run, log_path, catalog_path, users=users_path, config=config, log=log)
         log.say(f"expected: {forecast(ws, evaluation_users=options.users).in_words()}")
         for step in STEPS:

@@ -38,7 +38,7 @@ def train_reranker(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUAT
     Raises:
         MissingStep: when the retriever has not been trained, or no index has been built with it.
     """
-    with ws.run.lock():
+    with ws.run.work():
         key = make_reranker(ws, log=log, fit=fit, force=force)
         release = ws.run.release()
         if release.retriever == ws.retriever_key(fit):
@@ -50,7 +50,7 @@ def train_reranker(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUAT
 
 def make_reranker(ws: Workspace, *, log: RunLog, fit: FitKind, force: bool = False) -> str:
     """Trains unless exactly this reranker is already there; returns its key and publishes nothing."""
-    with ws.run.lock():
+    with ws.run.work():
         key = ws.reranker_key(fit)
         if ws.run.has("reranker", key) and not force:
             log.say(f"the reranker of these settings and data is already made ({key}); --force trains it again")

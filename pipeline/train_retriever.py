@@ -58,7 +58,7 @@ def train_retriever(
     Of a team only the leader locks the run and writes to it.
     """
     key = ws.retriever_key(fit)
-    with ws.run.lock() if team.leads else nullcontext():
+    with ws.run.work() if team.leads else nullcontext():
         if team.from_leader(lambda: float(_is_whole(ws, key) and not force)):
             log.say(f"the retriever of these settings and data is already made ({key}); --force trains it again")
             return key
@@ -111,7 +111,7 @@ def _is_whole(ws: Workspace, key: str) -> bool:
 
 def read_catalog(ws: Workspace, *, log: RunLog, engine: Engine) -> None:
     """Lets an engine read the catalog's texts, so that the training finds their vectors made."""
-    with ws.run.lock():
+    with ws.run.work():
         base_text_vectors(ws, log=log, engine=engine)
 
 

@@ -12,13 +12,16 @@ from typing import Any
 from store.atomic import atomic_folder, atomic_write, present, sha256_of
 from store.errors import CorruptArtifact, MissingStep
 from store.fingerprint import canonical, fingerprint
-from store.lock import writer_lock
+from store.lock import holds, writer_lock
 
 __all__ = ["Release", "Run", "Verify", "atomic_write", "fingerprint"]
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 CURRENT, RELEASES = "current.json", "releases"
+WORK = ".work.lock"
+PATIENCE_S = 120.0
+"""For whoever is at work on a run and wants to write: others hold its lock for moments, compaction for longer."""
 
 _MADE_BY = {
     "data": "prepare",
@@ -63,7 +66,8 @@ class Release:
 class Run:
     """One run directory: data/, artifacts/<kind>/<hash>/, current.json, releases/, live/, reports/, config.toml.
 
-    Every writing method takes the run's lock by itself. A command of several steps takes it around them all.
+    Every writing method takes the run's lock by itself. Long commands exclude each other by `work`, and leave the lock
+    to those who change items meanwhile; whoever must see nothing change between two writes takes it around both.
     """
 
     def __init__(self, root: Path) -> None:
@@ -86,12 +90,26 @@ class Run:
 
     @contextmanager
     def lock(self, *, wait_s: float = 0.0) -> Iterator[None]:
-        """Holds the run against other writing commands; the same process may hold it several times over.
+        """Holds the run for a moment, to write; the same process may hold it several times over.
+
+        Whoever is at work on the run waits for its turn, however short of time others are: hours of training are not
+        to be lost to a change of an item.
 
         Raises:
             RunBusy: when another process holds it after `wait_s` seconds; the message names that process.
         """
-        with writer_lock(self.root, wait_s=wait_s):
+        at_work = holds(self.root, name=WORK)
+        with writer_lock(self.root, wait_s=max(wait_s, PATIENCE_S) if at_work else wait_s):
+            yield
+
+    @contextmanager
+    def work(self, *, wait_s: float = 0.0) -> Iterator[None]:
+        """Holds the run against other long commands, as trainings; items may be changed meanwhile.
+
+        Raises:
+            RunBusy: as `lock`.
+        """
+        with writer_lock(self.root, wait_s=wait_s, name=WORK):
             yield
 
     def write_artifact(self, kind: str, made_from: Mapping[str, Any], write: Callable[[Path], None]) -> str:

@@ -32,19 +32,22 @@ _HELD: dict[tuple[int, Path], _Held] = {}
 
 
 @contextmanager
-def writer_lock(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+def writer_lock(folder: Path, *, wait_s: float = 0.0, name: str = ".lock") -> Iterator[None]:
     """Holds `folder` against writers in other processes; the system lets go when the process dies.
 
     The same process may hold it several times over, also from several threads.
+
+    Args:
+        name: of the lock file; locks of different names know nothing of each other.
 
     Raises:
         RunBusy: when another process still holds it after `wait_s` seconds; the message names it.
         NoSpace: when the lock file cannot be made.
     """
-    key = (os.getpid(), folder.resolve())
+    key = (os.getpid(), folder.resolve() / name)
     with _MUTEX:
         if key not in _HELD:
-            _HELD[key] = _Held(_acquire(folder, wait_s))
+            _HELD[key] = _Held(_acquire(folder, folder / name, wait_s))
         _HELD[key].times += 1
     try:
         yield
@@ -55,8 +58,7 @@ def writer_lock(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
                 _release(_HELD.pop(key).descriptor)
 
 
-def _acquire(folder: Path, wait_s: float) -> int:
-    path = folder / ".lock"
+def _acquire(folder: Path, path: Path, wait_s: float) -> int:
     with disk_trouble_told(path):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -73,6 +75,11 @@ def _acquire(folder: Path, wait_s: float) -> int:
             os.close(descriptor)
             raise
     return descriptor
+
+
+def holds(folder: Path, *, name: str = ".lock") -> bool:
+    """Whether this process holds that lock."""
+    return (os.getpid(), folder.resolve() / name) in _HELD
 
 
 def _release(descriptor: int) -> None:

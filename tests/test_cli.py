@@ -245,7 +245,7 @@ def test_the_default_run_makes_its_missing_steps_and_names_itself(shop: Shop, tm
 
 def test_the_default_run_recommends_while_another_command_trains_it(shop: Shop, tmp_path):
     shutil.copytree(shop.run, tmp_path / "runs" / "demo")
-    with Run(tmp_path / "runs" / "demo").lock():
+    with Run(tmp_path / "runs" / "demo").work(), Run(tmp_path / "runs" / "demo").lock():
         done = run("recommend", "--user", "u010", cwd=tmp_path)
     assert done.code == 0, done.err
 

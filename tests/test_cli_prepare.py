@@ -119,7 +119,9 @@ def test_files_that_are_not_there_or_of_no_known_kind(shop: Shop, tmp_path):
 
 def test_a_refused_prepare_leaves_the_run_as_it_was(shop: Shop, tmp_path):
     root = shop.copy(tmp_path)
-    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and not path.name.endswith(".lock")}
     log = write_rows(tmp_path / "log.csv", LOG, [*log_rows(), ["u999", "i99", str(START_S)]])
     refused(run("prepare", "--run", root, log, shop.catalog, cwd=tmp_path), BadInput)
-    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != ".lock"} == before
+    assert {
+        path: path.read_bytes() for path in root.rglob("*") if path.is_file() and not path.name.endswith(".lock")
+    } == before

@@ -314,7 +314,7 @@ def test_an_export_to_a_full_disk_leaves_the_old_file(root: Path, tmp_path: Path
 
 @pytest.mark.parametrize("command", [*WRITING, "evaluate", "quickstart"])
 def test_a_second_writer_is_refused_and_told_who_is_first(command: str, root: Path, shop: Shop):
-    with Run(root).lock():
+    with Run(root).work():
         if command == "quickstart":
             done = tandem(command, root, shop.log, shop.catalog, *shop.set_options)
         else:

@@ -52,6 +52,32 @@ def test_a_second_writer_that_waits_comes_after_the_first(tmp_path, holder):
         assert Run(tmp_path).release().index == "theirs"
 
 
+def test_who_is_at_work_does_not_keep_others_from_writing(tmp_path, holder):
+    with Run(tmp_path).work():
+        holder.communicate("go\n")
+    assert Run(tmp_path).release().index == "theirs"
+
+
+def test_who_is_at_work_waits_for_others_who_write(tmp_path, holder):
+    """What took hours is not lost to somebody who holds the run for a moment."""
+    threading.Timer(0.3, lambda: (holder.stdin.write("go\n"), holder.stdin.flush())).start()
+    with Run(tmp_path).work():
+        assert Run(tmp_path).publish(retriever="ours").index == "theirs"
+
+
+def test_two_do_not_work_on_one_run(tmp_path):
+    code = HOLDER.replace("run.lock()", "run.work()")
+    words = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path.cwd()}
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **words) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunBusy, match=f"process {other.pid}"), Run(tmp_path).work():
+            pytest.fail("two at work at once")
+        assert Run(tmp_path).publish(retriever="ours").retriever == "ours"
+        other.communicate("go\n")
+    with Run(tmp_path).work():
+        assert Run(tmp_path).release().index == "theirs"
+
+
 def test_waiting_ends(tmp_path, holder):
     began = time.monotonic()
     with pytest.raises(RunBusy), Run(tmp_path).lock(wait_s=0.2):
