@@ -64,6 +64,9 @@ class Trend:
         Args:
             asked_at: (B,) Unix seconds, NO_TIME for the end of the log; None: the end of the log for all.
         """
+        if asked_at is None:
+            # As in service: every item is counted once, for all who will ask.
+            return {**{name: count[rows] for name, count in self._counted_now.items()}, EVER: self.ever[rows]}
         end = self._end(asked_at, len(rows))
         until = np.searchsorted(self.taken, rows * self.span + end[:, None])
         columns = {}
@@ -90,6 +93,16 @@ class Trend:
                 rows = self._on_day(end, windows, count)
                 found[place == number, : len(rows)] = rows
         return found
+
+    @cached_property
+    def _counted_now(self) -> dict[str, Scores]:
+        """Name of each window → (N,) float32 log(count + 1/2) of all items at the end of the log."""
+        days, rows = self._by_day
+        counted = {}
+        for name, window in zip(self.names, self.windows_days, strict=False):
+            inside = slice(*np.searchsorted(days, (self.span - window, self.span)))
+            counted[name] = np.log(np.bincount(rows[inside], minlength=len(self.ever)) + HALF).astype(np.float32)
+        return counted
 
     def _on_day(self, end: int, windows: list[int], count: int) -> Rows:
         """Rows of the items in fashion before the day `end`; the same for all who ask on one day."""

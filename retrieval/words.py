@@ -57,18 +57,31 @@ class Words:
 
     def cosines(self, some: Rows, others: Rows) -> Scores:
         """(n, m) float32 of the items at `some` (n,) with those at `others` (m,)."""
-        ours, theirs = self.vectors[some], self.vectors[others]
         if len(others) > FEW:
-            return np.asarray((ours @ theirs.T).toarray())
-        # Their words alone as the columns of a dense table: many times faster than a product of two sparse matrices.
-        words, columns = np.unique(theirs.indices, return_inverse=True)
-        table = np.zeros((len(words) + 1, len(others)), dtype=np.float32)  # the last row is for words they lack
-        table[columns, np.repeat(np.arange(len(others)), np.diff(theirs.indptr))] = theirs.data
-        at = np.searchsorted(words, ours.indices)
-        shared = at < len(words)
-        shared[shared] = words[at[shared]] == ours.indices[shared]
-        entries = (ours.data, np.where(shared, at, len(words)), ours.indptr)
-        return np.asarray(sp.csr_matrix(entries, shape=(len(some), len(words) + 1)) @ table)
+            return np.asarray((self.vectors[some] @ self.vectors[others].T).toarray())
+        # Their words alone as the columns of a dense table, and the entries of ours that are among them: a request asks
+        # this of few items, and what SciPy checks of each matrix takes longer than their product.
+        theirs, their_entries = self._entries(others)
+        words, columns = np.unique(self.vectors.indices[their_entries], return_inverse=True)
+        table = np.zeros((len(words), len(others)), dtype=np.float32)
+        table[columns, theirs] = self.vectors.data[their_entries]
+        ours, our_entries = self._entries(some)
+        indices = self.vectors.indices[our_entries]
+        at = np.searchsorted(words, indices)
+        shared = np.flatnonzero(words[np.minimum(at, len(words) - 1)] == indices) if len(words) else at[:0]
+        out = np.zeros((len(some), len(others)), dtype=np.float32)
+        if len(shared):
+            products = table[at[shared]] * self.vectors.data[our_entries[shared], None]
+            first = np.flatnonzero(np.diff(ours[shared], prepend=-1))
+            out[ours[shared[first]]] = np.add.reduceat(products, first, axis=0)
+        return out
+
+    def _entries(self, rows: Rows) -> tuple[Rows, Rows]:
+        """Of each entry of the vectors at `rows`: its place among these, and its place among all entries."""
+        start = self.vectors.indptr[rows]
+        length = self.vectors.indptr[rows + 1] - start
+        before = np.cumsum(length) - length
+        return np.repeat(np.arange(len(rows)), length), np.repeat(start - before, length) + np.arange(length.sum())
 
     def save(self, folder: Path) -> None:
         """Writes the non-zero entries, and the weights of the words."""
