@@ -12,6 +12,7 @@ import numpy as np
 
 from data.schema import Histories, Rows, Scores
 from recommend.answer import Answer
+from recommend.batched import PLANNED
 from recommend.events import Event, Events, Stored
 from recommend.histories import Known, known_of
 from recommend.item_writer import ItemChange, ItemState, ItemWriter
@@ -143,7 +144,7 @@ class Service:
                 k=ask.limit,
                 depth=ask.depth,
                 rerank=ask.rerank,
-                budget=ask.budget,
+                budget=self._in_time(ask.budget, since=started),
                 query_vector=vector,
                 about=known.about,
                 where=None if ask.where is None else serving.conditions.mask(ask.where),
@@ -156,11 +157,11 @@ class Service:
         return Served(answer, serving, unknown, known.found, (looked_up - started) * 1000)
 
     def rerank(self, history: Sequence[str], documents: Sequence[str]) -> RerankResult:
-        """Scores for any texts in the light of a history of texts.
+        """Scores for any texts in the light of a history of texts: all, or the first that the time limit lets be read.
 
         Raises:
             MissingStep: when the release has no reranker.
-            Crowded: when it is too busy.
+            Crowded: when it is too busy for all of them.
             RerankerFailure: when it gave no answer, or none that makes sense.
         """
         serving = self._now
@@ -170,20 +171,21 @@ class Service:
             )
         started = time.perf_counter()
         with self._counted(), serving.load.reading(len(documents)) as reading:
-            if documents and not reading.depth:
-                raise Crowded("the reranker is too busy")
-            found = _scored(serving.reranker, RerankRequest(tuple(history), tuple(documents)))
+            if reading.depth < len(documents):
+                raise Crowded(f"the reranker is too busy for {len(documents):,} documents: come back, or send fewer")
+            max_ms = self._in_time(Budget(), since=started).max_ms
+            found = _scored(serving.reranker, RerankRequest(tuple(history), tuple(documents), max_ms=max_ms))
             reading.succeeded = True
         tokens, cached = sum(found.prompt_tokens), sum(found.cached_tokens)
         spent_ms = (time.perf_counter() - started) * 1000
-        self._spend(Spent(1, 1, len(documents), tokens, cached, rerank_ms=spent_ms))
+        self._spend(Spent(1, 1, len(found.scores[0]), tokens, cached, rerank_ms=spent_ms))
         return found
 
-    def texts_of(self, user_id: str) -> list[str]:
-        """The texts of what a user took, oldest first."""
+    def texts_of(self, user_id: str) -> tuple[list[str], bool]:
+        """The texts of what a user took, oldest first, and whether log or events have the user."""
         recommender = self._now.recommender
-        rows = known_of(user_id, recommender.dataset, self.events).item_rows
-        return [recommender.texts[row] for row in rows.tolist()]
+        known = known_of(user_id, recommender.dataset, self.events)
+        return [recommender.texts[row] for row in known.item_rows.tolist()], known.found
 
     def similar(self, item_id: str, limit: int) -> tuple[Serving, list[tuple[int, float]]]:
         """(item_row, cosine of the texts) of the items most alike.
@@ -291,6 +293,11 @@ class Service:
             return rows, None, Known(rows, strangers)
         return NOBODY, serving.wishes.vector(ask.query or "", serving.recommender), Known(NOBODY)
 
+    def _in_time(self, budget: Budget, *, since: float) -> Budget:
+        """The budget within what is left of the time limit, so that the reranker reads less rather than too long."""
+        left_ms = max(0.0, 1000 * (PLANNED * self._plan.timeout_s + since - time.perf_counter()))
+        return budget.model_copy(update={"max_ms": left_ms if budget.max_ms is None else min(budget.max_ms, left_ms)})
+
     @contextmanager
     def _counted(self) -> Iterator[None]:
         with self._lock:
@@ -343,6 +350,8 @@ def _scored(reranker: Reranker, request: RerankRequest) -> RerankResult:
         raise RerankerFailure(f"the reranker failed ({type(error).__name__}: {error})") from error
     if not np.isfinite(found.scores[0]).all():
         raise RerankerFailure("the reranker's scores are not finite")
+    if request.candidates and not len(found.scores[0]):
+        raise RerankerFailure("not even two documents can be read within the time limit")
     return found
 
 

@@ -45,7 +45,7 @@ class ServedReranker(Reranker, Protocol):
 
 
 Opener = Callable[[Run, str, RecommendConfig], ServedReranker]
-"""Starts the reranker of a key."""
+"""Starts the reranker of a key; it has calibrated before it says that it is ready."""
 
 
 @dataclass(frozen=True)

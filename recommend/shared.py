@@ -12,6 +12,7 @@ from secrets import token_bytes
 from typing import Any
 
 from recommend.batched import BatchedReranker
+from recommend.microbatch import Crowded
 from recommend.supervised import RerankerFailure, SupervisedReranker
 from rerank.base import RerankRequest, RerankResult
 
@@ -82,6 +83,8 @@ class RerankerHub:
                 return
             try:
                 answer: Any = self._answer(key, method, arguments)
+            except Crowded as error:
+                answer = error
             except Exception as error:  # whatever it is, the caller has to be told
                 answer = RerankerFailure(f"{type(error).__name__}: {error}")
             try:
@@ -155,6 +158,7 @@ class SharedReranker:
         """See `Reranker`.
 
         Raises:
+            Crowded: when others were served for too long.
             RerankerFailure: when the hub or its child gave no answer.
         """
         found: RerankResult = self._ask(SCORE, list(requests))

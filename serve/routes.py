@@ -1,6 +1,7 @@
 """The API."""
 
 import math
+import time
 from typing import Annotated, Any
 
 import numpy as np
@@ -58,12 +59,14 @@ async def rerank(request: Request) -> Response:
     check(server.limits, documents=len(asked.documents))
     texts = asked.texts
 
-    def answered() -> Response:
+    def answered() -> tuple[Response, dict[str, Any]]:
         query = asked.query if asked.query is not None else ""
         # A query may hold a history, one item a line, as Gorse's template writes it.
         lines = [line for line in query.split("\n") if line.strip()]
-        history = server.service.texts_of(asked.user_id) if asked.user_id is not None else lines
+        history, known = (lines, True) if asked.user_id is None else server.service.texts_of(asked.user_id)
+        started = time.perf_counter()
         found = server.service.rerank(history[-server.limits.max_history :], texts)
+        server.metrics.reranked_documents(found, time.perf_counter() - started)
         scores = found.scores[0]
         order = np.argsort(-scores, kind="stable")[: asked.top_n or len(scores)].tolist()
         results = [
@@ -75,11 +78,20 @@ async def rerank(request: Request) -> Response:
             for place in order
         ]
         prompt, cached = found.prompt_tokens[0], found.cached_tokens[0]
-        usage = {"prompt_tokens": prompt, "cached_tokens": cached, "total_tokens": prompt}
-        name = server.service.serving.name
-        return json_response({"id": request_id_of(request), "model": name, "results": results, "usage": usage})
+        content = {
+            "id": request_id_of(request),
+            "model": server.service.serving.name,
+            "results": results,
+            "truncated": found.cut_candidates[0],
+            "left_out": len(texts) - len(scores),
+            "known_user": known,
+            "usage": {"prompt_tokens": prompt, "cached_tokens": cached, "total_tokens": prompt},
+        }
+        return json_response(content), {"depth": len(scores), "tokens": prompt}
 
-    return await server.work(answered)
+    response, fields = await server.work(answered)
+    told(request).update(fields)
+    return response
 
 
 @router.post("/v1/events", response_model=answers.EventsAnswer, tags=["events"])

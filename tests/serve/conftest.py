@@ -33,6 +33,7 @@ class Here:
 
     def __init__(self, run: Run, key: str, config: RecommendConfig) -> None:
         self.inside = load_model(run, key)
+        self.inside.calibrate()
         self.fault: Exception | None = None
         self.is_ready = True
         self.forgotten = 0
