@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -71,12 +72,19 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What a deletion took away: events, and items of the log's history, which are not used any more."""
+    """What a deletion took away.
+
+    Attributes:
+        events: deleted.
+        history_items: of the log, which are not used any more.
+        in_data: whether the published data set has the user, and so holds what the log had.
+    """
 
     events: int
     history_items: int
 
 
+    in_data: bool
 class Service:
     """Safe for several threads; close it in the end.
 
@@ -208,12 +216,27 @@ class Service:
 
         The published data set and models keep what they were made from until the next training, which leaves it out.
         """
-        serving = self._now
-        logged = known_of(user_id, serving.recommender.dataset, self.events).item_rows
+        dataset = self._now.recommender.dataset
+        logged = known_of(user_id, dataset, self.events).logged
         events = self.events.forget(user_id)
-        if serving.child is not None:
-            serving.child.forget()
-        return Forgotten(events, max(0, len(logged) - events))
+        # Requests that began before a swap are still answered by the reranker of then.
+        served = [self._now, *(old for _, old in self._leaving)]
+        for child in {id(one.child): one.child for one in served if one.child is not None}.values():
+            child.forget()
+        return Forgotten(events, logged, user_id in dataset.users)
+
+    def users(self, search: str, limit: int) -> list[str]:
+        """Users of the log whose id holds `search`, those that begin with it first; not who asked to be forgotten."""
+        serving, marks = self._now, self.events.marks()
+        dataset = serving.recommender.dataset
+        found = serving.directory.users(search, limit + len(marks))
+        # Who came back since is known again.
+        shown = (
+            user_id
+            for user_id in found
+            if self.events.hashed(user_id) not in marks or known_of(user_id, dataset, self.events).found
+        )
+        return list(islice(shown, limit))
 
     def store(self, events: Sequence[Event]) -> tuple[Stored, tuple[str, ...]]:
         """Stores events, durably; returns with them the ids of items that the catalog does not have, or not yet."""

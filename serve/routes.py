@@ -126,7 +126,7 @@ async def forget(request: Request, user_id: UserId) -> Response:
             "history_items": gone.history_items,
             "caches": "the reranker's memory of histories was emptied",
             "remains": "the published data set and models until the next training, which leaves this user out"
-            if gone.history_items
+            if gone.in_data
             else "nothing",
         }
     )
@@ -179,7 +179,7 @@ async def items(request: Request, search: Search = "", limit: Limit = 20) -> Res
 async def users(request: Request, search: Search = "", limit: Limit = 20) -> Response:
     """Users of the log whose id holds a text."""
     server = server_of(request)
-    found = await server.work(lambda: server.service.serving.directory.users(search, limit))
+    found = await server.work(lambda: server.service.users(search, limit))
     return json_response({"request_id": request_id_of(request), "users": found})
 
 
