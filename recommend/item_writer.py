@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from data.load import LoadConfig
-from data.schema import ITEM_ID, TEXT, TITLE, VECTOR, Catalog
+from data.schema import ITEM_ID, TEXT, TITLE, VECTOR, Catalog, brings_vectors
 from recommend.catalog import LiveCatalog
-from recommend.item_file import id_column, items_in, reading, title_column
+from recommend.item_file import id_column, items_in, reading, title_column, vector_column
 from recommend.microbatch import MicroBatch
 from store.artifacts import Run
 from store.errors import BadInput, RunBusy, TandemError, UnknownId
@@ -132,4 +132,6 @@ def _before(catalog: Catalog, config: LoadConfig, item_id: str, *, there: bool) 
         found = catalog.items.row(catalog.vocabulary.row(item_id), named=True)
         values |= {name: found[name] for name in columns}
         values[title_column(config)] = found[TITLE]
+        if brings_vectors(catalog.items):
+            values[vector_column(config)] = list(found[VECTOR])
     return values
