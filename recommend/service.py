@@ -32,6 +32,8 @@ LOOK_S = 0.5
 """Between two looks at what is published."""
 SETTLE_S = 5.0
 """Between two entries into the ledger."""
+AGAIN_S, AT_LAST_S = 1.0, 60.0
+"""Between two attempts to open a release that cannot be served: twice as long after each."""
 NOBODY = np.zeros(0, dtype=np.int64)
 _LOG = logging.getLogger(__name__)
 
@@ -82,9 +84,9 @@ class Forgotten:
 
     events: int
     history_items: int
-
-
     in_data: bool
+
+
 class Service:
     """Safe for several threads; close it in the end.
 
@@ -113,14 +115,19 @@ class Service:
         self.refused = ""
         """Why a newer release is not served; empty where none is waiting."""
         self.swaps = 0
+        self.watchers: list[Callable[[], object]] = []
+        """Called at every look, such as whoever shows what there is to see."""
         self._under_way = 0
         self._spent = Spent()
         self._lock = threading.Lock()
         self._plan = ServingPlan(
             run, configure, overload, opener or _in_a_child(time_limit_s), lambda: self._under_way, time_limit_s
         )
-        self._now = self._plan.open(run.release())
-        self._seen: Release | None = self._now.release.models
+        self._now = self._plan.open()
+        self._tried: Release | None = None
+        self._try_at, self._pause_s = 0.0, AGAIN_S
+        self._failing: dict[str, str] = {}
+        """What the keeper could not do at its last look, and why."""
         self._changing = threading.RLock()
         """Held by whoever puts another Serving in the place of the present one."""
         self._items = ItemWriter(run, lambda: self._now.catalog, self._show_changes, alone=self._changing)
@@ -252,9 +259,18 @@ class Service:
         """Takes an item out of every answer; on disk and so shown when this returns. Errors as `ItemWriter.write`."""
         return self._items.write(ItemChange(item_id, None))
 
+    def faults(self) -> list[str]:
+        """Why it cannot answer; empty where it can."""
+        found = [] if self._keeper.is_alive() else ["it has ended: nothing new is seen any more"]
+        trouble = self.events.trouble()
+        return [*found, f"events cannot be read: {trouble}"] if trouble else found
+
     def troubles(self) -> list[str]:
         """Why answers may be less than they could be; empty where all is well."""
         found = [f"a newer release is refused: {self.refused}"] if self.refused else []
+        unread = self._now.wishes.trouble
+        found += [f"wishes and new items cannot be read: {unread}"] if unread else []
+        found += [f"{duty} fails: {words}" for duty, words in self._failing.copy().items()]
         if not self._now.reranker_is_ready:
             trouble = self._now.child.trouble if self._now.child is not None else ""
             found.append("the reranker is being started; answers are in retrieval order")
@@ -270,24 +286,27 @@ class Service:
             try:
                 release = self.run.release()
                 if release.models == self._now.release.models:
-                    self._seen, self.refused = release.models, ""
+                    self._tried, self.refused = None, ""
                     return self._show_changes() if self._now.catalog.keep_up() else False
             except (TandemError, OSError) as error:
-                self.refused, self._seen = str(error), None
+                self.refused, self._tried = str(error), None
                 return False
-            return False if release.models == self._seen else self._swap(release)
+            if release.models != self._tried:
+                self._tried, self._try_at, self._pause_s = release.models, 0.0, AGAIN_S
+            return self._swap() if time.monotonic() >= self._try_at else False
 
     def _show_changes(self) -> bool:
         self._now = self._now.changed()
         return True
 
-    def _swap(self, release: Release) -> bool:
-        self._seen = release.models
+    def _swap(self) -> bool:
         try:
-            new = self._plan.open(release, before=self._now)
-        except (TandemError, OSError, ValueError) as error:
-            self.refused = str(error)
-            _LOG.error("a newer release is refused: %s", error)
+            new = self._plan.open(before=self._now)
+        except Exception as error:  # whatever it is, the old one goes on
+            self.refused = str(error) or type(error).__name__
+            _LOG.error("a newer release is refused: %s", self.refused, exc_info=not isinstance(error, TandemError))
+            # What it lacked may be there later, and until it is served no item can be changed.
+            self._try_at, self._pause_s = time.monotonic() + self._pause_s, min(2 * self._pause_s, AT_LAST_S)
             return False
         self.refused = ""
         old, self._now = self._now, new
@@ -338,15 +357,36 @@ class Service:
     def _keep(self) -> None:
         settled = time.monotonic()
         while not self._ends.wait(LOOK_S):
-            self.refresh()
+            self._do("looking for what is new", self.refresh)
+            self._do("starting the reranker", self._revive)
+            self._do("closing what was served before", self._part)
             if time.monotonic() - settled > SETTLE_S:
-                self._settle()
+                self._do("writing the ledger", self._settle)
                 settled = time.monotonic()
-            left = [old for moment, old in self._leaving if moment < time.monotonic()]
-            self._leaving = [(moment, old) for moment, old in self._leaving if old not in left]
-            for old in left:
-                if old.child is not None and old.child is not self._now.child:
-                    old.child.close()
+            for watcher in self.watchers:
+                self._do("showing what there is to see", watcher)
+
+    def _do(self, duty: str, work: Callable[[], object]) -> None:
+        """One of the keeper's duties; where it fails the others go on, and it is told until it does not."""
+        try:
+            work()
+        except Exception as error:
+            if duty not in self._failing:
+                _LOG.exception("%s fails", duty)
+            self._failing[duty] = f"{type(error).__name__}: {error}"
+        else:
+            self._failing.pop(duty, None)
+
+    def _revive(self) -> None:
+        if self._now.child is not None:
+            self._now.child.revive()
+
+    def _part(self) -> None:
+        left = [old for moment, old in self._leaving if moment < time.monotonic()]
+        self._leaving = [(moment, old) for moment, old in self._leaving if old not in left]
+        for old in left:
+            if old.child is not None and old.child is not self._now.child:
+                old.child.close()
 
     def _settle(self) -> None:
         """Puts what was spent into the ledger; where that fails it is tried again with what comes next."""

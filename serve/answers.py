@@ -194,7 +194,7 @@ class UsersAnswer(BaseModel):
 class HealthAnswer(BaseModel):
     """Whether it can answer."""
 
-    status: str = Field(description="ok or degraded")
+    status: str = Field(description="ok, degraded or failed")
     degraded: bool
     reasons: list[str]
 

@@ -104,8 +104,8 @@ class Metrics:
         if cached_tokens:
             self.remembered.inc()
 
-    def text(self, service: Service) -> tuple[bytes, str]:
-        """Everything, in Prometheus' own form, and the form's name."""
+    def show(self, service: Service) -> None:
+        """Sets what is a state and no count; each worker's own, whoever of them is asked for all."""
         serving = service.serving
         release = serving.release
         labels = (serving.name, str(release.retriever), str(release.index), str(release.reranker))
@@ -118,6 +118,10 @@ class Metrics:
         if serving.child is not None:
             self.reranker_ready.set(int(serving.child.is_ready))
             self.reranker_starts.set(serving.child.starts)
+
+    def text(self, service: Service) -> tuple[bytes, str]:
+        """Everything, in Prometheus' own form, and the form's name."""
+        self.show(service)
         registry = self._registry
         if SHARED_FOLDER in os.environ:
             registry = CollectorRegistry()

@@ -1,5 +1,6 @@
 """The API."""
 
+import asyncio
 import math
 import time
 from typing import Annotated, Any
@@ -198,7 +199,9 @@ async def about(request: Request) -> Response:
     serving, limits = server.service.serving, server.limits
     recommender = serving.recommender
     config = recommender.config
-    count = await server.work(lambda: len(server.service.events))
+    ready, count = await server.work(
+        lambda: (serving.child is not None and serving.child.is_ready, len(server.service.events))
+    )
     return json_response(
         {
             "request_id": request_id_of(request),
@@ -212,7 +215,7 @@ async def about(request: Request) -> Response:
             "reranker": {
                 "present": serving.child is not None,
                 "helps": recommender.reranker_helps,
-                "ready": serving.child is not None and serving.child.is_ready,
+                "ready": ready,
             },
             "defaults": {
                 "k": config.k,
@@ -235,27 +238,37 @@ async def about(request: Request) -> Response:
 
 @router.get("/v1/health", response_model=answers.HealthAnswer, tags=["about"])
 async def health(request: Request) -> Response:
-    """200 while it can answer, with what is wrong; needs no key."""
-    troubles = server_of(request).service.troubles()
-    status = "degraded" if troubles else "ok"
-    return json_response({"status": status, "degraded": bool(troubles), "reasons": troubles})
+    """200 while it can answer, with what is wrong; 503 where it cannot, or has been told to end; needs no key."""
+    server = server_of(request)
+    faults, troubles = await asyncio.to_thread(lambda: (server.faults(), server.service.troubles()))
+    return _state(faults, troubles, good=not faults)
 
 
 @router.get("/v1/ready", response_model=answers.HealthAnswer, tags=["about"])
 async def ready(request: Request) -> Response:
     """200 once the reranker answers, too, where there is one; 503 before; needs no key."""
-    is_ready = server_of(request).service.serving.reranker_is_ready
-    troubles = [] if is_ready else server_of(request).service.troubles()
-    content = {"status": "ok" if is_ready else "degraded", "degraded": not is_ready, "reasons": troubles}
-    return json_response(content, 200 if is_ready else 503)
+    server = server_of(request)
+
+    def looked() -> tuple[list[str], list[str]]:
+        ready = server.service.serving.reranker_is_ready
+        return server.faults(), [] if ready else server.service.troubles()
+
+    faults, troubles = await asyncio.to_thread(looked)
+    return _state(faults, troubles, good=not faults and not troubles)
 
 
 @router.get("/metrics", tags=["about"])
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     server = server_of(request)
-    body, kind = server.metrics.text(server.service)
+    body, kind = await asyncio.to_thread(server.metrics.text, server.service)
     return Response(body, media_type=kind)
+
+
+def _state(faults: list[str], troubles: list[str], *, good: bool) -> Response:
+    status = "failed" if faults else "degraded" if troubles else "ok"
+    content = {"status": status, "degraded": bool(faults or troubles), "reasons": [*faults, *troubles]}
+    return json_response(content, 200 if good else 503)
 
 
 def _sigmoid(score: float) -> float:

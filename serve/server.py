@@ -83,6 +83,7 @@ def serve_until_told(
     gc.collect()
     gc.freeze()
     running = uvicorn.Server(_config(server))
+    server.is_leaving = lambda: running.should_exit
     try:
         with _outlived_signal():
             asyncio.Runner(loop_factory=running.config.get_loop_factory()).run(

@@ -36,7 +36,7 @@ class Here:
         self.inside.calibrate()
         self.fault: Exception | None = None
         self.is_ready = True
-        self.forgotten = 0
+        self.forgotten = self.revived = 0
         self.closed = False
 
     def score(self, requests: list[RerankRequest]) -> RerankResult:
@@ -46,6 +46,9 @@ class Here:
 
     def calibrate(self) -> None:
         self.inside.calibrate()
+
+    def revive(self) -> None:
+        self.revived += 1
 
     def forget(self) -> None:
         self.forgotten += 1
