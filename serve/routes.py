@@ -20,6 +20,7 @@ router = APIRouter()
 ItemId = Annotated[str, Path(max_length=256, description="of the catalog")]
 UserId = Annotated[str, Path(max_length=256, description="of the log or of events")]
 Limit = Annotated[int, Query(ge=1, le=200, description="how many at most")]
+AWAY: dict[int | str, dict[str, Any]] = {503: {"model": answers.HealthAnswer, "description": "why not"}}
 Search = Annotated[str, Query(max_length=200, description="words, in any order")]
 
 
@@ -236,7 +237,7 @@ async def about(request: Request) -> Response:
     )
 
 
-@router.get("/v1/health", response_model=answers.HealthAnswer, tags=["about"])
+@router.get("/v1/health", response_model=answers.HealthAnswer, responses=AWAY, tags=["about"])
 async def health(request: Request) -> Response:
     """200 while it can answer, with what is wrong; 503 where it cannot, or has been told to end; needs no key."""
     server = server_of(request)
@@ -244,7 +245,7 @@ async def health(request: Request) -> Response:
     return _state(faults, troubles, good=not faults)
 
 
-@router.get("/v1/ready", response_model=answers.HealthAnswer, tags=["about"])
+@router.get("/v1/ready", response_model=answers.HealthAnswer, responses=AWAY, tags=["about"])
 async def ready(request: Request) -> Response:
     """200 once the reranker answers, too, where there is one; 503 before; needs no key."""
     server = server_of(request)
