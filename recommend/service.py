@@ -17,6 +17,7 @@ from recommend.batched import PLANNED
 from recommend.events import Event, Events, Stored
 from recommend.histories import Known, known_of
 from recommend.item_writer import ItemChange, ItemState, ItemWriter
+from recommend.keeper import Keeper
 from recommend.ledger import LEDGER, Spent, add_to_ledger
 from recommend.microbatch import Crowded
 from recommend.overload import OverloadConfig
@@ -126,15 +127,19 @@ class Service:
         self._now = self._plan.open()
         self._tried: Release | None = None
         self._try_at, self._pause_s = 0.0, AGAIN_S
-        self._failing: dict[str, str] = {}
-        """What the keeper could not do at its last look, and why."""
         self._changing = threading.RLock()
         """Held by whoever puts another Serving in the place of the present one."""
         self._items = ItemWriter(run, lambda: self._now.catalog, self._show_changes, alone=self._changing)
         self._leaving: list[tuple[float, Serving]] = []
-        self._ends = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, daemon=True, name="keeper")
-        self._keeper.start()
+        self._settled = time.monotonic()
+        duties = {
+            "looking for what is new": self.refresh,
+            "starting the reranker": self._revive,
+            "closing what was served before": self._part,
+            "writing the ledger": self._settle_at_times,
+            "showing what there is to see": self._show,
+        }
+        self._keeper = Keeper(duties, pause_s=LOOK_S)
 
     @property
     def serving(self) -> Serving:
@@ -261,7 +266,7 @@ class Service:
 
     def faults(self) -> list[str]:
         """Why it cannot answer; empty where it can."""
-        found = [] if self._keeper.is_alive() else ["it has ended: nothing new is seen any more"]
+        found = [] if self._keeper.is_alive else ["it has ended: nothing new is seen any more"]
         trouble = self.events.trouble()
         return [*found, f"events cannot be read: {trouble}"] if trouble else found
 
@@ -270,7 +275,7 @@ class Service:
         found = [f"a newer release is refused: {self.refused}"] if self.refused else []
         unread = self._now.wishes.trouble
         found += [f"wishes and new items cannot be read: {unread}"] if unread else []
-        found += [f"{duty} fails: {words}" for duty, words in self._failing.copy().items()]
+        found += self._keeper.troubles
         if not self._now.reranker_is_ready:
             trouble = self._now.child.trouble if self._now.child is not None else ""
             found.append("the reranker is being started; answers are in retrieval order")
@@ -316,8 +321,7 @@ class Service:
 
     def close(self) -> None:
         """Ends the child, and puts what was spent into the ledger."""
-        self._ends.set()
-        self._keeper.join()
+        self._keeper.close()
         self._settle()
         for serving in (*(old for _, old in self._leaving), self._now):
             if serving.child is not None:
@@ -354,28 +358,9 @@ class Service:
         with self._lock:
             self._spent += spent
 
-    def _keep(self) -> None:
-        settled = time.monotonic()
-        while not self._ends.wait(LOOK_S):
-            self._do("looking for what is new", self.refresh)
-            self._do("starting the reranker", self._revive)
-            self._do("closing what was served before", self._part)
-            if time.monotonic() - settled > SETTLE_S:
-                self._do("writing the ledger", self._settle)
-                settled = time.monotonic()
-            for watcher in self.watchers:
-                self._do("showing what there is to see", watcher)
-
-    def _do(self, duty: str, work: Callable[[], object]) -> None:
-        """One of the keeper's duties; where it fails the others go on, and it is told until it does not."""
-        try:
-            work()
-        except Exception as error:
-            if duty not in self._failing:
-                _LOG.exception("%s fails", duty)
-            self._failing[duty] = f"{type(error).__name__}: {error}"
-        else:
-            self._failing.pop(duty, None)
+    def _show(self) -> None:
+        for watcher in self.watchers:
+            watcher()
 
     def _revive(self) -> None:
         if self._now.child is not None:
@@ -387,6 +372,11 @@ class Service:
         for old in left:
             if old.child is not None and old.child is not self._now.child:
                 old.child.close()
+
+    def _settle_at_times(self) -> None:
+        if time.monotonic() - self._settled > SETTLE_S:
+            self._settle()
+            self._settled = time.monotonic()
 
     def _settle(self) -> None:
         """Puts what was spent into the ledger; where that fails it is tried again with what comes next."""

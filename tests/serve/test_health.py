@@ -57,8 +57,7 @@ def test_a_fault_in_one_duty_is_told_and_keeps_the_keeper_from_no_other(client: 
 
 
 def test_without_its_keeper_it_has_failed(client: Client):
-    client.service._ends.set()
-    client.service._keeper.join()
+    client.service._keeper.close()
     assert failed(client, "it has ended")
 
 
