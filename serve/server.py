@@ -53,7 +53,8 @@ def listen(found: socket.socket) -> None:
     try:
         found.listen(BACKLOG)
     except OSError as error:
-        raise _refusal(*found.getsockname()[:2], error) from error
+        host, port = found.getsockname()[:2]
+        raise _refusal(host, port, error) from error
 
 
 def _refusal(host: str, port: int, error: OSError) -> BadInput:
