@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from data.schema import Rows
 from pipeline.workspace import Workspace
 from recommend.answer import Answer
+from recommend.events import Events
+from recommend.histories import Known, known_of
 from recommend.item_filter import ALL_ITEMS, ItemFilter
 from recommend.ledger import LEDGER, Ledger, add_to_ledger
 from recommend.recommender import Recommender, Rerank
@@ -57,8 +58,8 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     recommender = Recommender(
         load_stages(ws.run, ws.run.release()), ws.config.recommending, spent_today=Ledger.read(ledger).today.fed_tokens
     )
-    history = _history(recommender, wish)
-    about = recommender.about_of(wish.user) if wish.user is not None else ""
+    known = _known(recommender, wish, Events.of(ws.run.root))
+    history = known.item_rows
     where = wish.items.mask(recommender.catalog, recommender.retriever.available)
     vector = None
     if wish.query is not None:
@@ -72,7 +73,7 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
             rerank=wish.rerank,
             budget=wish.budget,
             query_vector=vector,
-            about=about,
+            about=known.about,
             where=where,
         )
         add_to_ledger(ledger, found.cost.spent)
@@ -91,12 +92,19 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     return found
 
 
-def _history(recommender: Recommender, wish: Wish) -> Rows:
+def _known(recommender: Recommender, wish: Wish, events: Events | None) -> Known:
+    """What a server would know: of a user the log and the events since, and nothing of who asked to be forgotten."""
     try:
         if wish.user is not None:
-            return recommender.history_of(wish.user)
+            if events is None:
+                return Known(recommender.history_of(wish.user), about=recommender.about_of(wish.user))
+            known = known_of(wish.user, recommender.dataset, events)
+            if not known.found:
+                recommender.users.row(wish.user)
+                raise UnknownId(f"user {wish.user!r} asked to be forgotten")
+            return known
         ids = [item_id.strip() for item_id in (wish.history or "").split(",")]
-        return recommender.item_rows([item_id for item_id in ids if item_id])
+        return Known(recommender.item_rows([item_id for item_id in ids if item_id]))
     except UnknownId as error:
         raise UnknownId(f"{error}: {WAY_OUT}") from error
 

@@ -12,10 +12,12 @@ import polars as pl
 from config import Config
 from data.schema import ITEM_ID, RANK, SCORE, USER_ID, Candidates, Holdout
 from data.split import HeldOut, SplitKind, next_holdout
+from data.vocabulary import Vocabulary
 from pipeline.engine import HERE, Engine, EngineKind
 from pipeline.evaluate import Part, drawn_by_hash, evaluation_recommender
 from pipeline.run_log import RunLog
 from pipeline.workspace import Workspace, open_workspace
+from recommend.events import Events
 from recommend.item_filter import ALL_ITEMS, ItemFilter
 from recommend.recommender import Recommender, Rerank
 from recommend.release import load_stages
@@ -140,11 +142,24 @@ def check_output(path: Path) -> None:
 def _holdout(ws: Workspace, asked: Asked, recommender: Recommender) -> Holdout:
     if asked is Asked.NEXT:
         # The data of the release, which a later prepare may have moved away from.
-        holdout = next_holdout(recommender.dataset)
+        holdout = _remembered(next_holdout(recommender.dataset), recommender.users, ws.run.root)
         # Where the test items were taken away, `next` stands for them: each user is asked then and there, not now.
         replayed = ws.config.split.kind is SplitKind.LEAVE_ONE_OUT and ws.config.split.holdout is HeldOut.VALIDATION
         return replace(holdout, histories=holdout.histories.asked_after_last()) if replayed else holdout
     return ws.split.validation if asked is Asked.VALIDATION else ws.split.test
+
+
+def _remembered(holdout: Holdout, users: Vocabulary, root: Path) -> Holdout:
+    """Without users who asked to be forgotten and of whom the data set holds anything from before that."""
+    events = Events.of(root)
+    if events is None:
+        return holdout
+    kept, log = np.ones(len(holdout), dtype=np.bool_), holdout.histories
+    for user_id, until in events.forgotten(pl.Series(users.ids, dtype=pl.String)).rows():
+        row = users.row(user_id)
+        theirs = slice(log.offsets[row], log.offsets[row + 1])
+        kept[row] = log.timestamps is not None and bool((log.timestamps[theirs] > until).all())
+    return holdout.take(np.flatnonzero(kept))
 
 
 def _rows(recommender: Recommender, asked: Holdout, candidates: Candidates) -> pl.DataFrame:

@@ -4,10 +4,12 @@ import hashlib
 import hmac
 import io
 import secrets
+import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import polars as pl
 
@@ -15,6 +17,7 @@ from data.schema import ITEM_ID, TIMESTAMP, USER_ID
 from recommend.microbatch import MicroBatch
 from store.atomic import atomic_write
 from store.database import Database
+from store.errors import TandemError
 
 LIVE, FILE = "live", "events.sqlite"
 """The folder in a run, and the file in it."""
@@ -66,6 +69,11 @@ class Events:
         self._secret = self._kept_secret()
         # Each commit waits for the disk: who comes meanwhile shares the next one.
         self._writes: MicroBatch[Sequence[Event], Stored] = MicroBatch(self._store, most=BATCH)
+
+    @classmethod
+    def of(cls, root: Path) -> Self | None:
+        """Those of the run at `root`; None where nothing was ever served from it, and no file is made."""
+        return cls(root) if (root / LIVE / FILE).exists() else None
 
     def add(self, events: Sequence[Event]) -> Stored:
         """Stores all of them, or none; they are on disk when this returns.
@@ -144,6 +152,14 @@ class Events:
     def hashed(self, user_id: str) -> str:
         """A keyed hash of a user's id, the same for this run at all times: for logs and marks."""
         return hmac.new(self._secret, user_id.encode(), hashlib.sha256).hexdigest()[:32]
+
+    def trouble(self) -> str:
+        """Why events cannot be read; empty where they can."""
+        try:
+            self.last_number()
+        except (TandemError, OSError, sqlite3.Error) as error:
+            return str(error)
+        return ""
 
     def __len__(self) -> int:
         return int(str(self._database.reading("SELECT count(*) FROM events")[0][0]))

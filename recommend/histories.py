@@ -17,12 +17,14 @@ class Known:
         unknown_items: ids of events with items that the catalog does not have, or not yet.
         found: whether log or events have the user at all.
         about: what the users table told of them, in words.
+        logged: how many of the items the log has, whatever the events have of them.
     """
 
     item_rows: Rows
     unknown_items: tuple[str, ...] = ()
     found: bool = True
     about: str = ""
+    logged: int = 0
 
 
 def known_of(user_id: str, dataset: Dataset, events: Events) -> Known:
@@ -40,7 +42,7 @@ def known_of(user_id: str, dataset: Dataset, events: Events) -> Known:
     about = dataset.interactions.about_of(dataset.users.row(user_id)) if known else ""
     recent = events.of_user(user_id)
     if not recent:
-        return Known(rows, found=bool(len(rows)), about=about)
+        return Known(rows, found=bool(len(rows)), about=about, logged=len(rows))
     logged = set(zip(rows.tolist(), times.tolist(), strict=True))
     vocabulary = dataset.catalog.vocabulary
     unknown = tuple(dict.fromkeys(item_id for item_id, _ in recent if item_id not in vocabulary))
@@ -49,7 +51,8 @@ def known_of(user_id: str, dataset: Dataset, events: Events) -> Known:
     new = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     # The log keeps its own order, which need not be that of time; without time (the smallest number) it comes first.
     moments = np.concatenate([np.maximum.accumulate(times), new[:, 1]])
-    return Known(np.concatenate([rows, new[:, 0]])[np.argsort(moments, kind="stable")], unknown, about=about)
+    together = np.concatenate([rows, new[:, 0]])[np.argsort(moments, kind="stable")]
+    return Known(together, unknown, about=about, logged=len(rows))
 
 
 def _logged(user_id: str, dataset: Dataset) -> tuple[Rows, Rows]:

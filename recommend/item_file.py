@@ -5,7 +5,7 @@ from pathlib import Path
 from data.load import LoadConfig, load_items
 from data.more_items import Aligned, aligned
 from data.prepared import prepared_manifest
-from data.schema import ITEM_ID, TITLE, Catalog
+from data.schema import ITEM_ID, TITLE, VECTOR, Catalog
 from store.artifacts import Release, Run
 
 
@@ -37,6 +37,11 @@ def id_column(config: LoadConfig) -> str:
 def title_column(config: LoadConfig) -> str:
     """The column of a catalog's file that holds the titles."""
     return _column(config, TITLE)
+
+
+def vector_column(config: LoadConfig) -> str:
+    """The column of a catalog's file that holds the vectors, where items bring them along."""
+    return _column(config, VECTOR)
 
 
 def _column(config: LoadConfig, name: str) -> str:

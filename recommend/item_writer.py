@@ -2,24 +2,24 @@
 
 import json
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.load import LoadConfig
-from data.schema import ITEM_ID, TEXT, TITLE, VECTOR, Catalog
+from data.schema import ITEM_ID, TEXT, TITLE, VECTOR, Catalog, brings_vectors
 from recommend.catalog import LiveCatalog
-from recommend.item_file import id_column, items_in, reading, title_column
+from recommend.item_file import id_column, items_in, reading, title_column, vector_column
 from recommend.microbatch import MicroBatch
 from store.artifacts import Run
-from store.errors import BadInput, TandemError, UnknownId
+from store.errors import BadInput, RunBusy, TandemError, UnknownId
 
 TOGETHER = 32
 """Callers whose changes are shown together."""
 LOCK_S = 5.0
-"""How long another command that writes to the run is waited for."""
+"""How long another command that writes to the run is waited for, and the turn among callers of this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,8 @@ class ItemWriter:
         run: the run directory.
         catalog: gives that of the present release.
         changed: called once the changes of some callers are written, before they are told.
-        alone: held meanwhile, so that no other release takes the catalog's place.
+        alone: held meanwhile, so that no other release takes the catalog's place. A lock that its holder may take
+            again.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class ItemWriter:
         catalog: Callable[[], LiveCatalog],
         changed: Callable[[], object],
         *,
-        alone: AbstractContextManager[Any],
+        alone: threading.RLock,
     ) -> None:
         self._run, self._catalog, self._changed, self._alone = run, catalog, changed, alone
         self._calls: MicroBatch[ItemChange, ItemState | Exception] = MicroBatch(self._write_all, most=TOGETHER)
@@ -69,27 +70,37 @@ class ItemWriter:
         Raises:
             UnknownId: when an item that is to go was never there.
             BadInput: when a value cannot be used, or nothing would be left.
-            RunBusy: when another command is writing to the run.
+            RunBusy: when another command is writing to the run, or another release is being opened.
+            Mismatch: when another release is published that is not served yet.
+            Crowded: when other callers were served for too long.
             NoSpace: when the disk refuses the write.
         """
-        found = self._calls(change)
+        found = self._calls(change, timeout_s=LOCK_S)
         if isinstance(found, Exception):
             raise found
         return found
 
     def _write_all(self, changes: Sequence[ItemChange]) -> list[ItemState | Exception]:
-        done: list[ItemState | Exception] = []
-        with self._alone:
+        if not self._alone.acquire(timeout=LOCK_S):
+            return [RunBusy("another release is being opened: try again when it is served")] * len(changes)
+        try:
             with self._run.lock(wait_s=LOCK_S):
                 catalog = self._catalog()
                 catalog.keep_up()
-                for change in changes:
-                    try:
-                        done.append(self._write(catalog, change))
-                    except (TandemError, OSError, ValueError) as error:  # its caller's alone
-                        done.append(error)
+                done = [self._written(catalog, change) for change in changes]
             self._changed()
+        except (TandemError, OSError) as error:
+            # Nothing of a change is at fault: to ask for each alone would be to wait as often for the same.
+            return [error] * len(changes)
+        finally:
+            self._alone.release()
         return done
+
+    def _written(self, catalog: LiveCatalog, change: ItemChange) -> ItemState | Exception:
+        try:
+            return self._write(catalog, change)
+        except (TandemError, OSError, ValueError) as error:  # its caller's alone
+            return error
 
     def _write(self, catalog: LiveCatalog, change: ItemChange) -> ItemState:
         if change.values is None:
@@ -121,4 +132,6 @@ def _before(catalog: Catalog, config: LoadConfig, item_id: str, *, there: bool) 
         found = catalog.items.row(catalog.vocabulary.row(item_id), named=True)
         values |= {name: found[name] for name in columns}
         values[title_column(config)] = found[TITLE]
+        if brings_vectors(catalog.items):
+            values[vector_column(config)] = list(found[VECTOR])
     return values

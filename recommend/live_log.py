@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from data.schema import ITEM_ID, POSITION, TIMESTAMP, USER_ID
-from recommend.events import FILE, LIVE, Events
+from recommend.events import Events
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,8 @@ class LiveLog:
     @classmethod
     def of(cls, root: Path) -> "LiveLog | None":
         """That of the run at `root`; None where nothing was ever served from it."""
-        if not (root / LIVE / FILE).exists():
-            return None
-        service = Events(root)
-        return cls(service.frame(), service)
+        service = Events.of(root)
+        return None if service is None else cls(service.frame(), service)
 
     @property
     def made_from(self) -> dict[str, Any]:

@@ -67,7 +67,8 @@ class RerankLoad:
     def reading(self, wanted: int) -> Iterator[Reading]:
         """Inside the block as many candidates as are granted are being read: all of `wanted` where nobody waits.
 
-        The block says whether it succeeded: a failed reading says nothing about the pace.
+        The block says whether it succeeded. A failed reading says nothing about the pace, unless it took longer than
+        all together may: then the model reads at most as fast as that.
         """
         with self._lock:
             depth = self._granted(wanted)
@@ -76,9 +77,10 @@ class RerankLoad:
         started, reading = time.perf_counter(), Reading(wanted, depth)
         try:
             yield reading
-            if depth and reading.succeeded:
-                self._observe((time.perf_counter() - started) * 1000 / ahead)
         finally:
+            took_ms = (time.perf_counter() - started) * 1000
+            if depth and (reading.succeeded or took_ms > self.target_ms):
+                self._observe(took_ms / ahead, at_least=not reading.succeeded)
             with self._lock:
                 self.waiting -= depth
 
@@ -91,7 +93,9 @@ class RerankLoad:
             return wanted
         return depth if depth >= LEAST_DEPTH else 0
 
-    def _observe(self, ms: float) -> None:
+    def _observe(self, ms: float, *, at_least: bool) -> None:
         with self._lock:
             before = self.ms_per_candidate
+            if at_least and ms <= before:
+                return
             self.ms_per_candidate = ms if not before else before + MEMORY * (ms - before)

@@ -15,6 +15,7 @@ from data.schema import NO_ITEM, Candidates, Catalog, Histories, Mask, Rows, Sco
 from recommend.answer import Answer, Basis, Cost, RecommendedItem
 from recommend.gathered import GatheredRetrieval
 from recommend.ledger import Allowance, Prices
+from recommend.microbatch import Crowded
 from recommend.overload import RerankLoad
 from recommend.reasons import lifts, reasons
 from recommend.release import Stages
@@ -309,19 +310,24 @@ class Recommender:
     ) -> tuple[Ranked, str]:
         """As `rerank`, and what load has cost; where it fails, retrieval order with the reason.
 
-        An answer is worth more than its last touch.
+        An answer is worth more than its last touch. A turn that did not come in time is load, and no failure.
         """
         wanted = min(depth or 0, retrieved.depth)
         if self._load is None or not wanted or not (always or self.reranker_helps):
             return self._rerank_or_say_why(retrieved, histories, depth=wanted, always=always, **how), ""
         with self._load.reading(wanted) as reading:
-            ranked = self._rerank_or_say_why(retrieved, histories, depth=reading.depth, always=always, **how)
+            try:
+                ranked = self._rerank_or_say_why(retrieved, histories, depth=reading.depth, always=always, **how)
+            except Crowded as error:
+                return unread(retrieved), f"overload: not reranked, {error}"
             reading.succeeded = ranked.depth > 0
         return ranked, reading.words
 
     def _rerank_or_say_why(self, retrieved: Candidates, histories: Histories, **how: Any) -> Ranked:
         try:
             return self.rerank(retrieved, histories, **how)
+        except Crowded:
+            raise
         except (RuntimeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
             logging.getLogger(__name__).exception("the reranker failed")

@@ -6,15 +6,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from data.schema import Histories, Rows, Scores
 from recommend.answer import Answer
+from recommend.batched import PLANNED
 from recommend.events import Event, Events, Stored
 from recommend.histories import Known, known_of
 from recommend.item_writer import ItemChange, ItemState, ItemWriter
+from recommend.keeper import Keeper
 from recommend.ledger import LEDGER, Spent, add_to_ledger
 from recommend.microbatch import Crowded
 from recommend.overload import OverloadConfig
@@ -30,6 +33,8 @@ LOOK_S = 0.5
 """Between two looks at what is published."""
 SETTLE_S = 5.0
 """Between two entries into the ledger."""
+AGAIN_S, AT_LAST_S = 1.0, 60.0
+"""Between two attempts to open a release that cannot be served: twice as long after each."""
 NOBODY = np.zeros(0, dtype=np.int64)
 _LOG = logging.getLogger(__name__)
 
@@ -70,10 +75,17 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What a deletion took away: events, and items of the log's history, which are not used any more."""
+    """What a deletion took away.
+
+    Attributes:
+        events: deleted.
+        history_items: of the log, which are not used any more.
+        in_data: whether the published data set has the user, and so holds what the log had.
+    """
 
     events: int
     history_items: int
+    in_data: bool
 
 
 class Service:
@@ -104,21 +116,30 @@ class Service:
         self.refused = ""
         """Why a newer release is not served; empty where none is waiting."""
         self.swaps = 0
+        self.watchers: list[Callable[[], object]] = []
+        """Called at every look, such as whoever shows what there is to see."""
         self._under_way = 0
         self._spent = Spent()
         self._lock = threading.Lock()
         self._plan = ServingPlan(
             run, configure, overload, opener or _in_a_child(time_limit_s), lambda: self._under_way, time_limit_s
         )
-        self._now = self._plan.open(run.release())
-        self._seen: Release | None = self._now.release.models
+        self._now = self._plan.open()
+        self._tried: Release | None = None
+        self._try_at, self._pause_s = 0.0, AGAIN_S
         self._changing = threading.RLock()
         """Held by whoever puts another Serving in the place of the present one."""
         self._items = ItemWriter(run, lambda: self._now.catalog, self._show_changes, alone=self._changing)
         self._leaving: list[tuple[float, Serving]] = []
-        self._ends = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, daemon=True, name="keeper")
-        self._keeper.start()
+        self._settled = time.monotonic()
+        duties = {
+            "looking for what is new": self.refresh,
+            "starting the reranker": self._revive,
+            "closing what was served before": self._part,
+            "writing the ledger": self._settle_at_times,
+            "showing what there is to see": self._show,
+        }
+        self._keeper = Keeper(duties, pause_s=LOOK_S)
 
     @property
     def serving(self) -> Serving:
@@ -143,7 +164,7 @@ class Service:
                 k=ask.limit,
                 depth=ask.depth,
                 rerank=ask.rerank,
-                budget=ask.budget,
+                budget=self._in_time(ask.budget, since=started),
                 query_vector=vector,
                 about=known.about,
                 where=None if ask.where is None else serving.conditions.mask(ask.where),
@@ -156,11 +177,11 @@ class Service:
         return Served(answer, serving, unknown, known.found, (looked_up - started) * 1000)
 
     def rerank(self, history: Sequence[str], documents: Sequence[str]) -> RerankResult:
-        """Scores for any texts in the light of a history of texts.
+        """Scores for any texts in the light of a history of texts: all, or the first that the time limit lets be read.
 
         Raises:
             MissingStep: when the release has no reranker.
-            Crowded: when it is too busy.
+            Crowded: when it is too busy for all of them.
             RerankerFailure: when it gave no answer, or none that makes sense.
         """
         serving = self._now
@@ -170,20 +191,21 @@ class Service:
             )
         started = time.perf_counter()
         with self._counted(), serving.load.reading(len(documents)) as reading:
-            if documents and not reading.depth:
-                raise Crowded("the reranker is too busy")
-            found = _scored(serving.reranker, RerankRequest(tuple(history), tuple(documents)))
+            if reading.depth < len(documents):
+                raise Crowded(f"the reranker is too busy for {len(documents):,} documents: come back, or send fewer")
+            max_ms = self._in_time(Budget(), since=started).max_ms
+            found = _scored(serving.reranker, RerankRequest(tuple(history), tuple(documents), max_ms=max_ms))
             reading.succeeded = True
         tokens, cached = sum(found.prompt_tokens), sum(found.cached_tokens)
         spent_ms = (time.perf_counter() - started) * 1000
-        self._spend(Spent(1, 1, len(documents), tokens, cached, rerank_ms=spent_ms))
+        self._spend(Spent(1, 1, len(found.scores[0]), tokens, cached, rerank_ms=spent_ms))
         return found
 
-    def texts_of(self, user_id: str) -> list[str]:
-        """The texts of what a user took, oldest first."""
+    def texts_of(self, user_id: str) -> tuple[list[str], bool]:
+        """The texts of what a user took, oldest first, and whether log or events have the user."""
         recommender = self._now.recommender
-        rows = known_of(user_id, recommender.dataset, self.events).item_rows
-        return [recommender.texts[row] for row in rows.tolist()]
+        known = known_of(user_id, recommender.dataset, self.events)
+        return [recommender.texts[row] for row in known.item_rows.tolist()], known.found
 
     def similar(self, item_id: str, limit: int) -> tuple[Serving, list[tuple[int, float]]]:
         """(item_row, cosine of the texts) of the items most alike.
@@ -206,12 +228,27 @@ class Service:
 
         The published data set and models keep what they were made from until the next training, which leaves it out.
         """
-        serving = self._now
-        logged = known_of(user_id, serving.recommender.dataset, self.events).item_rows
+        dataset = self._now.recommender.dataset
+        logged = known_of(user_id, dataset, self.events).logged
         events = self.events.forget(user_id)
-        if serving.child is not None:
-            serving.child.forget()
-        return Forgotten(events, max(0, len(logged) - events))
+        # Requests that began before a swap are still answered by the reranker of then.
+        served = [self._now, *(old for _, old in self._leaving)]
+        for child in {id(one.child): one.child for one in served if one.child is not None}.values():
+            child.forget()
+        return Forgotten(events, logged, user_id in dataset.users)
+
+    def users(self, search: str, limit: int) -> list[str]:
+        """Users of the log whose id holds `search`, those that begin with it first; not who asked to be forgotten."""
+        serving, marks = self._now, self.events.marks()
+        dataset = serving.recommender.dataset
+        found = serving.directory.users(search, limit + len(marks))
+        # Who came back since is known again.
+        shown = (
+            user_id
+            for user_id in found
+            if self.events.hashed(user_id) not in marks or known_of(user_id, dataset, self.events).found
+        )
+        return list(islice(shown, limit))
 
     def store(self, events: Sequence[Event]) -> tuple[Stored, tuple[str, ...]]:
         """Stores events, durably; returns with them the ids of items that the catalog does not have, or not yet."""
@@ -227,9 +264,18 @@ class Service:
         """Takes an item out of every answer; on disk and so shown when this returns. Errors as `ItemWriter.write`."""
         return self._items.write(ItemChange(item_id, None))
 
+    def faults(self) -> list[str]:
+        """Why it cannot answer; empty where it can."""
+        found = [] if self._keeper.is_alive else ["it has ended: nothing new is seen any more"]
+        trouble = self.events.trouble()
+        return [*found, f"events cannot be read: {trouble}"] if trouble else found
+
     def troubles(self) -> list[str]:
         """Why answers may be less than they could be; empty where all is well."""
         found = [f"a newer release is refused: {self.refused}"] if self.refused else []
+        unread = self._now.wishes.trouble
+        found += [f"wishes and new items cannot be read: {unread}"] if unread else []
+        found += self._keeper.troubles
         if not self._now.reranker_is_ready:
             trouble = self._now.child.trouble if self._now.child is not None else ""
             found.append("the reranker is being started; answers are in retrieval order")
@@ -245,24 +291,27 @@ class Service:
             try:
                 release = self.run.release()
                 if release.models == self._now.release.models:
-                    self._seen, self.refused = release.models, ""
+                    self._tried, self.refused = None, ""
                     return self._show_changes() if self._now.catalog.keep_up() else False
             except (TandemError, OSError) as error:
-                self.refused, self._seen = str(error), None
+                self.refused, self._tried = str(error), None
                 return False
-            return False if release.models == self._seen else self._swap(release)
+            if release.models != self._tried:
+                self._tried, self._try_at, self._pause_s = release.models, 0.0, AGAIN_S
+            return self._swap() if time.monotonic() >= self._try_at else False
 
     def _show_changes(self) -> bool:
         self._now = self._now.changed()
         return True
 
-    def _swap(self, release: Release) -> bool:
-        self._seen = release.models
+    def _swap(self) -> bool:
         try:
-            new = self._plan.open(release, before=self._now)
-        except (TandemError, OSError, ValueError) as error:
-            self.refused = str(error)
-            _LOG.error("a newer release is refused: %s", error)
+            new = self._plan.open(before=self._now)
+        except Exception as error:  # whatever it is, the old one goes on
+            self.refused = str(error) or type(error).__name__
+            _LOG.error("a newer release is refused: %s", self.refused, exc_info=not isinstance(error, TandemError))
+            # What it lacked may be there later, and until it is served no item can be changed.
+            self._try_at, self._pause_s = time.monotonic() + self._pause_s, min(2 * self._pause_s, AT_LAST_S)
             return False
         self.refused = ""
         old, self._now = self._now, new
@@ -272,8 +321,7 @@ class Service:
 
     def close(self) -> None:
         """Ends the child, and puts what was spent into the ledger."""
-        self._ends.set()
-        self._keeper.join()
+        self._keeper.close()
         self._settle()
         for serving in (*(old for _, old in self._leaving), self._now):
             if serving.child is not None:
@@ -291,6 +339,11 @@ class Service:
             return rows, None, Known(rows, strangers)
         return NOBODY, serving.wishes.vector(ask.query or "", serving.recommender), Known(NOBODY)
 
+    def _in_time(self, budget: Budget, *, since: float) -> Budget:
+        """The budget within what is left of the time limit, so that the reranker reads less rather than too long."""
+        left_ms = max(0.0, 1000 * (PLANNED * self._plan.timeout_s + since - time.perf_counter()))
+        return budget.model_copy(update={"max_ms": left_ms if budget.max_ms is None else min(budget.max_ms, left_ms)})
+
     @contextmanager
     def _counted(self) -> Iterator[None]:
         with self._lock:
@@ -305,18 +358,25 @@ class Service:
         with self._lock:
             self._spent += spent
 
-    def _keep(self) -> None:
-        settled = time.monotonic()
-        while not self._ends.wait(LOOK_S):
-            self.refresh()
-            if time.monotonic() - settled > SETTLE_S:
-                self._settle()
-                settled = time.monotonic()
-            left = [old for moment, old in self._leaving if moment < time.monotonic()]
-            self._leaving = [(moment, old) for moment, old in self._leaving if old not in left]
-            for old in left:
-                if old.child is not None and old.child is not self._now.child:
-                    old.child.close()
+    def _show(self) -> None:
+        for watcher in self.watchers:
+            watcher()
+
+    def _revive(self) -> None:
+        if self._now.child is not None:
+            self._now.child.revive()
+
+    def _part(self) -> None:
+        left = [old for moment, old in self._leaving if moment < time.monotonic()]
+        self._leaving = [(moment, old) for moment, old in self._leaving if old not in left]
+        for old in left:
+            if old.child is not None and old.child is not self._now.child:
+                old.child.close()
+
+    def _settle_at_times(self) -> None:
+        if time.monotonic() - self._settled > SETTLE_S:
+            self._settle()
+            self._settled = time.monotonic()
 
     def _settle(self) -> None:
         """Puts what was spent into the ledger; where that fails it is tried again with what comes next."""
@@ -343,6 +403,8 @@ def _scored(reranker: Reranker, request: RerankRequest) -> RerankResult:
         raise RerankerFailure(f"the reranker failed ({type(error).__name__}: {error})") from error
     if not np.isfinite(found.scores[0]).all():
         raise RerankerFailure("the reranker's scores are not finite")
+    if request.candidates and not len(found.scores[0]):
+        raise RerankerFailure("not even two documents can be read within the time limit")
     return found
 
 

@@ -1,9 +1,10 @@
 """One release, opened to be served: its Recommender, its reranker in a child, and what people look things up with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
+from data.schema import Scores
 from recommend.batched import BatchedReranker
 from recommend.catalog import LiveCatalog
 from recommend.item_filter import Conditions
@@ -35,6 +36,10 @@ class ServedReranker(Reranker, Protocol):
         """Whether a call would be answered."""
         ...
 
+    def revive(self) -> None:
+        """Starts it again where it has ended without being asked; to be called from time to time."""
+        ...
+
     def forget(self) -> None:
         """Drops the histories that it remembers."""
         ...
@@ -45,7 +50,7 @@ class ServedReranker(Reranker, Protocol):
 
 
 Opener = Callable[[Run, str, RecommendConfig], ServedReranker]
-"""Starts the reranker of a key."""
+"""Starts the reranker of a key; it has calibrated before it says that it is ready."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +115,20 @@ class ServingPlan:
     expected: Callable[[], int]
     timeout_s: float
 
-    def open(self, release: Release, *, before: Serving | None = None) -> Serving:
-        """Loads a release; a reranker that was served before goes on.
+    def open(self, *, before: Serving | None = None) -> Serving:
+        """Loads what is published; a reranker and an encoder that were served before go on.
 
         Raises:
             MissingStep, CorruptArtifact, Mismatch: as `load_stages`; no child is left behind then.
         """
         config = self.configure()
         child: ServedReranker | None = None
-        kept = before.child if before is not None and before.release.reranker == release.reranker else None
+        kept: ServedReranker | None = None
 
         def opened(key: str) -> Reranker:
-            nonlocal child
+            nonlocal child, kept
+            if before is not None and before.release.reranker == key:
+                kept = before.child
             child = kept or self.opener(self.run, key, config)
             return BatchedReranker(
                 child,
@@ -131,13 +138,31 @@ class ServingPlan:
                 timeout_s=self.timeout_s,
             )
 
-        wishes = WishReader(self.run, release)
-        catalog = LiveCatalog(self.run, wishes.encode, opened=opened)
+        def encode(texts: Sequence[str]) -> Scores:
+            return wishes.encode(texts)
+
+        try:
+            # What it has opened is the release to go by: another may be published at any moment.
+            catalog = LiveCatalog(self.run, encode, opened=opened)
+            release = catalog.published.release
+            goes_on = before is not None and before.release.retriever == release.retriever
+            wishes = before.wishes if before is not None and goes_on else WishReader(self.run, release)
+            return self._serving(catalog, config, wishes, child)
+        except BaseException:
+            if child is not None and child is not kept:
+                child.close()
+            raise
+
+    def _serving(
+        self, catalog: LiveCatalog, config: RecommendConfig, wishes: WishReader, child: ServedReranker | None
+    ) -> Serving:
         stages, load = catalog.stages, RerankLoad(self.overload)
+        if stages.dataset.catalog.vectors is None:
+            wishes.warm()
         spent = Ledger.read(self.run.root / LEDGER).today.fed_tokens
         return Serving(
-            release=catalog.published.release,
-            name=release_name(catalog.published.release),
+            release=stages.release,
+            name=release_name(stages.release),
             catalog=catalog,
             recommender=Recommender(stages, config, spent_today=spent, load=load),
             wishes=wishes,

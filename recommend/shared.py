@@ -12,13 +12,16 @@ from secrets import token_bytes
 from typing import Any
 
 from recommend.batched import BatchedReranker
+from recommend.microbatch import Crowded
 from recommend.supervised import RerankerFailure, SupervisedReranker
 from rerank.base import RerankRequest, RerankResult
 
 KEPT = 2
 """Rerankers that stay: of the present release, and of the one before while others change over."""
-STATE_S = 0.2
-"""How long the state of the reranker is taken to last."""
+STATE_S, STATE_WAIT_S = 0.2, 2.0
+"""How long the state of the reranker is taken to last, and how long to wait for it."""
+TEND_S = 0.5
+"""Between two looks at whether every child lives."""
 STATE, CALIBRATE, FORGET, SCORE = "state", "calibrate", "forget", "score"
 _LOG = logging.getLogger(__name__)
 
@@ -52,16 +55,31 @@ class RerankerHub:
         self._children: dict[str, tuple[SupervisedReranker, BatchedReranker]] = {}
         self._lock = threading.Lock()
         self._scoring = 0
+        self._ends = threading.Event()
         threading.Thread(target=self._accept, daemon=True, name="hub").start()
+        threading.Thread(target=self._tend, daemon=True, name="hub-tender").start()
 
     def close(self) -> None:
         """Ends every child."""
+        self._ends.set()
         self._listener.close()
         with self._lock:
             for child, _ in self._children.values():
                 child.close()
             self._children.clear()
         self._folder.cleanup()
+
+    def _tend(self) -> None:
+        while not self._ends.wait(TEND_S):
+            for child in self._present():
+                try:
+                    child.revive()
+                except Exception:  # the other children need it, too, and this one the next time
+                    _LOG.exception("a reranker cannot be started")
+
+    def _present(self) -> list[SupervisedReranker]:
+        with self._lock:
+            return [child for child, _ in self._children.values()]
 
     def _accept(self) -> None:
         while True:
@@ -82,6 +100,8 @@ class RerankerHub:
                 return
             try:
                 answer: Any = self._answer(key, method, arguments)
+            except Crowded as error:
+                answer = error
             except Exception as error:  # whatever it is, the caller has to be told
                 answer = RerankerFailure(f"{type(error).__name__}: {error}")
             try:
@@ -90,6 +110,11 @@ class RerankerHub:
                 return
 
     def _answer(self, key: str, method: str, arguments: tuple[Any, ...]) -> Any:
+        if method == FORGET:
+            # The one of the release before remembers histories, too.
+            for child in self._present():
+                child.forget()
+            return None
         child, batched = self._child(key)
         if method == STATE:
             return child.is_ready, child.starts, child.trouble
@@ -138,7 +163,7 @@ class SharedReranker:
 
     @property
     def is_ready(self) -> bool:
-        """See SupervisedReranker."""
+        """See SupervisedReranker; what it was when last asked, at most STATE_S ago."""
         return self._look()[0]
 
     @property
@@ -155,6 +180,7 @@ class SharedReranker:
         """See `Reranker`.
 
         Raises:
+            Crowded: when others were served for too long.
             RerankerFailure: when the hub or its child gave no answer.
         """
         found: RerankResult = self._ask(SCORE, list(requests))
@@ -163,6 +189,9 @@ class SharedReranker:
     def calibrate(self) -> None:
         """See `Reranker`."""
         self._ask(CALIBRATE)
+
+    def revive(self) -> None:
+        """Leaves it to the hub."""
 
     def forget(self) -> None:
         """See SupervisedReranker."""
@@ -175,15 +204,18 @@ class SharedReranker:
         if time.monotonic() - self._looked_at > STATE_S:
             self._looked_at = time.monotonic()
             try:
-                self._state = self._ask(STATE)
+                self._state = self._ask(STATE, within_s=STATE_WAIT_S)
             except RerankerFailure as error:
                 self._state = (False, self._state[1], str(error))
         return self._state
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
+    def _ask(self, method: str, *arguments: Any, within_s: float | None = None) -> Any:
         try:
             connection = self._connection()
             connection.send((self._key, method, arguments))
+            if not connection.poll(within_s):
+                connection.close()  # what comes later would be taken for the answer to something else
+                raise TimeoutError(f"it says nothing for {within_s:g} s")
             answer = connection.recv()
         except (EOFError, OSError) as error:
             self._threads.connection = None

@@ -21,8 +21,8 @@ from store.artifacts import Run
 READY, ANSWER, FAULT = "ready", "answer", "fault"
 GRACE_S = 5.0
 """For a child that was asked to end."""
-AGAIN_S = 2.0
-"""Between two attempts to start a child whose model cannot be loaded."""
+AGAIN_S, AT_LAST_S = 2.0, 60.0
+"""Between two attempts to start a child whose model cannot be loaded: twice as long after each."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -58,6 +58,7 @@ class SupervisedReranker:
         self._child: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._ready = threading.Event()
+        self._pause_s = AGAIN_S
         self._closed = False
         self._start()
 
@@ -82,6 +83,15 @@ class SupervisedReranker:
             # Whoever cannot answer is replaced by one that remembers nothing, unless it was merely busy.
             with self._lock:
                 self._restart()
+
+    def revive(self) -> None:
+        """Starts a child where the last one has ended without being asked; to be called from time to time."""
+        # Whoever is asking meanwhile finds out by itself.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._revive()
+            finally:
+                self._lock.release()
 
     def wait_until_ready(self) -> None:
         """Waits until the child holds its model.
@@ -160,7 +170,7 @@ class SupervisedReranker:
         if self._child is not child:
             return
         if kind == READY:
-            self.trouble = ""
+            self.trouble, self._pause_s = "", AGAIN_S
             self._ready.set()
             return
         self.failures["start"] += 1
@@ -169,9 +179,11 @@ class SupervisedReranker:
         child.kill()
 
     def _revive(self) -> None:
-        """Starts a child where the last one could not load its model, from time to time: what it lacked may be back."""
+        """Starts a child where the last one has ended, at once or after a pause: what it lacked may be back."""
         given_up = self._child is not None and not self._child.is_alive()
-        if given_up and time.monotonic() - self._started_at > AGAIN_S:
+        if given_up and not self._closed and time.monotonic() - self._started_at > self._pause_s:
+            if not self._ready.is_set():
+                self._pause_s = min(2 * self._pause_s, AT_LAST_S)
             self._restart()
 
     def _restart(self) -> None:

@@ -1,5 +1,6 @@
 """Wishes in free text, read by the sentence-transformer that read the catalog."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +12,13 @@ from recommend.recommender import Recommender
 from recommend.release import encoder_of
 from retrieval.encode import EncoderConfig, encode_texts
 from store.artifacts import Release, Run
-from store.errors import BadInput
+from store.errors import BadInput, TandemError
+
+_LOG = logging.getLogger(__name__)
 
 
 class WishReader:
-    """The encoder of one release; its model is loaded when the first wish comes, or by `warm`.
+    """The encoder of one release; its model is loaded when the first text comes, or by `warm`.
 
     Args:
         run: where the release's retriever is.
@@ -23,6 +26,8 @@ class WishReader:
 
     def __init__(self, run: Run, release: Release) -> None:
         self._run, self._release = run, release
+        self.trouble = ""
+        """Why the model could not be loaded; empty where it could, or was not tried."""
         self._loaded: tuple[Any, EncoderConfig] | None = None
         self._lock = threading.Lock()
 
@@ -49,10 +54,18 @@ class WishReader:
             return np.asarray(encode_texts(encoder, texts, settings))
 
     def warm(self) -> None:
-        """Loads the model and reads one wish, so that the first caller does not wait for it."""
-        self.encode(["a wish"])
+        """Loads the model and reads one wish, so that the first caller does not wait for it.
+
+        Where that fails all else can be served: `trouble` says why.
+        """
+        try:
+            self.encode(["a wish"])
+        except (TandemError, OSError, ValueError, RuntimeError, ImportError) as error:
+            self.trouble = str(error)
+            _LOG.error("wishes and new items cannot be read: %s", error)
 
     def _encoder(self) -> tuple[Any, EncoderConfig]:
         if self._loaded is None:
             self._loaded = encoder_of(self._run, self._release)
+            self.trouble = ""
         return self._loaded

@@ -93,7 +93,10 @@ class RecommendAnswer(BaseModel):
     items: list[ItemAnswer]
     degraded: bool = Field(description="less than was asked for, since the reranker failed or was too busy")
     reason: str = Field(description="why it was not reranked, or not as deep as asked; empty where it was")
-    left_out: str = Field(description="what the request's own budget cut away; empty where everything fitted")
+    left_out: str = Field(
+        description="what the request's own budget, or the service's time limit as max_ms, cut away; empty where "
+        "everything fitted"
+    )
     unknown_items: list[str] = Field(description="ids that the catalog lacks; they were passed over")
     known_user: bool = Field(description="false for a user of whom neither log nor events know anything")
     stages: dict[str, float] = Field(description="milliseconds of each stage")
@@ -114,6 +117,14 @@ class RerankAnswer(BaseModel):
     id: str
     model: str
     results: list[RerankResultAnswer] = Field(description="the best first")
+    truncated: int = Field(
+        description="documents of which the reranker read the beginning alone: it was made for titles, and reads some "
+        "twenty tokens of each (reranker.*.prompt.max_candidate_tokens), of a history the last items alone"
+    )
+    left_out: int = Field(description="documents, the last ones, that the service's time limit left no time for")
+    known_user: bool = Field(
+        description="false for a user of whom neither log nor events know anything: scored without a history"
+    )
     usage: dict[str, int] = Field(description="prompt_tokens, cached_tokens, total_tokens")
 
 
@@ -183,7 +194,7 @@ class UsersAnswer(BaseModel):
 class HealthAnswer(BaseModel):
     """Whether it can answer."""
 
-    status: str = Field(description="ok or degraded")
+    status: str = Field(description="ok, degraded or failed")
     degraded: bool
     reasons: list[str]
 

@@ -31,6 +31,7 @@ class Server:
 
     Attributes:
         page: the folder of the web page.
+        is_leaving: whether it has been told to end.
     """
 
     service: Service
@@ -38,10 +39,16 @@ class Server:
     keys: Keys | None
     page: Path | None = None
     metrics: Metrics = field(default_factory=Metrics)
+    is_leaving: Callable[[], bool] = lambda: False
     admission: Admission = field(init=False)
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.limits)
+        self.service.watchers.append(lambda: self.metrics.show(self.service))
+
+    def faults(self) -> list[str]:
+        """Why it cannot answer, or not for long; empty where it can."""
+        return [*(["it has been told to end"] if self.is_leaving() else []), *self.service.faults()]
 
     async def work(self, function: Callable[[], T]) -> T:
         """Blocking work, in a thread; see Admission.work."""

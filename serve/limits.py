@@ -19,7 +19,11 @@ class ServeConfig(BaseModel):
     future_s: int = Field(300, ge=0, description="how far ahead of this machine's clock an event's time may be")
     concurrency: int = Field(16, ge=1, description="requests that are worked on at once, in as many threads")
     queue: int = Field(64, ge=0, description="requests that wait for one of these; more are refused with 429")
-    time_limit_ms: int = Field(2000, ge=1, description="longest wait for a thread, and for the reranker")
+    time_limit_ms: int = Field(
+        2000,
+        ge=1,
+        description="longest wait for a thread, and for the reranker; a request is given up after five times that",
+    )
     drain_s: int = Field(20, ge=0, description="how long requests under way may take to end after SIGTERM")
     log_content: bool = Field(False, description="item ids of answers in the log; user ids stay hashed")
     overload: OverloadConfig = Field(OverloadConfig(), description="how reranking gives way under load")

@@ -13,6 +13,7 @@ from prometheus_client import (
 )
 
 from recommend.service import Served, Service
+from rerank.base import RerankResult
 from serve.workers import SHARED_FOLDER
 
 TIMES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -31,7 +32,7 @@ class Metrics:
             "tandem_request_seconds", "Whole requests", ["route"], buckets=TIMES, registry=own
         )
         self.stage_seconds = Histogram(
-            "tandem_stage_seconds", "Stages of recommendations", ["stage"], buckets=TIMES, registry=own
+            "tandem_stage_seconds", "Stages of answers", ["stage"], buckets=TIMES, registry=own
         )
         self.depth = Histogram("tandem_depth", "Candidates reranked a recommendation", buckets=DEPTHS, registry=own)
         self.tokens = Counter("tandem_tokens", "Tokens of the reranker: fed or remembered", ["kind"], registry=own)
@@ -42,7 +43,7 @@ class Metrics:
             registry=own,
         )
         self.gated = Counter("tandem_gated", "Recommendations that the gate left in retrieval order", registry=own)
-        self.remembered = Counter("tandem_cache_hits", "Recommendations whose history was remembered", registry=own)
+        self.remembered = Counter("tandem_cache_hits", "Answers whose history was remembered", registry=own)
         self.degraded = Counter("tandem_degraded", "Recommendations that are less than asked", ["reason"], registry=own)
         self.events = Counter("tandem_events", "Events by result", ["result"], registry=own)
         self.refused = Counter("tandem_refused", "Requests refused under load", registry=own)
@@ -83,11 +84,8 @@ class Metrics:
         ):
             self.stage_seconds.labels(stage).observe(ms / 1000)
         self.depth.observe(cost.reranked)
-        self.tokens.labels("fed").inc(cost.prompt_tokens - cost.cached_tokens)
-        self.tokens.labels("remembered").inc(cost.cached_tokens)
+        self._read(cost.prompt_tokens, cost.cached_tokens)
         self.reranked.labels("yes" if cost.reranked else "no", answer.basis.value).inc()
-        if cost.cached_tokens:
-            self.remembered.inc()
         if answer.gated:
             self.gated.inc()
         reason = degradation(served)
@@ -95,8 +93,19 @@ class Metrics:
             self.degraded.labels(reason).inc()
         return reason
 
-    def text(self, service: Service) -> tuple[bytes, str]:
-        """Everything, in Prometheus' own form, and the form's name."""
+    def reranked_documents(self, found: RerankResult, seconds: float) -> None:
+        """Counts one answer of /v1/rerank."""
+        self.stage_seconds.labels("rerank").observe(seconds)
+        self._read(sum(found.prompt_tokens), sum(found.cached_tokens))
+
+    def _read(self, prompt_tokens: int, cached_tokens: int) -> None:
+        self.tokens.labels("fed").inc(prompt_tokens - cached_tokens)
+        self.tokens.labels("remembered").inc(cached_tokens)
+        if cached_tokens:
+            self.remembered.inc()
+
+    def show(self, service: Service) -> None:
+        """Sets what is a state and no count; each worker's own, whoever of them is asked for all."""
         serving = service.serving
         release = serving.release
         labels = (serving.name, str(release.retriever), str(release.index), str(release.reranker))
@@ -109,6 +118,10 @@ class Metrics:
         if serving.child is not None:
             self.reranker_ready.set(int(serving.child.is_ready))
             self.reranker_starts.set(serving.child.starts)
+
+    def text(self, service: Service) -> tuple[bytes, str]:
+        """Everything, in Prometheus' own form, and the form's name."""
+        self.show(service)
         registry = self._registry
         if SHARED_FOLDER in os.environ:
             registry = CollectorRegistry()

@@ -24,14 +24,19 @@ BODIES: dict[str, list[type[BaseModel]]] = {
 """Bodies are read from their bytes in one go, of which FastAPI knows nothing."""
 OPEN = ("/v1/health", "/v1/ready")
 REFUSALS = {
+    "400": "a body that ended early",
     "401": "no good key",
     "403": "a key for something else",
     "404": "no such item, user or report",
+    "408": "a body that did not come in time",
     "409": "the run lacks a step; the message names the command",
     "413": "a body over the limit",
     "415": "a body that is not called JSON",
     "422": "everything that is wrong with the request",
     "429": "too many requests at once; Retry-After says when to come back",
+    "503": "not at this moment: the run is being written, a release is being opened, the reranker is away, or it took "
+    "five times the time limit; Retry-After says when to come back",
+    "507": "the disk is full or refuses the write",
 }
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -87,6 +92,8 @@ def _complete_operation(path: str, operation: dict[str, Any], *, reads_body: boo
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
     for status, words in REFUSALS.items():
+        if status == "503" and status in operation["responses"]:
+            continue  # health and readiness say it in their own shape
         operation["responses"][status] = {"description": words, "content": error}
 
 

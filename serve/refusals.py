@@ -50,6 +50,8 @@ async def refuse(request: Request, error: Exception) -> Response:
         return error_response(error.status_code, str(error.detail), request_id, code="refused", headers=error.headers)
     if isinstance(error, ClientDisconnect):
         return error_response(400, "the body ended early", request_id, code="refused")
+    if isinstance(error, Crowded):
+        server_of(request).metrics.refused.inc()
     status, code = next(((status, code) for kind, status, code in STATUS if isinstance(error, kind)), (500, "bug"))
     if status == 500:
         _LOG.error("a request failed", exc_info=error)

@@ -1,6 +1,8 @@
 """The API."""
 
+import asyncio
 import math
+import time
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,6 +20,7 @@ router = APIRouter()
 ItemId = Annotated[str, Path(max_length=256, description="of the catalog")]
 UserId = Annotated[str, Path(max_length=256, description="of the log or of events")]
 Limit = Annotated[int, Query(ge=1, le=200, description="how many at most")]
+AWAY: dict[int | str, dict[str, Any]] = {503: {"model": answers.HealthAnswer, "description": "why not"}}
 Search = Annotated[str, Query(max_length=200, description="words, in any order")]
 
 
@@ -58,12 +61,14 @@ async def rerank(request: Request) -> Response:
     check(server.limits, documents=len(asked.documents))
     texts = asked.texts
 
-    def answered() -> Response:
+    def answered() -> tuple[Response, dict[str, Any]]:
         query = asked.query if asked.query is not None else ""
         # A query may hold a history, one item a line, as Gorse's template writes it.
         lines = [line for line in query.split("\n") if line.strip()]
-        history = server.service.texts_of(asked.user_id) if asked.user_id is not None else lines
+        history, known = (lines, True) if asked.user_id is None else server.service.texts_of(asked.user_id)
+        started = time.perf_counter()
         found = server.service.rerank(history[-server.limits.max_history :], texts)
+        server.metrics.reranked_documents(found, time.perf_counter() - started)
         scores = found.scores[0]
         order = np.argsort(-scores, kind="stable")[: asked.top_n or len(scores)].tolist()
         results = [
@@ -75,11 +80,20 @@ async def rerank(request: Request) -> Response:
             for place in order
         ]
         prompt, cached = found.prompt_tokens[0], found.cached_tokens[0]
-        usage = {"prompt_tokens": prompt, "cached_tokens": cached, "total_tokens": prompt}
-        name = server.service.serving.name
-        return json_response({"id": request_id_of(request), "model": name, "results": results, "usage": usage})
+        content = {
+            "id": request_id_of(request),
+            "model": server.service.serving.name,
+            "results": results,
+            "truncated": found.cut_candidates[0],
+            "left_out": len(texts) - len(scores),
+            "known_user": known,
+            "usage": {"prompt_tokens": prompt, "cached_tokens": cached, "total_tokens": prompt},
+        }
+        return json_response(content), {"depth": len(scores), "tokens": prompt}
 
-    return await server.work(answered)
+    response, fields = await server.work(answered)
+    told(request).update(fields)
+    return response
 
 
 @router.post("/v1/events", response_model=answers.EventsAnswer, tags=["events"])
@@ -114,7 +128,7 @@ async def forget(request: Request, user_id: UserId) -> Response:
             "history_items": gone.history_items,
             "caches": "the reranker's memory of histories was emptied",
             "remains": "the published data set and models until the next training, which leaves this user out"
-            if gone.history_items
+            if gone.in_data
             else "nothing",
         }
     )
@@ -167,7 +181,7 @@ async def items(request: Request, search: Search = "", limit: Limit = 20) -> Res
 async def users(request: Request, search: Search = "", limit: Limit = 20) -> Response:
     """Users of the log whose id holds a text."""
     server = server_of(request)
-    found = await server.work(lambda: server.service.serving.directory.users(search, limit))
+    found = await server.work(lambda: server.service.users(search, limit))
     return json_response({"request_id": request_id_of(request), "users": found})
 
 
@@ -186,7 +200,9 @@ async def about(request: Request) -> Response:
     serving, limits = server.service.serving, server.limits
     recommender = serving.recommender
     config = recommender.config
-    count = await server.work(lambda: len(server.service.events))
+    ready, count = await server.work(
+        lambda: (serving.child is not None and serving.child.is_ready, len(server.service.events))
+    )
     return json_response(
         {
             "request_id": request_id_of(request),
@@ -200,7 +216,7 @@ async def about(request: Request) -> Response:
             "reranker": {
                 "present": serving.child is not None,
                 "helps": recommender.reranker_helps,
-                "ready": serving.child is not None and serving.child.is_ready,
+                "ready": ready,
             },
             "defaults": {
                 "k": config.k,
@@ -221,29 +237,39 @@ async def about(request: Request) -> Response:
     )
 
 
-@router.get("/v1/health", response_model=answers.HealthAnswer, tags=["about"])
+@router.get("/v1/health", response_model=answers.HealthAnswer, responses=AWAY, tags=["about"])
 async def health(request: Request) -> Response:
-    """200 while it can answer, with what is wrong; needs no key."""
-    troubles = server_of(request).service.troubles()
-    status = "degraded" if troubles else "ok"
-    return json_response({"status": status, "degraded": bool(troubles), "reasons": troubles})
+    """200 while it can answer, with what is wrong; 503 where it cannot, or has been told to end; needs no key."""
+    server = server_of(request)
+    faults, troubles = await asyncio.to_thread(lambda: (server.faults(), server.service.troubles()))
+    return _state(faults, troubles, good=not faults)
 
 
-@router.get("/v1/ready", response_model=answers.HealthAnswer, tags=["about"])
+@router.get("/v1/ready", response_model=answers.HealthAnswer, responses=AWAY, tags=["about"])
 async def ready(request: Request) -> Response:
     """200 once the reranker answers, too, where there is one; 503 before; needs no key."""
-    is_ready = server_of(request).service.serving.reranker_is_ready
-    troubles = [] if is_ready else server_of(request).service.troubles()
-    content = {"status": "ok" if is_ready else "degraded", "degraded": not is_ready, "reasons": troubles}
-    return json_response(content, 200 if is_ready else 503)
+    server = server_of(request)
+
+    def looked() -> tuple[list[str], list[str]]:
+        ready = server.service.serving.reranker_is_ready
+        return server.faults(), [] if ready else server.service.troubles()
+
+    faults, troubles = await asyncio.to_thread(looked)
+    return _state(faults, troubles, good=not faults and not troubles)
 
 
 @router.get("/metrics", tags=["about"])
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     server = server_of(request)
-    body, kind = server.metrics.text(server.service)
+    body, kind = await asyncio.to_thread(server.metrics.text, server.service)
     return Response(body, media_type=kind)
+
+
+def _state(faults: list[str], troubles: list[str], *, good: bool) -> Response:
+    status = "failed" if faults else "degraded" if troubles else "ok"
+    content = {"status": status, "degraded": bool(faults or troubles), "reasons": [*faults, *troubles]}
+    return json_response(content, 200 if good else 503)
 
 
 def _sigmoid(score: float) -> float:

@@ -40,12 +40,27 @@ def bound(host: str, port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise BadInput(
-                f"port {port} of {host} is in use: stop what listens there, or give another with --port"
-            ) from error
-        raise BadInput(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+        raise _refusal(host, port, error) from error
     return made
+
+
+def listen(found: socket.socket) -> None:
+    """Lets clients come; as late as this it turns out where another began to listen since `bound`.
+
+    Raises:
+        BadInput: as `bound`.
+    """
+    try:
+        found.listen(BACKLOG)
+    except OSError as error:
+        host, port = found.getsockname()[:2]
+        raise _refusal(host, port, error) from error
+
+
+def _refusal(host: str, port: int, error: OSError) -> BadInput:
+    if error.errno == errno.EADDRINUSE:
+        return BadInput(f"port {port} of {host} is in use: stop what listens there, or give another with --port")
+    return BadInput(f"cannot listen on {host}, port {port}: {error.strerror or error}")
 
 
 def is_loopback(host: str) -> bool:
@@ -76,6 +91,9 @@ def serve_until_told(
         listening: as `bound` made it.
         started: called when the first request may come.
         ends: set by another thread, ends it, too; for servers that do not run in the main thread.
+
+    Raises:
+        BadInput: when another server has taken the port while this one was loading.
     """
     sys.setswitchinterval(SWITCH_S)
     server = make()
@@ -83,7 +101,9 @@ def serve_until_told(
     gc.collect()
     gc.freeze()
     running = uvicorn.Server(_config(server))
+    server.is_leaving = lambda: running.should_exit
     try:
+        listen(listening)
         with _outlived_signal():
             asyncio.Runner(loop_factory=running.config.get_loop_factory()).run(
                 _served(running, listening, started, ends or threading.Event())

@@ -1,11 +1,14 @@
 """A run whose catalog brings its own item vectors."""
 
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from config import with_overrides
+from data.schema import Scores
 from pipeline.answer import Wish, answer
 from pipeline.build_index import build_index
 from pipeline.change_index import add_items, update_items
@@ -13,6 +16,8 @@ from pipeline.prepare import prepare
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import base_text_vectors, train_retriever
 from pipeline.workspace import open_workspace
+from recommend.catalog import LiveCatalog
+from recommend.item_writer import ItemChange, ItemWriter
 from recommend.release import load_stages
 from store.artifacts import Run
 from store.errors import BadInput
@@ -29,6 +34,10 @@ def given(shop: Shop, tmp_path):
     config = with_overrides(shop.config, settings)
     ws = prepare(run, shop.log, catalog, users=None, config=config, log=RunLog(run, "test", quiet=True))
     return ws, vectors
+
+
+def unread(texts: Sequence[str]) -> Scores:
+    raise AssertionError(f"{len(texts)} texts were read")
 
 
 def test_they_stand_where_read_texts_would(given):
@@ -69,7 +78,15 @@ def test_items_that_come_later_bring_theirs(given, tmp_path):
     assert (changed.ids, changed.read) == (["twin"], 0)
     again = update_items(run, tmp_path / "other.csv", log=quiet(ws))
     assert (again.ids, again.unchanged) == ([], ["twin"])
+    # A server is told of other columns alone: the picture stays.
+    catalog = LiveCatalog(run, unread)
+    writer = ItemWriter(run, lambda: catalog, lambda: None, alone=threading.RLock())
+    assert writer.write(ItemChange("twin", {"genres": "genre9"})).state == "updated"
+    assert writer.write(ItemChange("twin", {"genres": "genre9"})).state == "unchanged"
+    with pytest.raises(BadInput, match="pixels"):
+        writer.write(ItemChange("other", {"title": "sol"}))
     stages = load_stages(run, run.release(), with_reranker=False)
+    assert stages.dataset.catalog.items.row(-1, named=True)["genres"] == "genre9"
     text = stages.retriever.text
     assert text[-1] == pytest.approx(text[20], abs=1e-5)
     assert text[-1] != pytest.approx(text[7], abs=1e-2)

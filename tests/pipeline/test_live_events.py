@@ -1,17 +1,22 @@
 """What a server has learnt goes into the next data set, and whom it was told to forget does not."""
 
+import time
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from pipeline.answer import Wish, answer
+from pipeline.export import Asked, export
 from pipeline.prepare import prepare
 from pipeline.run_log import RunLog
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, open_workspace
 from recommend.events import Event, Events
+from recommend.recommender import Rerank
 from store.artifacts import Run
+from store.errors import UnknownId
 from tests.pipeline.commands import run as run_command
-from tests.pipeline.shop import Shop, log_rows
+from tests.pipeline.shop import Shop, log_rows, quiet
 
 
 def prepared(root: Path, shop: Shop) -> Workspace:
@@ -38,6 +43,23 @@ def test_events_come_and_the_forgotten_go(shop: Shop, tmp_path: Path, capsys: py
     assert after.dataset.interactions[after.dataset.users.row("u001")][-1] == 7
     assert after.manifest["report"]["load"]["added"] == 2
     assert prepared(root, shop).dataset_key == after.dataset_key
+
+
+def test_on_the_command_line_who_is_forgotten_is_nobody_and_events_count(root: Path, tmp_path: Path) -> None:
+    ws, events = open_workspace(root), Events(root)
+    users = ws.dataset.users
+    events.add([Event("a", "new user", "i30", int(time.time())), Event("b", "u004", "i40", int(time.time()))])
+    events.forget("u003")
+    with pytest.raises(UnknownId, match=r"'u003' asked to be forgotten.*--history"):
+        answer(ws, Wish(user="u003"), as_json=True)
+    with pytest.raises(UnknownId, match="nobody"):
+        answer(ws, Wish(user="nobody"), as_json=True)
+    assert answer(ws, Wish(user="new user", rerank=Rerank.NEVER), as_json=True).items[0].item_id == "i31"
+    assert "i41" in [item.item_id for item in answer(ws, Wish(user="u004", rerank=Rerank.NEVER), as_json=True).items]
+    file = tmp_path / "all.parquet"
+    how = {"k": 3, "depth": 0, "users": 0, "rerank": Rerank.NEVER, "towers_only": False}
+    export(ws, Asked.NEXT, file, **how, log=quiet(ws))
+    assert set(pl.read_parquet(file)["user_id"]) == set(users.ids) - {"u003"}
 
 
 def test_events_are_exported_by_a_command(shop: Shop, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Fewer candidates before answers get slower, then none, and all of them again when nobody waits."""
 
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -11,6 +12,11 @@ def load(*, target_ms: float = 400.0, ms_per_candidate: float = 5.0) -> RerankLo
     made = RerankLoad(OverloadConfig(rerank_target_ms=target_ms))
     made.ms_per_candidate = ms_per_candidate
     return made
+
+
+def fail_late() -> None:
+    time.sleep(0.05)
+    raise RuntimeError
 
 
 def test_who_is_alone_gets_all_however_slow_the_model_is():
@@ -59,6 +65,21 @@ def test_the_pace_is_learnt_from_what_succeeded():
     with fresh.reading(10) as reading:
         reading.succeeded = True
     assert fresh.ms_per_candidate == pytest.approx(10 * (1 - MEMORY), abs=0.5)  # the block took next to no time
+
+
+def test_a_reading_that_failed_late_teaches_that_the_model_is_slow():
+    busy = load(target_ms=20.0, ms_per_candidate=0.1)
+    with pytest.raises(RuntimeError), busy.reading(10):
+        fail_late()
+    slow = busy.ms_per_candidate
+    assert slow >= 0.1 + MEMORY * (50 / 10 - 0.1)
+    with busy.reading(10):
+        pass  # failed at once
+    assert busy.ms_per_candidate == slow
+    busy.ms_per_candidate = 1000.0
+    with pytest.raises(RuntimeError), busy.reading(10):
+        fail_late()
+    assert busy.ms_per_candidate == 1000.0  # it may be as slow as it was thought to be
 
 
 def test_a_reading_that_raises_gives_its_place_back():

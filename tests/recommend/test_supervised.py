@@ -130,6 +130,29 @@ def test_a_model_that_cannot_be_loaded_is_told_and_tried_again(tmp_path: Path, m
         assert found.trouble == ""
 
 
+def test_a_child_that_nobody_asks_is_started_again_all_the_same(tmp_path: Path, model: Path) -> None:
+    def tended(*, starts: int, failed: int) -> None:
+        until = time.monotonic() + 60
+        while (found.starts, found.failures["start"]) != (starts, failed) and time.monotonic() < until:
+            found.revive()
+            time.sleep(0.05)
+        assert (found.starts, found.failures["start"]) == (starts, failed)
+
+    (there := tmp_path / "there").symlink_to(tmp_path / "nowhere")
+    with SupervisedReranker(partial(faulty, there), timeout_s=5.0, start_s=60.0) as found:
+        tended(starts=2, failed=2)  # its model could not be loaded, and cannot the second time
+        there.unlink()
+        there.symlink_to(model)
+        tended(starts=3, failed=2)
+        found.wait_until_ready()
+        assert found._child is not None
+        found._child.kill()
+        found._child.join()
+        tended(starts=4, failed=2)
+        found.wait_until_ready()
+        assert len(found.score([REQUEST]).scores[0]) == 8
+
+
 def test_a_model_that_takes_too_long_to_load_is_told(model: Path) -> None:
     slow = SupervisedReranker(partial(faulty, model), timeout_s=1.0, start_s=0.01)
     with slow, pytest.raises(RerankerFailure, match=r"not loaded within 0\.01 s"):

@@ -33,9 +33,10 @@ class Here:
 
     def __init__(self, run: Run, key: str, config: RecommendConfig) -> None:
         self.inside = load_model(run, key)
+        self.inside.calibrate()
         self.fault: Exception | None = None
         self.is_ready = True
-        self.forgotten = 0
+        self.forgotten = self.revived = 0
         self.closed = False
 
     def score(self, requests: list[RerankRequest]) -> RerankResult:
@@ -45,6 +46,9 @@ class Here:
 
     def calibrate(self) -> None:
         self.inside.calibrate()
+
+    def revive(self) -> None:
+        self.revived += 1
 
     def forget(self) -> None:
         self.forgotten += 1

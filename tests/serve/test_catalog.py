@@ -84,11 +84,46 @@ def test_a_reranker_that_fails_gives_no_order_at_all(client: Client):
 
 
 def test_documents_are_read_for_a_user(client: Client):
-    texts = client.service.texts_of("u010")
+    texts, known = client.service.texts_of("u010")
+    assert known
     assert len(texts) == len(client.service.serving.recommender.history_of("u010"))
     answer = client.post("/v1/rerank", {"user_id": "u010", "documents": ["sol", "lum"]}).json()
     expected = client.service.rerank(texts[-30:], ["sol", "lum"]).scores[0]
     assert answer["results"][0]["index"] == int(np.argmax(expected))
+    assert (answer["known_user"], answer["truncated"], answer["left_out"]) == (True, 0, 0)
+
+
+def test_what_of_documents_and_users_was_not_read_is_told(client: Client):
+    documents = ["sol", "lum mal mir mos sol lum mal mir mos", "mir"]  # the shop reads eight tokens, their end included
+    answer = client.post("/v1/rerank", {"user_id": "nobody at all", "documents": documents}).json()
+    assert (answer["known_user"], answer["truncated"], answer["left_out"]) == (False, 1, 0)
+    assert len(answer["results"]) == 3
+    assert client.post("/v1/rerank", {"query": "sol", "documents": ["sol", "lum"]}).json()["known_user"] is True
+
+
+def test_documents_are_counted_like_recommendations(client: Client):
+    metrics = client.server.metrics
+    fed, stage = metrics.tokens.labels("fed")._value, metrics.stage_seconds.labels("rerank")
+    before, timed = fed.get(), sum(bucket.get() for bucket in stage._buckets)
+    usage = client.post("/v1/rerank", {"query": "lum", "documents": ["sol", "lum"]}).json()["usage"]
+    assert fed.get() == before + usage["prompt_tokens"] - usage["cached_tokens"]
+    assert sum(bucket.get() for bucket in stage._buckets) == timed + 1
+
+
+def test_documents_that_load_leaves_no_room_for_are_refused_as_a_whole(client: Client):
+    load, refused = client.service.serving.load, client.server.metrics.refused._value
+    before, pace = refused.get(), load.ms_per_candidate
+    body = {"query": "lum", "documents": ["sol"] * 40}
+    try:
+        load.ms_per_candidate = load.target_ms / 50
+        with load.reading(20):
+            found = client.post("/v1/rerank", body)  # 20 of 50 places are taken, and half of the rest is granted
+        assert (found.status_code, found.json()["error"]["code"]) == (429, "busy")
+        assert "40 documents" in found.json()["error"]["message"]
+        assert refused.get() == before + 1
+        assert len(client.post("/v1/rerank", body).json()["results"]) == 40  # who is alone gets all
+    finally:
+        load.ms_per_candidate = pace
 
 
 @pytest.mark.parametrize(

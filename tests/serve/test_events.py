@@ -84,9 +84,41 @@ def test_a_user_is_forgotten(client: Client):
     assert first_for(client, "u030")["known_user"] is False
     assert first_for(client, "u030")["basis"] == "recent popular items"
     again = client.ask("DELETE", "/v1/users/u030").json()
-    assert (again["events"], again["history_items"], again["remains"]) == (0, 0, "nothing")
+    assert (again["events"], again["history_items"]) == (0, 0)
+    assert "next training" in again["remains"]  # the published data set still has what the log had
     client.post("/v1/events", event("f2", "u030", "i30"))
     assert first_for(client, "u030")["items"][0]["item_id"] == "i31"
+
+
+def test_events_that_the_log_has_too_are_no_less_of_its_history(client: Client):
+    log = client.service.serving.recommender.interactions
+    row = client.service.serving.recommender.users.row("u031")
+    logged = [
+        (f"i{item:02d}", int(moment))
+        for item, moment in zip(log[row], log.timestamps[log.offsets[row] : log.offsets[row + 1]], strict=True)
+    ]
+    same = [event(f"same{n}", "u031", item, timestamp=moment) for n, (item, moment) in enumerate(logged)]
+    client.post("/v1/events", {"events": same})
+    gone = client.ask("DELETE", "/v1/users/u031").json()
+    assert (gone["events"], gone["history_items"]) == (len(logged), len(logged))
+    assert "next training" in gone["remains"]
+
+
+def test_of_a_user_of_events_alone_nothing_remains(client: Client):
+    client.post("/v1/events", event("alone", "lone user", "i02"))
+    gone = client.ask("DELETE", "/v1/users/lone%20user").json()
+    assert (gone["events"], gone["history_items"], gone["remains"]) == (1, 0, "nothing")
+
+
+def test_who_is_forgotten_is_not_found_until_back(client: Client):
+    def found() -> list[str]:
+        return client.get("/v1/users", params={"search": "u04", "limit": 9}).json()["users"]
+
+    assert found() == [f"u04{n}" for n in range(9)]
+    client.ask("DELETE", "/v1/users/u041")
+    assert found() == [f"u04{n}" for n in range(10) if n != 1]
+    client.post("/v1/events", event("back", "u041", "i02"))
+    assert "u041" in found()
 
 
 def test_a_user_id_may_hold_anything(client: Client):

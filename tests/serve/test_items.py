@@ -1,19 +1,23 @@
 """Items that are put are recommended when answered, and those that are removed are not, by whoever changed them."""
 
 import multiprocessing
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pipeline.change_index import remove_items
 from pipeline.run_log import RunLog
+from recommend.microbatch import Crowded
 from recommend.service import Service
 from serve.context import Server
 from serve.limits import ServeConfig
 from store.artifacts import Run
+from store.errors import RunBusy
 from tests.pipeline.shop import catalog_rows, weigh_reranker
 from tests.serve.conftest import Client, service_on
 
@@ -37,6 +41,27 @@ def put(client: Client, item_id: str, values):
 def after(client: Client, item_id: str, **more) -> list[str]:
     answer = client.post("/v1/recommend", {"history": [item_id], "limit": 10, "rerank": "never", **more}).json()
     return [item["item_id"] for item in answer["items"]]
+
+
+@contextmanager
+def held_by_another(run: Run) -> Iterator[None]:
+    """Another process is writing to the run."""
+    context = multiprocessing.get_context("fork")
+    held, may_go = context.Event(), context.Event()
+
+    def hold() -> None:
+        with Run(run.root).lock():
+            held.set()
+            may_go.wait(60)
+
+    other = context.Process(target=hold)
+    other.start()
+    try:
+        assert held.wait(30)
+        yield
+    finally:
+        may_go.set()
+        other.join()
 
 
 def test_an_item_is_live_when_its_answer_comes(client: Client):
@@ -121,23 +146,52 @@ def test_a_bad_item_is_refused_and_nothing_changes(client: Client, values, told:
 
 def test_a_run_that_is_being_written_says_so(client: Client, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("recommend.item_writer.LOCK_S", 0.2)
-    context = multiprocessing.get_context("fork")
-    held, may_go = context.Event(), context.Event()
-
-    def hold() -> None:
-        with Run(client.service.run.root).lock():
-            held.set()
-            may_go.wait(60)
-
-    other = context.Process(target=hold)
-    other.start()
-    try:
-        assert held.wait(30)
+    with held_by_another(client.service.run):
         found = put(client, "twin", TWIN)
         assert found.status_code == 503
         assert found.headers["retry-after"]
         assert found.json()["error"]["code"] == "run_busy"
+    assert put(client, "twin", TWIN).status_code == 200
+
+
+def test_many_who_meet_a_busy_run_do_not_wait_one_after_another(client: Client, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("recommend.item_writer.LOCK_S", 0.5)
+    with held_by_another(client.service.run), ThreadPoolExecutor(12) as pool:
+        started = time.monotonic()
+        found = [pool.submit(client.service.put, f"new{n}", TWIN) for n in range(12)]
+        errors = [one.exception() for one in found]
+        took = time.monotonic() - started
+    assert {type(error) for error in errors} <= {RunBusy, Crowded}
+    assert took < 6 * 0.5  # for all of them together; one by one it would be twelve waits
+    assert put(client, "twin", TWIN).status_code == 200
+
+
+def test_while_a_release_is_opened_changes_are_sent_away_and_not_kept(client: Client, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("recommend.item_writer.LOCK_S", 0.2)
+    opening, may_go = threading.Event(), threading.Event()
+
+    def open_slowly() -> None:
+        with client.service._changing:
+            opening.set()
+            may_go.wait(60)
+
+    other = threading.Thread(target=open_slowly)
+    other.start()
+    try:
+        assert opening.wait(30)
+        with pytest.raises(RunBusy, match="another release is being opened"):
+            client.service.put("twin", TWIN)
     finally:
         may_go.set()
         other.join()
-    assert put(client, "twin", TWIN).status_code == 200
+
+
+def test_who_waits_too_long_for_other_changes_is_told_to_come_back(client: Client, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("recommend.item_writer.LOCK_S", 0.1)
+    refused = client.server.metrics.refused._value
+    before = refused.get()
+    with client.service._items._calls._turn:
+        found = put(client, "twin", TWIN)
+    assert (found.status_code, found.json()["error"]["code"]) == (429, "busy")
+    assert found.headers["retry-after"]
+    assert refused.get() == before + 1

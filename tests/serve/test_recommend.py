@@ -2,9 +2,10 @@
 
 import pytest
 
+from recommend.microbatch import Crowded
 from recommend.recommender import Recommender
 from recommend.release import load_stages
-from serve.metrics import FAILED
+from serve.metrics import FAILED, SKIPPED
 from store.artifacts import Run
 from tests.serve.conftest import Client
 
@@ -132,6 +133,19 @@ def test_a_reranker_that_fails_leaves_retrieval_order_and_is_counted(client: Cli
     assert [item["retrieval_rank"] for item in answer["items"]] == list(range(1, 11))
     assert degraded.get() == before + 1
     assert recommended(client, user_id="u010")["degraded"] is False
+
+
+def test_a_turn_that_does_not_come_is_load_and_no_failure(client: Client):
+    child, metrics = client.service.serving.child, client.server.metrics
+    failed, skipped = metrics.degraded.labels(FAILED)._value, metrics.degraded.labels(SKIPPED)._value
+    before = failed.get(), skipped.get()
+    child.fault = Crowded("others were served for 2 s")
+    try:
+        answer = recommended(client, user_id="u010")
+    finally:
+        child.fault = None
+    assert (answer["degraded"], answer["reason"]) == (True, "overload: not reranked, others were served for 2 s")
+    assert (failed.get(), skipped.get()) == (before[0], before[1] + 1)
 
 
 @pytest.mark.parametrize(

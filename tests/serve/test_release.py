@@ -1,27 +1,28 @@
 """A newer release takes over between two requests, or is refused while the old one goes on."""
 
+import shutil
+import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from recommend.recommender import RecommendConfig
 from recommend.service import Ask, Service
 from serve.context import Server
 from serve.limits import ServeConfig
 from store.artifacts import Run
 from tests.pipeline.shop import weigh_reranker
-from tests.serve.conftest import Client, service_on
+from tests.serve.conftest import Client, Here, service_on
 
 
 @pytest.fixture
-def service(shop, tmp_path: Path) -> Iterator[Service]:
+def service(shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     root = shop.copy(tmp_path)
     weigh_reranker(root, retrieval=0.1, reranker=1.0)
+    monkeypatch.setattr("recommend.service.LOOK_S", 3600)  # the test looks for itself
     made = service_on(root)
-    # The test looks for itself.
-    made._ends.set()
-    made._keeper.join()
     yield made
     made.close()
 
@@ -47,13 +48,78 @@ def test_a_reranker_that_stays_is_not_started_again(service: Service):
     service.refresh()
     assert service.serving.name == before.name
     kept = service.serving.child
-    index = service.run.root / "artifacts" / "index" / str(release.index)
-    other = index.with_name("0123456789abcdef")
-    index.rename(other)
-    (other / "manifest.json").write_text((other / "manifest.json").read_text().replace(str(release.index), other.name))
-    service.run.publish(index=other.name)
+    service.run.publish(index=twin_of(service.run, "index", str(release.index)))
     assert service.refresh(), service.refused
     assert service.serving.child is kept
+    assert service.serving.wishes is before.wishes
+
+
+def test_what_is_published_while_a_release_is_opened_brings_its_own_reranker(service: Service):
+    before, plan = service.serving, service._plan
+    index = twin_of(service.run, "index", str(before.release.index))
+    reranker = twin_of(service.run, "reranker", str(before.release.reranker))
+
+    def configure() -> RecommendConfig:
+        service.run.publish(reranker=reranker)
+        return plan.configure()
+
+    service._plan = replace(plan, configure=configure)
+    service.run.publish(index=index)
+    assert service.refresh(), service.refused
+    assert (service.serving.release.index, service.serving.release.reranker) == (index, reranker)
+    assert service.serving.child is not before.child
+
+
+def test_a_release_that_lacked_something_for_a_moment_is_served_soon(service: Service, monkeypatch):
+    monkeypatch.setattr("recommend.service.AGAIN_S", 0.3)
+    index = twin_of(service.run, "index", str(service.serving.release.index))
+    folder = service.run.root / "artifacts" / "index" / index
+    away = folder.rename(folder.with_name("away"))
+    service.run.publish(index=index)
+    assert not service.refresh()
+    assert "build-index" in service.refused
+    away.rename(folder)
+    assert not service.refresh()  # not at every look
+    time.sleep(0.3)
+    assert service.refresh()
+    assert (service.refused, service.serving.release.index) == ("", index)
+    assert service.put("fresh", {"title": "sol"}).state == "added"
+
+
+def test_attempts_become_rarer(service: Service):
+    pauses = []
+    service.run.publish(index="feedfeedfeedfeed")
+    for _ in range(8):
+        service._try_at = 0.0
+        service.refresh()
+        pauses.append(round(service._try_at - time.monotonic()))
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_a_release_that_fails_late_leaves_no_child_behind(service: Service, monkeypatch):
+    children = []
+
+    def opener(*how):
+        children.append(Here(*how))
+        return children[-1]
+
+    service._plan = replace(service._plan, opener=opener)
+    ledger = service.run.root / "ledger" / "ledger.json"
+    ledger.parent.mkdir(exist_ok=True)
+    ledger.write_text("{")
+    service.run.publish(reranker=twin_of(service.run, "reranker", str(service.serving.release.reranker)))
+    assert not service.refresh()
+    assert "ledger" in service.refused
+    assert [child.closed for child in children] == [True]
+    assert not service.serving.child.closed
+
+
+def twin_of(run: Run, kind: str, key: str) -> str:
+    """The same artifact under another key."""
+    folder = run.root / "artifacts" / kind / key
+    twin = Path(shutil.copytree(folder, folder.with_name("0123456789abcdef")))
+    (twin / "manifest.json").write_text((twin / "manifest.json").read_text().replace(key, twin.name))
+    return twin.name
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from recommend.events import Events
+from serve.server import bound, listen
 from store.errors import BadInput, MissingStep
 from tests.pipeline.commands import refused, run
 from tests.pipeline.shop import weigh_reranker
@@ -93,6 +94,17 @@ def test_a_port_in_use_is_told_before_anything_is_loaded(served: Path) -> None:
         port = other.getsockname()[1]
         done = run("serve", "--run", served, "--port", port, cwd=served.parent)
     refused(done, BadInput, f"port {port} .* is in use", "--port")
+
+
+def test_of_two_that_start_together_the_second_is_told() -> None:
+    first = bound("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    second = bound("127.0.0.1", port)  # neither listens while it loads
+    listen(first)
+    with pytest.raises(BadInput, match=f"port {port} of 127.0.0.1 is in use.*--port"):
+        listen(second)
+    first.close()
+    second.close()
 
 
 def test_a_run_that_lacks_a_step_names_its_command(shop, tmp_path: Path) -> None:
