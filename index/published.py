@@ -107,15 +107,15 @@ class PublishedIndex:
         Raises:
             CorruptArtifact, Mismatch: as when it was opened; what was served until then still is.
         """
-        signature = self._look()
+        before, signature = self._now, self._look()
         if self._follows and signature != self._signature:
-            before = self.release
             self._opened = self._open_current()
             self._signature = signature
-            return Fresh.SAME if self.release == before else Fresh.REPLACED
-        before_changes = self._now
-        self._opened = _caught_up(before_changes)
-        return Fresh.SAME if self._opened is before_changes else Fresh.CHANGED
+        else:
+            self._opened = _caught_up(before)
+        if self.release != before.release:
+            return Fresh.REPLACED
+        return Fresh.SAME if self._now.mark == before.mark else Fresh.CHANGED
 
     def add(self, vectors: Scores, **beside: Any) -> Rows:
         """Gives new rows to vectors (n, D), durably, and returns them.

@@ -10,7 +10,7 @@ import polars as pl
 from data.more_items import Aligned
 from data.schema import ITEM_ID, TEXT, VECTOR, Catalog, Dataset, Rows, Scores, brings_vectors, unit_vectors
 from index.changes import Change, ChangeKind
-from index.published import Fresh, PublishedIndex
+from index.published import PublishedIndex
 from recommend.live_items import LiveItems, beside
 from recommend.release import Stages, as_changed, live_items, load_base
 from rerank.base import Reranker
@@ -73,7 +73,12 @@ class LiveCatalog:
         self._encode = encode
         self._models = self.published.release.models
         self._base = load_base(run, self.published, with_reranker=opened is not None, opened=opened)
+        self._begin()
+
+    def _begin(self) -> None:
+        """With all that has changed in what is published."""
         self._live = live_items(self._base, self.published)
+        self._taken = len(self.published.changes)
         self._stages: Stages | None = None
 
     @property
@@ -90,14 +95,23 @@ class LiveCatalog:
             Mismatch: when another release is published meanwhile: it has to be opened anew.
             CorruptArtifact: when a change cannot be read.
         """
-        seen, fresh = len(self.published.changes), self.published.refresh()
+        before = self.published.release.live
+        self.published.refresh()
         if self.published.release.models != self._models:
             raise Mismatch("another release has been published")
-        new = self.published.changes[seen:]
-        if fresh is Fresh.SAME or not new:
-            return False
-        self._live, self._stages = self._live.after(new), None
-        return True
+        if before not in (None, self.published.release.live):
+            # The same index with other changes, or with none: what was gone back to.
+            self._begin()
+            return True
+        return self._take_in()
+
+    def _take_in(self) -> bool:
+        """What the published index has and this catalog has not, yet; whether that was anything."""
+        new = self.published.changes[self._taken :]
+        if new:
+            self._live, self._stages = self._live.after(new), None
+            self._taken += len(new)
+        return bool(new)
 
     @property
     def catalog(self) -> Catalog:
@@ -211,7 +225,7 @@ class LiveCatalog:
     def _apply(self, *changes: Change) -> None:
         if changes:
             self.published.change(*changes)
-            self._live, self._stages = self._live.after(changes), None
+            self._take_in()
 
     def _row_numbers(self, items: pl.DataFrame) -> Rows:
         return self.catalog.vocabulary.rows(items[ITEM_ID].to_list())

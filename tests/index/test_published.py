@@ -78,6 +78,18 @@ def test_a_reader_takes_changes_in_when_it_looks_and_not_before(run: Run) -> Non
     same(reader, writer)
 
 
+def test_changes_are_told_though_the_release_is_written_anew_as_it_was(run: Run) -> None:
+    writer = PublishedIndex(run)
+    writer.add(MORE)
+    reader = PublishedIndex(run)
+    writer.remove(np.array([30]))
+    run.publish()
+    assert (reader.refresh(), reader.refresh()) == (Fresh.CHANGED, Fresh.SAME)
+    same(reader, writer)
+    run.publish()
+    assert reader.refresh() is Fresh.SAME
+
+
 def test_compaction_changes_no_answer_and_nobody_waits(run: Run) -> None:
     writer, reader, late = PublishedIndex(run), PublishedIndex(run), PublishedIndex(run)
     writer.add(MORE)

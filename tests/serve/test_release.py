@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.change_index import remove_items
+from pipeline.run_log import RunLog
 from recommend.service import Ask, Service
 from serve.context import Server
 from serve.limits import ServeConfig
 from store.artifacts import Run
+from store.releases import published, roll_back
 from tests.pipeline.shop import weigh_reranker
 from tests.serve.conftest import Client, service_on
 
@@ -54,6 +57,32 @@ def test_a_reranker_that_stays_is_not_started_again(service: Service):
     service.run.publish(index=other.name)
     assert service.refresh(), service.refused
     assert service.serving.child is kept
+
+
+def removed(run: Run, item_id: str) -> None:
+    remove_items(Run(run.root), [item_id], log=RunLog(None, "test", quiet=True))
+
+
+def test_changes_are_shown_though_the_release_is_written_anew_as_it_was(service: Service):
+    removed(service.run, "i30")
+    assert service.refresh()
+    removed(service.run, "i31")
+    service.run.publish()
+    assert service.refresh()
+    assert service.serving.items == 58
+    service.run.publish()
+    assert not service.refresh()
+
+
+def test_changes_that_were_gone_back_from_are_no_longer_shown(service: Service):
+    removed(service.run, "i30")
+    assert service.refresh()
+    assert service.serving.items == 59
+    roll_back(service.run, published(service.run)[-2].number)
+    assert service.refresh()
+    assert service.serving.items == 60
+    assert service.put("new", {"title": "sol"}).state == "added"
+    assert service.serving.items == 61
 
 
 @pytest.mark.parametrize(
