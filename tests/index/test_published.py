@@ -232,7 +232,7 @@ def test_what_is_refused_is_not_written_down(run: Run) -> None:
     before = run.release(), len(writer.changes)
     for change, error in (
         (lambda: writer.add(np.ones((1, 5), dtype=np.float32)), Mismatch),
-        (lambda: writer.add(np.zeros((1, 4), dtype=np.float32)), BadInput),
+        (lambda: writer.add(np.full((1, 4), np.nan, dtype=np.float32)), BadInput),
         (lambda: writer.update(np.array([40]), MORE[:1]), BadInput),
         (lambda: writer.remove(np.array([40])), UnknownId),
         (lambda: writer.change(Change(ChangeKind.REMOVE, np.array([1, 1]))), BadInput),
