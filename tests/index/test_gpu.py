@@ -12,6 +12,7 @@ from index.gpu import ON_GPU, GpuIndex, gpus, replicated
 from index.layout import FAISS, IndexKind
 from index.measure import recall_of
 from index.published import open_live
+from tests.index.gpu_copy import copies_stand_for_replicas
 
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(gpus() == 0, reason="this build of FAISS finds no GPU")]
 DRAWN = ClusteredVectors(4_000, 32, clusters=60, seed=6)
@@ -21,11 +22,7 @@ DRAWN = ClusteredVectors(4_000, 32, clusters=60, seed=6)
 def replica(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the replica is: what lies around FAISS's own search is the same."""
     if request.param == "copy":
-        monkeypatch.setattr(FAISS, "StandardGpuResources", object, raising=False)
-        monkeypatch.setattr(
-            FAISS, "index_cpu_to_gpu", lambda resources, device, one: FAISS.clone_index(one), raising=False
-        )
-        monkeypatch.setattr(FAISS, "get_num_gpus", lambda: 1, raising=False)
+        copies_stand_for_replicas(monkeypatch)
     return str(request.param)
 
 
