@@ -1,12 +1,11 @@
 """What a run has published, one release after another, and what of it is kept."""
 
-import json
 import shutil
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from store.artifacts import RELEASES, Release, Run, release_of
+from store.artifacts import RELEASES, Release, Run, read_release
 from store.atomic import sync
 from store.errors import BadInput, CorruptArtifact
 
@@ -35,12 +34,13 @@ def published(run: Run) -> list[Published]:
 
     Raises:
         CorruptArtifact: when current.json or a record cannot be read.
+        Mismatch: when a newer version wrote one.
     """
     current, _ = run.numbered_release()
     found = []
     for path in sorted((run.root / RELEASES).glob("[0-9]*.json")):
         try:
-            number, release = release_of(json.loads(path.read_text(encoding="utf-8")))
+            number, release = read_release(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptArtifact(f"{path} is unreadable ({error}): delete it, nothing is served from it") from error
         # A record above the current number is of a publication that was killed before it took place.
