@@ -65,7 +65,7 @@ def compact(run: Run, *, log: RunLog) -> Release:
     with run.lock():
         catalog = _open(run, log)
         folded = len(catalog.published.changes)
-        release = catalog.compact() if folded else catalog.published.release
+        release = catalog.compact(say=log.say) if folded else catalog.published.release
         gone = prune(run)
     log.record({"event": "compacted", "index": release.index, "changes": folded, "pruned": gone})
     return release

@@ -16,7 +16,7 @@ from recommend.release import Stages, as_changed, live_items, load_base
 from rerank.base import Reranker
 from retrieval.encode import centred
 from retrieval.growth import ReadItems
-from retrieval.retriever import Retriever
+from retrieval.retriever import Retriever, some_queries
 from store.artifacts import Release, Run, Verify
 from store.errors import BadInput, Mismatch, UnknownId
 
@@ -185,10 +185,15 @@ class LiveCatalog:
             self._apply(Change(ChangeKind.REMOVE, self.catalog.vocabulary.rows(gone)))
         return Changed(gone, [one for one, there in zip(distinct, shown, strict=True) if not there], 0)
 
-    def compact(self) -> Release:
-        """Folds all changes into a new base; errors as PublishedIndex.compact."""
-        vectors = self.stages.retriever.item_vectors
-        return self.published.compact(vectors=lambda rows: vectors[rows], write_beside=self._live.save)
+    def compact(self, *, say: Callable[[str], None] = lambda line: None) -> Release:
+        """Folds all changes into a new base; `say` and errors as PublishedIndex.compact."""
+        retriever, histories = self.stages.retriever, self.stages.dataset.interactions
+        return self.published.compact(
+            vectors=lambda rows: retriever.item_vectors[rows],
+            queries=lambda most: some_queries(retriever, histories, most),
+            write_beside=self._live.save,
+            say=say,
+        )
 
     def _put(self, items: pl.DataFrame) -> tuple[list[Change], int]:
         """What gives items new vectors, and rows where they never had one; and how many texts were read for it."""

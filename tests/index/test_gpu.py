@@ -1,5 +1,6 @@
 """A replica answers as its master does, and changes with it; on a GPU, and on a copy of the master in its place."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from bench.vectors import ClusteredVectors
+from index.build import IndexConfig, plan_index
 from index.faiss_index import INDEXES, FlatIndex
 from index.gpu import ON_GPU, GpuIndex, gpus, replicated
 from index.layout import FAISS, IndexKind
@@ -82,6 +84,19 @@ def test_kinds_without_a_counterpart_and_full_gpus_stay_on_the_cpu(
     monkeypatch.setattr(FAISS, "index_cpu_to_gpu", full, raising=False)
     assert replicated(flat) is flat
     assert caplog.messages == ["searching on the CPU: the index found no place on the GPU (Error: out of memory)"]
+
+
+@pytest.mark.parametrize("kind", [IndexKind.FLAT, IndexKind.IVF_FLAT])
+def test_a_plan_times_the_replica(kind: IndexKind, replica: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    search, asleep = GpuIndex.search, 0.002
+
+    def slow(self: GpuIndex, *asked: Any, **how: Any) -> Any:
+        time.sleep(asleep)
+        return search(self, *asked, **how)
+
+    monkeypatch.setattr(GpuIndex, "search", slow)
+    planned = plan_index(DRAWN.all(), DRAWN.users(40), IndexConfig(kind=kind, recall_at=10, recall_target=0.9))
+    assert planned.report[0].p50_ms >= 1e3 * asleep
 
 
 @pytest.mark.skipif(gpus() > 0, reason="there is a GPU")

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from data.schema import NO_ITEM
 from index import milvus_index
+from index.build import IndexConfig, plan_index, told
 from index.faiss_index import FlatIndex, load_index
 from index.milvus_collection import MilvusCollection, MilvusConfig, MilvusLayout
 from index.milvus_index import MilvusIndex
@@ -126,6 +127,14 @@ def test_a_folder_is_opened_by_many_and_never_changed(tmp_path):
     np.testing.assert_array_equal(one.search(vectors, 3)[1], other.search(vectors, 3)[1])
     del one, other
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@needs_milvus
+def test_its_trial_is_told_as_those_of_other_kinds_are():
+    said = []
+    planned = plan_index(drawn(), drawn(10), IndexConfig(kind="milvus", recall_at=5), say=said.append)
+    assert said == [told(planned.report[0])]
+    assert said[0].startswith("milvus ")
 
 
 @needs_milvus

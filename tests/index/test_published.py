@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.vectors import ClusteredVectors
+from index.build import IndexConfig, Planned, plan_index
 from index.changes import Change, ChangeKind
-from index.faiss_index import INDEX_FILE, INDEXES, FlatIndex, SavedIndex
+from index.faiss_index import INDEX_FILE, INDEXES, FlatIndex
 from index.layout import IndexKind
 from index.manifest import read_manifest
+from index.measure import recall_of
 from index.published import SLOTS, Fresh, PublishedIndex
 from store.artifacts import Release, Run
 from store.errors import BadInput, CorruptArtifact, Mismatch, MissingStep, RunBusy, UnknownId
@@ -25,10 +28,13 @@ QUERIES = RNG.standard_normal((5, 4)).astype(np.float32)
 MORE = RNG.standard_normal((3, 4)).astype(np.float32)
 
 
-def publish(run: Run, index: SavedIndex | None = None, **made_from: object) -> Release:
-    index, model = index or FlatIndex(BASE), run.write_artifact("retriever", {}, lambda folder: None)
+def publish(run: Run, planned: Planned | None = None, **made_from: object) -> Release:
+    index, report = (planned.index, planned.report) if planned else (FlatIndex(BASE), ())
+    model = run.write_artifact("retriever", {}, lambda folder: None)
     key = run.write_artifact(
-        "index", {"retriever": model, **made_from}, lambda folder: index.save(folder, retriever=model, catalog="c")
+        "index",
+        {"retriever": model, **made_from},
+        lambda folder: index.save(folder, retriever=model, catalog="c", report=report),
     )
     return run.publish(retriever=model, index=key, live=None)
 
@@ -112,6 +118,35 @@ def test_compaction_changes_no_answer_and_nobody_waits(run: Run) -> None:
     same(again, writer)
     again.compact()
     same(PublishedIndex(run), writer)
+
+
+def test_an_index_that_has_grown_is_measured_anew_for_the_recall_that_it_was_built_for(tmp_path: Path) -> None:
+    drawn, said = ClusteredVectors(4_800, 16, clusters=60, seed=3), []
+    vectors, users, others = drawn.all(), drawn.users(200), drawn.queries(100)
+    config = IndexConfig(kind="ivf-fastscan", recall_target=0.9, recall_at=10, sample_users=150)
+    planned = plan_index(vectors[:800], users, config)
+    assert planned.report[0].effort.probes < planned.index.layout.lists
+    run = Run(tmp_path)
+    publish(run, planned, config=config.model_dump(mode="json"))
+    writer = PublishedIndex(run)
+    writer.add(vectors[800:1_000])
+    writer.compact(queries=lambda most: users[:most], say=said.append)
+    assert said == []
+    assert read_manifest(writer.folder).report == planned.report
+    writer.add(vectors[1_000:])
+    writer.compact(queries=lambda most: users[:most], say=said.append)
+    manifest = read_manifest(writer.folder)
+    (measured,) = manifest.report
+    assert (measured.layout, measured.effort, measured.k) == (manifest.layout, manifest.effort, 10)
+    assert manifest.layout.lists > planned.index.layout.lists
+    assert measured.recall >= 0.9
+    assert [line.split()[0] for line in said] == ["ivf-fastscan"]
+    _, found = writer.index.search(others, 10)
+    assert recall_of(found, FlatIndex(vectors).search(others, 10)[1]).mean() >= 0.88
+    # What was enough for its first lists is not for those that it has now.
+    writer.index.base.set_effort(planned.index.effort)
+    _, found = writer.index.search(others, 10)
+    assert recall_of(found, FlatIndex(vectors).search(others, 10)[1]).mean() < 0.88
 
 
 def test_what_was_kept_beside_goes_into_the_new_base(run: Run) -> None:
@@ -290,7 +325,7 @@ def test_an_older_run_without_numbers_goes_on(run: Run) -> None:
 
 @pytest.mark.parametrize("kind", [pytest.param(IndexKind.MILVUS, marks=MILVUS), IndexKind.IVF_SQ8])
 def test_any_kind_of_base_takes_changes_and_is_compacted_as_that_kind(run: Run, kind: IndexKind) -> None:
-    publish(run, INDEXES[kind](BASE))
+    publish(run, Planned(INDEXES[kind](BASE), ()))
     writer, reader = PublishedIndex(run), PublishedIndex(run)
     writer.add(MORE)
     writer.remove(np.array([5, 31]))
