@@ -49,7 +49,7 @@ def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION
         # From here on no item may change: what is changed live is carried over.
         with ws.run.lock():
             release = ws.run.publish(**{**asdict(release), "live": carried_journal(ws.run, release, log=log)})
-            prune(ws.run)
+            prune(ws.run, prepared=ws.dataset_key)
     log.record(
         {"event": "index", "kind": index.kind, "items": len(index), "dimension": index.dimension, "key": index_key}
     )

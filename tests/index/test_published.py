@@ -18,7 +18,7 @@ from index.measure import recall_of
 from index.published import SLOTS, Fresh, PublishedIndex
 from store.artifacts import Release, Run
 from store.errors import BadInput, CorruptArtifact, Mismatch, MissingStep, RunBusy, UnknownId
-from store.releases import KEPT, LIVE, published, roll_back
+from store.releases import KEPT, LIVE, prune, published, roll_back
 from tests.contracts.test_vector_index import MILVUS
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,9 @@ QUERIES = RNG.standard_normal((5, 4)).astype(np.float32)
 MORE = RNG.standard_normal((3, 4)).astype(np.float32)
 
 
-def publish(run: Run, planned: Planned | None = None, **made_from: object) -> Release:
+def publish(
+    run: Run, planned: Planned | None = None, *, beside: dict[str, str] | None = None, **made_from: object
+) -> Release:
     index, report = (planned.index, planned.report) if planned else (FlatIndex(BASE), ())
     model = run.write_artifact("retriever", {}, lambda folder: None)
     key = run.write_artifact(
@@ -36,7 +38,7 @@ def publish(run: Run, planned: Planned | None = None, **made_from: object) -> Re
         {"retriever": model, **made_from},
         lambda folder: index.save(folder, retriever=model, catalog="c", report=report),
     )
-    return run.publish(retriever=model, index=key, live=None)
+    return run.publish(retriever=model, index=key, live=None, **(beside or {}))
 
 
 @pytest.fixture
@@ -182,8 +184,6 @@ def test_nothing_to_go_back_to(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_last_indexes_stay_and_a_reader_keeps_what_it_has_open(run: Run) -> None:
-    from store.releases import prune
-
     reader = PublishedIndex(run)
     before = answers(reader)
     writer = PublishedIndex(run)
@@ -204,9 +204,47 @@ def test_the_last_indexes_stay_and_a_reader_keeps_what_it_has_open(run: Run) -> 
     assert prune(run) == []
 
 
-def test_a_release_that_is_going_back_far_is_never_pruned(run: Run) -> None:
-    from store.releases import prune
+def made(run: Run, step: int) -> Release:
+    """A release of its own data set, vectors and index."""
+    parts = {kind: run.write_artifact(kind, {"step": step}, lambda folder: None) for kind in ("dataset", "vectors")}
+    return publish(run, beside=parts, step=step)
 
+
+def there(run: Run, kind: str) -> set[str]:
+    return {path.name for path in (run.root / "artifacts" / kind).iterdir()}
+
+
+def test_vectors_and_data_sets_go_with_the_last_release_that_names_them(run: Run) -> None:
+    releases = [made(run, step) for step in range(5)]
+    prepared = run.write_artifact("dataset", {"step": "next"}, lambda folder: None)
+    run.publish(dataset=releases[1].dataset)  # the data of an earlier one again
+    prune(run)
+    assert there(run, "vectors") == {one.vectors for one in releases[-KEPT:]}
+    assert there(run, "dataset") == {*(one.dataset for one in releases), prepared}
+    prune(run, prepared=prepared)
+    assert there(run, "dataset") == {*(one.dataset for one in (releases[1], *releases[-KEPT:])), prepared}
+    assert roll_back(run).release.vectors == releases[-2].vectors
+
+
+def test_what_a_command_at_work_has_just_made_is_left_alone(run: Run) -> None:
+    old, *_ = [made(run, step) for step in range(KEPT + 1)]
+    fresh = {kind: run.write_artifact(kind, {"step": "next"}, lambda folder: None) for kind in ("index", "vectors")}
+    script = (
+        "import sys; from pathlib import Path; from store.artifacts import Run\n"
+        "with Run(Path(sys.argv[1])).work(): print('at work', flush=True), sys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", script, str(run.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout.readline() == "at work\n"
+        prune(run)
+        assert old.vectors not in there(run, "vectors")
+        assert all(key in there(run, kind) for kind, key in fresh.items())
+        other.communicate("\n")
+    prune(run)
+    assert not any(key in there(run, kind) for kind, key in fresh.items())
+
+
+def test_a_release_that_is_going_back_far_is_never_pruned(run: Run) -> None:
     writer = PublishedIndex(run)
     writer.add(MORE)
     writer.compact()
