@@ -143,10 +143,12 @@ def test_ties_and_exclusions_agree_with_exact_search(kind: str) -> None:
         vectors = whole_numbers(rng, (n_items, 3), 1)  # 27 different vectors at most: many ties
         asked = whole_numbers(rng, (queries, 3), 1)
         exclude = [rng.integers(0, n_items, rng.integers(0, n_items + 1)) for _ in range(queries)]
-        scores, rows = MADE[kind](vectors).search(asked, k, exclude=exclude)
-        expected_scores, expected_rows = exact(vectors, asked, k, exclude)
-        np.testing.assert_array_equal(rows, expected_rows)
-        np.testing.assert_array_equal(scores, expected_scores.astype(np.float32))
+        index = MADE[kind](vectors)
+        for known in (None, exclude):
+            scores, rows = index.search(asked, k, exclude=known)
+            expected_scores, expected_rows = exact(vectors, asked, k, known)
+            np.testing.assert_array_equal(rows, expected_rows)
+            np.testing.assert_array_equal(scores, expected_scores.astype(np.float32))
 
     agree()
 
