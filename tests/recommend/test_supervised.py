@@ -47,6 +47,9 @@ class Faulty:
     def calibrate(self) -> None:
         self.inside.calibrate()
 
+    def forget(self) -> None:
+        self.inside.forget()
+
 
 def faulty(folder: Path) -> Reranker:
     return Faulty(folder)
