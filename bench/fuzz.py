@@ -12,6 +12,8 @@ BODIES: dict[str, list[Any]] = {
         {"user_id": "1", "limit": 3, "explain": True},
         {"history": ["1", "2"], "budget": {"depth": 2, "max_ms": 50.5, "max_tokens": 40}, "exclude_items": ["3"]},
         {"query": "a quiet film", "rerank": "always", "where": "item_id <> '1'"},
+        {"history": ["1"], "where": "(" * 900 + "item_id = '1'"},
+        {"history": ["1"], "where": "item_id = '1'" + "||''" * 490},
     ],
     "/v1/rerank": [{"query": "garden", "documents": ["a spade", {"text": "a novel"}], "top_n": 1}],
     "/v1/events": [

@@ -7,7 +7,11 @@ from data.schema import Mask, Rows, Scores
 
 
 class VectorIndex(Protocol):
-    """Item vectors by row, searched by inner product; knows neither texts nor models."""
+    """Item vectors by row, searched by inner product; knows neither texts nor models.
+
+    A vector may be zero, as that of an item whose text lies at the mean of all texts and of which nothing has been
+    learnt: it scores 0 with every query. None is NaN or infinite: those are refused when an index is built or changed.
+    """
 
     @property
     def dimension(self) -> int:

@@ -13,6 +13,7 @@ from data.schema import Scores
 from index.approximate import ApproximateIndex
 from index.checks import refuse_unusable
 from index.faiss_index import FlatIndex, SavedIndex
+from index.gpu import replicated
 from index.layout import IndexKind, Layout, default_layout
 from index.lists import exact_search
 from index.manifest import Trial
@@ -81,12 +82,12 @@ def plan_index(
             says which comes nearest and what it would take.
     """
     refuse_unusable(vectors)
-    if len(queries) < 2:
-        queries = vectors[np.random.default_rng(0).choice(len(vectors), min(len(vectors), config.sample_users))]
-    queries = np.ascontiguousarray(queries[: config.sample_users], dtype=np.float32)
+    queries = _asked(vectors, queries, config)
     k = min(config.recall_at, len(vectors))
     if config.kind is IndexKind.MILVUS:
-        return _best_of(iter([_tried_milvus(vectors, queries, k, config)]), config, len(vectors))
+        planned = _tried_milvus(vectors, queries, k, config)
+        say(told(planned.report[0]))
+        return _best_of(iter([planned]), config, len(vectors))
     asks_flat = config.kind in (AUTO, IndexKind.FLAT)
     flat = _tried_flat(vectors, queries, k, config) if asks_flat else None
     if flat is not None:
@@ -97,6 +98,44 @@ def plan_index(
         if config.kind is IndexKind.FLAT:
             raise _none_fits(flat.report, config, len(vectors))
     return _best_of(_trials(vectors, queries, k, config=config, flat=flat, say=say), config, len(vectors))
+
+
+def plan_again(
+    vectors: Scores,
+    queries: Scores,
+    layout: Layout,
+    config: IndexConfig,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+) -> Planned:
+    """A layout over other vectors than it was chosen for, with the least effort that reaches the target there.
+
+    Where none does it has the effort that finds most, and `say` is told that, too.
+
+    Args:
+        vectors, queries: as `plan_index`.
+        layout: of an approximate kind.
+        config: recall target and sample; the rest is settled by the layout.
+
+    Raises:
+        BadInput: when the vectors cannot be indexed.
+    """
+    refuse_unusable(vectors)
+    stored, k = StoredVectors.of(vectors, layout.storage), min(config.recall_at, len(vectors))
+    sample = Sample.of(lambda asked, wanted: exact_search(stored, asked, wanted), _asked(vectors, queries, config), k)
+    planned = _tried(vectors, layout, sample, config=config, centroids={})
+    trial = planned.report[0]
+    say(told(trial))
+    if trial.recall < config.recall_target:
+        say(f"that is less than {config.recall_target:g}: 'python cli.py build-index' looks for a kind that finds more")
+    return planned
+
+
+def _asked(vectors: Scores, queries: Scores, config: IndexConfig) -> Scores:
+    """The queries to measure with; where there are hardly any, some of the vectors stand in."""
+    if len(queries) < 2:
+        queries = vectors[np.random.default_rng(0).choice(len(vectors), min(len(vectors), config.sample_users))]
+    return np.ascontiguousarray(queries[: config.sample_users], dtype=np.float32)
 
 
 def _trials(
@@ -156,7 +195,8 @@ def _tried(
 
 
 def _trial(index: SavedIndex, queries: Scores, k: int, *, recall: float, build_seconds: float) -> Trial:
-    times = times_of(index, queries, k)
+    # As it will be searched: on a GPU where there is one and the kind can go there.
+    times = times_of(replicated(index), queries, k)
     return Trial(
         layout=index.layout,
         effort=index.effort,

@@ -31,7 +31,7 @@ def check_rows(index: VectorIndex, rows: Rows) -> None:
 
 
 def refuse_unusable(vectors: Scores) -> None:
-    """Raises BadInput when there are no vectors, or some hold NaN or infinity."""
+    """Raises BadInput when there are no vectors, or some hold NaN or infinity; zero vectors can be searched."""
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise BadInput(f"an index needs (items, dimension) vectors, found shape {vectors.shape}")
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))

@@ -9,7 +9,7 @@ from index.checks import check_rows
 from index.grouped import GroupedIndex
 from index.layout import FAISS, Effort, IndexKind, Layout
 from index.lists import of_length
-from index.manifest import FORMAT, IndexManifest, Trial, draw_canaries, write_manifest
+from index.manifest import FORMAT, METRIC, IndexManifest, Trial, draw_canaries, write_manifest
 from index.stored_vectors import DecodedVectors, StoredVectors, VectorsByRow
 
 INDEX_FILE = "index.faiss"
@@ -111,7 +111,7 @@ class FaissIndex(GroupedIndex):
         manifest = IndexManifest(
             format=FORMAT,
             kind=self.kind,
-            metric="inner_product",
+            metric=METRIC,
             dimension=self.dimension,
             count=len(self),
             bytes=path.stat().st_size,

@@ -13,7 +13,7 @@ from index.checks import refuse_unusable
 from index.faiss_base import INDEX_FILE, VECTORS_FILE, FaissIndex
 from index.layout import FAISS, QUANTISED, Effort, IndexKind, Layout, empty_index
 from index.lists import Allowed, exact_search, in_order
-from index.manifest import IndexManifest, check_canaries, read_manifest
+from index.manifest import METRIC, IndexManifest, check_canaries, read_manifest
 from index.milvus_index import MilvusIndex
 from index.stored_vectors import Storage, StoredVectors
 from store.errors import CorruptArtifact, Mismatch
@@ -119,11 +119,14 @@ def load_index(folder: Path, *, retriever: str | None = None, catalog: str | Non
     Raises:
         MissingStep: when the folder holds no index.
         CorruptArtifact: when a file is truncated or altered, or the canaries find other rows.
-        Mismatch: when the index belongs to another retriever or catalog, or a newer version wrote it.
+        Mismatch: when the index belongs to another retriever or catalog, maximises something else than the inner
+            product, or a newer version wrote it.
     """
     manifest = read_manifest(folder)
     if manifest.kind not in INDEXES:
         raise Mismatch(f"{folder} holds an index of kind {manifest.kind!r}, this version knows {', '.join(INDEXES)}")
+    if manifest.metric != METRIC:
+        raise _other_metric(folder, manifest.metric)
     manifest.check_fingerprints(folder, retriever=retriever, catalog=catalog)
     if manifest.kind == IndexKind.MILVUS:
         return MilvusIndex.load(folder, manifest)
@@ -133,9 +136,17 @@ def load_index(folder: Path, *, retriever: str | None = None, catalog: str | Non
             f"{folder / INDEX_FILE} holds {index.ntotal:,} vectors of dimension {index.d}, its "
             f"manifest says {manifest.count:,} of {manifest.dimension}: run 'python cli.py build-index'"
         )
+    if index.metric_type != FAISS.METRIC_INNER_PRODUCT:
+        raise _other_metric(folder, f"FAISS's metric {index.metric_type}")
     loaded = _adopted(index, manifest, folder)
     check_canaries(loaded, manifest.canaries, folder)
     return loaded
+
+
+def _other_metric(folder: Path, found: str) -> Mismatch:
+    return Mismatch(
+        f"the index in {folder} searches by {found}, the towers' vectors want {METRIC}: run 'python cli.py build-index'"
+    )
 
 
 def _adopted(index: Any, manifest: IndexManifest, folder: Path) -> FaissIndex:

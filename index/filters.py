@@ -41,6 +41,13 @@ FUNCTIONS: dict[str, tuple[tuple[Kind, ...], Kind]] = {
 }
 """Name → what it takes and gives; no other function may be called."""
 
+DEEPEST = 20
+"""Parentheses, functions, NOT and signs within each other. Python's stack would hold more, polars' parser does not
+where each of them stands behind an AND."""
+MOST_JOINED = 100
+"""AND, OR and operators in one condition: each is a level more for polars, which takes a second for some hundreds,
+and whose threads run out of stack beyond, which ends the process."""
+
 _TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<forbidden>--|/\*|;)|(?P<number>(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)"
     r"|(?P<text>'([^']|'')*')|(?P<quoted>\"([^\"]|\"\")+\")|(?P<word>[^\W\d]\w*)"
@@ -140,7 +147,7 @@ class Condition:
     def __init__(self, text: str, kinds: dict[str, Kind]) -> None:
         self.text, self.kinds = text, kinds
         self._tokens = self._tokenised()
-        self._next = 0
+        self._next = self._depth = self._joints = 0
         self._used: dict[str, None] = {}
 
     def columns(self) -> list[str]:
@@ -190,6 +197,24 @@ class Condition:
             found = repr(self._now.text) if self._now.text else "the end"
             raise self._fault(self._now.place, f"found {found}, expected {word}")
 
+    def _nested(self, part: Callable[[], _Value], place: int) -> _Value:
+        """What `part` reads, a level deeper."""
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise self._fault(place, f"parentheses, functions, NOT and signs stand {DEEPEST} deep; use fewer")
+        value = part()
+        self._depth -= 1
+        return value
+
+    def _join(self) -> _Token:
+        """Takes what joins two parts."""
+        self._joints += 1
+        if self._joints > MOST_JOINED:
+            raise self._fault(
+                self._now.place, f"{MOST_JOINED} AND, OR and operators are the most; give many values by IN (…)"
+            )
+        return self._take()
+
     def _either(self) -> _Value:
         return self._joined("OR", self._both)
 
@@ -200,7 +225,7 @@ class Condition:
         value = part()
         while self._now.word == word:
             self._expect(value, Kind.TRUTH)
-            self._take()
+            self._join()
             value = self._expect(part(), Kind.TRUTH)
         return value
 
@@ -208,7 +233,7 @@ class Condition:
         place = self._now.place
         if not self._takes("NOT"):
             return self._compared()
-        self._expect(self._negated(), Kind.TRUTH)
+        self._expect(self._nested(self._negated, place), Kind.TRUTH)
         return _Value(Kind.TRUTH, place)
 
     def _compared(self) -> _Value:
@@ -246,20 +271,22 @@ class Condition:
     def _sum(self) -> _Value:
         value = self._product()
         while self._now.word in ("+", "-", "||"):
-            kind = Kind.TEXT if self._take().word == "||" else Kind.NUMBER
+            kind = Kind.TEXT if self._join().word == "||" else Kind.NUMBER
             value = self._expect(value, kind)
             self._expect(self._product(), kind)
         return value
 
     def _product(self) -> _Value:
         value = self._signed()
-        while self._takes("*", "/", "%"):
+        while self._now.word in ("*", "/", "%"):
+            self._join()
             value = self._expect(value, Kind.NUMBER)
             self._expect(self._signed(), Kind.NUMBER)
         return value
 
     def _signed(self) -> _Value:
-        return self._expect(self._signed(), Kind.NUMBER) if self._takes("-", "+") else self._atom()
+        place = self._now.place
+        return self._expect(self._nested(self._signed, place), Kind.NUMBER) if self._takes("-", "+") else self._atom()
 
     def _literal(self) -> _Value:
         place = self._now.place
@@ -276,7 +303,7 @@ class Condition:
         if token.shape == "text":
             return _Value(Kind.TEXT, token.place)
         if token.word == "(":
-            value = self._either()
+            value = self._nested(self._either, token.place)
             self._need(")")
             return value
         if token.word in ("TRUE", "FALSE"):
@@ -301,7 +328,7 @@ class Condition:
         for number, kind in enumerate(signature[0]):
             if number:
                 self._need(",")
-            self._expect(self._sum(), kind)
+            self._expect(self._nested(self._sum, name.place), kind)
         self._need(")")
         return _Value(signature[1], name.place)
 

@@ -43,8 +43,8 @@ def replicated(master: SavedIndex) -> VectorIndex:
 class GpuIndex:
     """A master and its replica behind the VectorIndex Protocol.
 
-    Plain and excluding searches go to the GPU, one at a time; filters, deep lists and what comes back short go to
-    the master, which holds the same vectors.
+    Plain and excluding searches go to the GPU, one at a time; filters, deep lists and what comes back short, or
+    tied at its end, go to the master, which holds the same vectors.
 
     Args:
         master: of a kind in ON_GPU.
@@ -89,18 +89,22 @@ class GpuIndex:
         check_queries(master, vectors, k, exclude)
         longest = max(map(len, exclude), default=0) if exclude is not None else 0
         wide = master.candidates_for(k + longest)
-        if allowed is not None or wide > DEEPEST or not len(vectors):
+        # Of exact ones a row more tells whether the last place is tied with rows that were left out.
+        more = min(wide + 1, len(master)) if master.kind is IndexKind.FLAT else wide
+        if allowed is not None or more > DEEPEST or not len(vectors):
             return master.search(vectors, k, exclude=exclude, allowed=allowed)
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
         with self._one_at_a_time:
-            scores, rows = replica.search(queries, wide)
+            scores, rows = replica.search(queries, more)
+        tied = scores[:, wide - 1] == scores[:, wide] if more > wide else np.zeros(len(queries), dtype=np.bool_)
+        scores, rows = scores[:, :wide], rows[:, :wide]
         scores[rows == NO_ITEM] = -np.inf
         scores, rows = master.settled(queries, (scores, rows), min(k + longest, len(master)))
         if exclude is not None and longest:
             scores, rows = without_excluded(scores, rows, exclude, size=len(master))
         scores, rows = of_length(*in_order(scores, rows), k)
-        short = rows[:, -1] == NO_ITEM
-        if short.any():
-            left = None if exclude is None else [exclude[int(place)] for place in np.flatnonzero(short)]
-            scores[short], rows[short] = master.search(queries[short], k, exclude=left)
+        again = tied | (rows[:, -1] == NO_ITEM)
+        if again.any():
+            left = None if exclude is None else [exclude[int(place)] for place in np.flatnonzero(again)]
+            scores[again], rows[again] = master.search(queries[again], k, exclude=left)
         return scores, rows

@@ -14,6 +14,8 @@ from store.errors import CorruptArtifact, Mismatch, MissingStep
 MANIFEST_FILE = "index.json"
 FORMAT = 2
 """1: flat indexes only, without layout, effort and report."""
+METRIC = "inner_product"
+"""What every search maximises."""
 
 CANARY_COUNT = 8
 CANARY_DEPTH = 10

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -78,7 +79,7 @@ class MilvusConfig(BaseModel):
 
 
 class MilvusCollection:
-    """Vectors by row in one collection; opened when first used, and again after `close`.
+    """Vectors by row in one collection; opened when first used, and again after `close`; several threads may ask.
 
     Args:
         name: of the collection.
@@ -89,6 +90,7 @@ class MilvusCollection:
     def __init__(self, name: str, config: MilvusConfig, database: Path | None) -> None:
         self.name, self.config, self.database = name, config, database
         self.where = f"Milvus at {config.uri}" if database is None else f"the embedded Milvus in {database}"
+        self._opening = threading.Lock()
         self._client: Any = None
         self._closing: finalize[..., Any] | None = None
 
@@ -114,7 +116,7 @@ class MilvusCollection:
                 batch = np.asarray(vectors[start : start + at_once], dtype=np.float32)
                 client.upsert(self.name, [{ROW: start + i, VECTOR: v} for i, v in enumerate(batch)], **limit)
             client.flush(self.name, **limit)
-            if not client.list_indexes(self.name):
+            if not client.list_indexes(self.name, **limit):
                 layout, index = self.config.layout, client.prepare_index_params()
                 parameters = {**BUILD[layout], **self.config.build}
                 index.add_index(VECTOR, index_type=layout.upper(), metric_type="IP", params=parameters)
@@ -126,7 +128,7 @@ class MilvusCollection:
         with self._answering(self.config.timeout_s) as (client, limit):
             if not client.has_collection(self.name, **limit):
                 return -1
-            if not client.list_indexes(self.name):
+            if not client.list_indexes(self.name, **limit):
                 return 0
             (found,) = client.query(self.name, filter="", output_fields=["count(*)"], **limit)
             return int(found["count(*)"])
@@ -176,18 +178,21 @@ class MilvusCollection:
 
     def close(self) -> None:
         """Ends the connection and, of an embedded database, its server: its files are then whole and at rest."""
-        if self._closing is not None:
-            self._closing()
-        self._client = self._closing = None
+        with self._opening:
+            if self._closing is not None:
+                self._closing()
+            self._client = self._closing = None
 
     @contextmanager
     def _answering(self, seconds: float) -> Iterator[tuple[Any, dict[str, float]]]:
         """An open client and the time limit of a call; what goes wrong in the block is told in our words."""
         exceptions = _pymilvus().exceptions
         try:
-            if self._client is None:
-                self._open()
-            yield self._client, {"timeout": seconds}
+            with self._opening:
+                if self._client is None:
+                    self._client = self._open()
+                client = self._client
+            yield client, {"timeout": seconds}
         except exceptions.MilvusException as error:
             reason = str(error.message).strip().partition("\n")[0]
             raise Unreachable(
@@ -195,17 +200,17 @@ class MilvusCollection:
                 f"runs, index.milvus.uri and, where it wants one, the token in {TOKEN_VARIABLE}"
             ) from error
 
-    def _open(self) -> None:
-        token = os.environ.get(TOKEN_VARIABLE, "")
+    def _open(self) -> Any:
+        token, limit = os.environ.get(TOKEN_VARIABLE, ""), {"timeout": self.config.timeout_s}
         place = self.config.uri if self.database is None else str(self.database)
         if self.database is not None and find_spec("milvus_lite") is None:
             raise _missing("milvus_lite")
-        self._client = _pymilvus().MilvusClient(place, token=token, timeout=self.config.timeout_s)
-        self._closing = finalize(self, _close, self._client, self.database)
-        there = self._client.has_collection(self.name, timeout=self.config.timeout_s)
-        if there and self._client.list_indexes(self.name):
+        client = _pymilvus().MilvusClient(place, token=token, **limit)
+        self._closing = finalize(self, _close, client, self.database)
+        if client.has_collection(self.name, **limit) and client.list_indexes(self.name, **limit):
             # Until it is in the server's memory nothing can be searched.
-            self._client.load_collection(self.name, timeout=self.config.build_minutes * 60)
+            client.load_collection(self.name, timeout=self.config.build_minutes * 60)
+        return client
 
 
 def listed(rows: Rows, *, absent: bool = False) -> str:

@@ -21,6 +21,7 @@ from index.manifest import (
     CANARY_DEPTH,
     CANARY_TOLERANCE,
     FORMAT,
+    METRIC,
     IndexManifest,
     Trial,
     canary_queries,
@@ -174,7 +175,7 @@ class MilvusIndex(GroupedIndex):
         manifest = IndexManifest(
             format=FORMAT,
             kind=self.kind,
-            metric="inner_product",
+            metric=METRIC,
             dimension=self.dimension,
             count=len(self),
             bytes=sum(path.stat().st_size for path in (folder / DATABASE).rglob("*") if path.is_file()),

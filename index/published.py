@@ -12,8 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from data.schema import Rows, Scores
 from index.approximate import ApproximateIndex
+from index.build import IndexConfig, Planned, plan_again
 from index.changes import Change, ChangeKind
-from index.faiss_index import FlatIndex, SavedIndex, load_index
+from index.faiss_index import FlatIndex, load_index
 from index.gpu import replicated
 from index.journal import Journal, Mark
 from index.layout import IndexKind, default_layout
@@ -25,7 +26,7 @@ from store.errors import BadInput, CorruptArtifact, MissingStep
 from store.releases import JOURNAL, LIVE
 
 RESIZED_BY = 2
-"""From this factor on an index of lists is compacted into as many lists as suit its new number of vectors."""
+"""From this factor on an approximate index is laid out and measured for its new number of vectors."""
 
 SLOTS = "slots.safetensors"
 """In the folder of an index whose slots are not simply the rows 0, 1, 2, …: one that was compacted."""
@@ -107,15 +108,15 @@ class PublishedIndex:
         Raises:
             CorruptArtifact, Mismatch: as when it was opened; what was served until then still is.
         """
-        signature = self._look()
+        before, signature = self._now, self._look()
         if self._follows and signature != self._signature:
-            before = self.release
             self._opened = self._open_current()
             self._signature = signature
-            return Fresh.SAME if self.release == before else Fresh.REPLACED
-        before_changes = self._now
-        self._opened = _caught_up(before_changes)
-        return Fresh.SAME if self._opened is before_changes else Fresh.CHANGED
+        else:
+            self._opened = _caught_up(before)
+        if self.release != before.release:
+            return Fresh.REPLACED
+        return Fresh.SAME if self._now.mark == before.mark else Fresh.CHANGED
 
     def add(self, vectors: Scores, **beside: Any) -> Rows:
         """Gives new rows to vectors (n, D), durably, and returns them.
@@ -161,7 +162,9 @@ class PublishedIndex:
         self,
         *,
         vectors: Callable[[Rows], Scores] | None = None,
+        queries: Callable[[int], Scores] | None = None,
         write_beside: Callable[[Path], None] | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> Release:
         """Folds the changes into a new base, laid out as the old one, and publishes it by one rename.
 
@@ -169,7 +172,9 @@ class PublishedIndex:
 
         Args:
             vectors: gives the vectors of rows; None: as the index has them, which a compressed one has only nearly.
+            queries: gives vectors of so many users, for when effort is measured anew; None: vectors stand in.
             write_beside: puts into the new folder what else its caller folds.
+            say: told what was measured, where it was.
 
         Raises:
             BadInput: when no row is left to be indexed.
@@ -182,10 +187,17 @@ class PublishedIndex:
             if not len(rows):
                 raise BadInput("every item has been removed: an index needs at least one")
             manifest = read_manifest(self.folder)
-            made = rebuilt(self.folder, (vectors or index.vectors)(rows))
+            config = _measured_by(self._made_from())
+            made = rebuilt(
+                self.folder,
+                (vectors or index.vectors)(rows),
+                config,
+                queries=lambda: np.zeros((0, 0), np.float32) if queries is None else queries(config.sample_users),
+                say=say,
+            )
 
             def write(folder: Path) -> None:
-                made.save(folder, retriever=manifest.retriever, catalog=manifest.catalog)
+                made.index.save(folder, retriever=manifest.retriever, catalog=manifest.catalog, report=made.report)
                 save_slots(folder, rows, len(index))
                 if write_beside is not None:
                     write_beside(folder)
@@ -196,11 +208,14 @@ class PublishedIndex:
             self.refresh()
         return self.release
 
+    def _made_from(self) -> dict[str, Any]:
+        made_from: dict[str, Any] = self.run.manifest("index", self.release.index or "")["made_from"]
+        return made_from
+
     def _folded_from(self) -> dict[str, Any]:
         opened = self._now
-        made_from = self.run.manifest("index", opened.release.index or "")["made_from"]
         folded = {"index": opened.release.index, "live": opened.release.live, "records": len(opened.changes)}
-        return {**made_from, "folded": folded}
+        return {**self._made_from(), "folded": folded}
 
     def _begin_journal(self) -> Journal:
         """The first change since the index was made: from now on its release has a journal."""
@@ -282,22 +297,44 @@ def journal_path(run: Run, name: str) -> Path:
     return run.root / LIVE / f"{name}{JOURNAL}"
 
 
-def rebuilt(folder: Path, vectors: Scores) -> SavedIndex:
-    """An index of vectors, laid out and searched as the one in a folder; with lists that suit their number.
+def rebuilt(
+    folder: Path,
+    vectors: Scores,
+    config: IndexConfig,
+    *,
+    queries: Callable[[], Scores],
+    say: Callable[[str], None],
+) -> Planned:
+    """An index of vectors, laid out and searched as the one in a folder.
+
+    From RESIZED_BY times as many on, or as few, it has as many lists as suit them, and its effort is measured anew:
+    what found enough in other lists may be too little, or too much.
+
+    Args:
+        config: recall target and sample.
+        queries: asked only where something is measured, see `plan_again`.
 
     Raises:
         MissingPackage, Unreachable: for an index in Milvus, as that.
     """
     like = read_manifest(folder)
-    if like.layout.kind is IndexKind.MILVUS:
-        return MilvusIndex.rebuilt(folder, vectors)
-    if like.layout.kind is IndexKind.FLAT:
-        return FlatIndex(vectors, like.layout.storage)
     layout, count = like.layout, len(vectors)
-    if not like.count / RESIZED_BY < count < like.count * RESIZED_BY:
-        lists = default_layout(layout.kind, count=count, dimension=like.dimension).lists
-        layout = layout.model_copy(update={"lists": lists})
-    return ApproximateIndex.build(vectors, layout, effort=like.effort)
+    if layout.kind is IndexKind.MILVUS:
+        return Planned(MilvusIndex.rebuilt(folder, vectors), like.report)
+    if layout.kind is IndexKind.FLAT:
+        return Planned(FlatIndex(vectors, layout.storage), like.report)
+    if like.count / RESIZED_BY < count < like.count * RESIZED_BY:
+        return Planned(ApproximateIndex.build(vectors, layout, effort=like.effort), like.report)
+    lists = default_layout(layout.kind, count=count, dimension=like.dimension).lists
+    planned = plan_again(vectors, queries(), layout.model_copy(update={"lists": lists}), config, say=say)
+    return Planned(planned.index, (*planned.report, *like.report[1:]))
+
+
+def _measured_by(made_from: dict[str, Any]) -> IndexConfig:
+    """What an index was made to find, by the settings that it was made from."""
+    asked = made_from.get("config", {})
+    names = ("recall_target", "recall_at", "sample_users")
+    return IndexConfig.model_validate({name: asked[name] for name in names if name in asked})
 
 
 def open_live(folder: Path, *, retriever: str | None = None, catalog: str | None = None) -> LiveIndex:

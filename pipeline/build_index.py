@@ -2,20 +2,15 @@
 
 from dataclasses import asdict
 
-import numpy as np
-
-from data.schema import Scores
 from index.build import plan_index
 from pipeline.carry_over import carried_journal
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import open_retriever
 from pipeline.workspace import FitKind, Workspace
 from retrieval.folder import save_vectors
-from retrieval.retriever import Retriever
+from retrieval.retriever import some_queries
 from store.artifacts import Release
 from store.releases import prune
-
-SAMPLE_SEED = 20_140_723
 
 
 def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION) -> Release:
@@ -34,7 +29,10 @@ def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION
         vectors_key = ws.run.write_artifact(
             "vectors", ws.vectors_made_from(fit), lambda folder: save_vectors(folder, vectors)
         )
-        planned = plan_index(vectors, _asked(ws, retriever, fit), ws.config.index, say=log.say)
+        # Each with the history that validation asks them with.
+        histories = ws.dataset.interactions if fit is FitKind.FINAL else ws.split.validation.histories
+        queries = some_queries(retriever, histories, ws.config.index.sample_users)
+        planned = plan_index(vectors, queries, ws.config.index, say=log.say)
         index = planned.index
         index_key = ws.run.write_artifact(
             "index",
@@ -51,17 +49,8 @@ def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION
         # From here on no item may change: what is changed live is carried over.
         with ws.run.lock():
             release = ws.run.publish(**{**asdict(release), "live": carried_journal(ws.run, release, log=log)})
-            prune(ws.run)
+            prune(ws.run, prepared=ws.dataset_key)
     log.record(
         {"event": "index", "kind": index.kind, "items": len(index), "dimension": index.dimension, "key": index_key}
     )
     return release
-
-
-def _asked(ws: Workspace, retriever: Retriever, fit: FitKind) -> Scores:
-    """(n, ΣD) float32: what a sample of users would search by, each with the history that validation asks them with."""
-    histories = ws.dataset.interactions if fit is FitKind.FINAL else ws.split.validation.histories
-    some = np.flatnonzero(histories.lengths > 0)
-    wanted = min(len(some), ws.config.index.sample_users)
-    users = histories.take(np.random.default_rng(SAMPLE_SEED).choice(some, wanted, replace=False))
-    return retriever.towers.weighted(retriever.towers.user_vectors(users, retriever.item_vectors))

@@ -12,6 +12,7 @@ from data.more_items import Aligned
 from data.schema import ITEM_ID, Scores
 from data.table import read_table
 from pipeline.run_log import RunLog
+from pipeline.workspace import PREPARED, prepared_key
 from recommend.catalog import Changed, LiveCatalog
 from recommend.item_file import items_in, reading
 from recommend.release import encoder_of
@@ -57,16 +58,17 @@ def remove_items(run: Run, ids: Sequence[str], *, log: RunLog) -> Changed:
 
 
 def compact(run: Run, *, log: RunLog) -> Release:
-    """Folds all changes into a new index, publishes it, and removes indexes that are no longer kept.
+    """Folds all changes into a new index, publishes it, and removes what is no longer kept, see `prune`.
 
     Raises:
         RunBusy, NoSpace, MissingStep, CorruptArtifact, Mismatch: as `add_items`.
     """
     with run.lock():
+        prepared = prepared_key(run) if (run.root / PREPARED).exists() else None
         catalog = _open(run, log)
         folded = len(catalog.published.changes)
-        release = catalog.compact() if folded else catalog.published.release
-        gone = prune(run)
+        release = catalog.compact(say=log.say) if folded else catalog.published.release
+        gone = prune(run, prepared=prepared)
     log.record({"event": "compacted", "index": release.index, "changes": folded, "pruned": gone})
     return release
 

@@ -10,13 +10,13 @@ import polars as pl
 from data.more_items import Aligned
 from data.schema import ITEM_ID, TEXT, VECTOR, Catalog, Dataset, Rows, Scores, brings_vectors, unit_vectors
 from index.changes import Change, ChangeKind
-from index.published import Fresh, PublishedIndex
+from index.published import PublishedIndex
 from recommend.live_items import LiveItems, beside
 from recommend.release import Stages, as_changed, live_items, load_base
 from rerank.base import Reranker
 from retrieval.encode import centred
 from retrieval.growth import ReadItems
-from retrieval.retriever import Retriever
+from retrieval.retriever import Retriever, some_queries
 from store.artifacts import Release, Run, Verify
 from store.errors import BadInput, Mismatch, UnknownId
 
@@ -73,7 +73,12 @@ class LiveCatalog:
         self._encode = encode
         self._models = self.published.release.models
         self._base = load_base(run, self.published, with_reranker=opened is not None, opened=opened)
+        self._begin()
+
+    def _begin(self) -> None:
+        """With all that has changed in what is published."""
         self._live = live_items(self._base, self.published)
+        self._taken = len(self.published.changes)
         self._stages: Stages | None = None
 
     @property
@@ -90,14 +95,23 @@ class LiveCatalog:
             Mismatch: when another release is published meanwhile: it has to be opened anew.
             CorruptArtifact: when a change cannot be read.
         """
-        seen, fresh = len(self.published.changes), self.published.refresh()
+        before = self.published.release.live
+        self.published.refresh()
         if self.published.release.models != self._models:
             raise Mismatch("another release has been published")
-        new = self.published.changes[seen:]
-        if fresh is Fresh.SAME or not new:
-            return False
-        self._live, self._stages = self._live.after(new), None
-        return True
+        if before not in (None, self.published.release.live):
+            # The same index with other changes, or with none: what was gone back to.
+            self._begin()
+            return True
+        return self._take_in()
+
+    def _take_in(self) -> bool:
+        """What the published index has and this catalog has not, yet; whether that was anything."""
+        new = self.published.changes[self._taken :]
+        if new:
+            self._live, self._stages = self._live.after(new), None
+            self._taken += len(new)
+        return bool(new)
 
     @property
     def catalog(self) -> Catalog:
@@ -171,10 +185,15 @@ class LiveCatalog:
             self._apply(Change(ChangeKind.REMOVE, self.catalog.vocabulary.rows(gone)))
         return Changed(gone, [one for one, there in zip(distinct, shown, strict=True) if not there], 0)
 
-    def compact(self) -> Release:
-        """Folds all changes into a new base; errors as PublishedIndex.compact."""
-        vectors = self.stages.retriever.item_vectors
-        return self.published.compact(vectors=lambda rows: vectors[rows], write_beside=self._live.save)
+    def compact(self, *, say: Callable[[str], None] = lambda line: None) -> Release:
+        """Folds all changes into a new base; `say` and errors as PublishedIndex.compact."""
+        retriever, histories = self.stages.retriever, self.stages.dataset.interactions
+        return self.published.compact(
+            vectors=lambda rows: retriever.item_vectors[rows],
+            queries=lambda most: some_queries(retriever, histories, most),
+            write_beside=self._live.save,
+            say=say,
+        )
 
     def _put(self, items: pl.DataFrame) -> tuple[list[Change], int]:
         """What gives items new vectors, and rows where they never had one; and how many texts were read for it."""
@@ -211,7 +230,7 @@ class LiveCatalog:
     def _apply(self, *changes: Change) -> None:
         if changes:
             self.published.change(*changes)
-            self._live, self._stages = self._live.after(changes), None
+            self._take_in()
 
     def _row_numbers(self, items: pl.DataFrame) -> Rows:
         return self.catalog.vocabulary.rows(items[ITEM_ID].to_list())

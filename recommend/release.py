@@ -124,7 +124,10 @@ def load_base(
     )
     retriever = load_retriever(folder, texts=dataset.catalog.texts, text_vectors=vectors, index=published.index)
     if release.vectors is not None:
-        _check_vectors(retriever, load_vectors(_whole(run, "vectors", release.vectors)), run)
+        indexed = load_vectors(_whole(run, "vectors", release.vectors))
+        _check_vectors(retriever, indexed, run)
+        # Mapped, where the towers' own would be in the memory of every process.
+        retriever = replace(retriever, item_vectors=indexed)
     reranker, fusion, gate = None, None, None
     if with_reranker and release.reranker is not None:
         # Every reranker, of the final fit too, learns behind the evaluation fit of its retriever.

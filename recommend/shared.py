@@ -54,6 +54,7 @@ class RerankerHub:
         self._listener = Listener(self.address.path, "AF_UNIX", backlog=128, authkey=self.address.secret)
         self._children: dict[str, tuple[SupervisedReranker, BatchedReranker]] = {}
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
         self._scoring = 0
         self._ends = threading.Event()
         threading.Thread(target=self._accept, daemon=True, name="hub").start()
@@ -119,12 +120,17 @@ class RerankerHub:
         if method == STATE:
             return child.is_ready, child.starts, child.trouble
         if method == SCORE:
-            self._scoring += 1
+            self._count(1)
             try:
                 return batched.score(*arguments)
             finally:
-                self._scoring -= 1
+                self._count(-1)
         return getattr(child, method)(*arguments)
+
+    def _count(self, more: int) -> None:
+        # Adding to a number is two steps, between which another thread may add.
+        with self._counting:
+            self._scoring += more
 
     def _child(self, key: str) -> tuple[SupervisedReranker, BatchedReranker]:
         with self._lock:

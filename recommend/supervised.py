@@ -77,12 +77,12 @@ class SupervisedReranker:
 
     def forget(self) -> None:
         """Drops the histories that the reranker remembers; a child that is being started has none."""
-        try:
-            self._ask("forget")
-        except RerankerFailure:
-            # Whoever cannot answer is replaced by one that remembers nothing, unless it was merely busy.
-            with self._lock:
-                self._restart()
+        # For its turn, however long: to be busy is no reason to load the model anew.
+        with self._lock:
+            if self._ready.is_set() and self._pipe is not None:
+                # One that gives no answer has been replaced by one that remembers nothing.
+                with suppress(RerankerFailure):
+                    self._answer("forget", (), time.monotonic() + self.timeout_s)
 
     def revive(self) -> None:
         """Starts a child where the last one has ended without being asked; to be called from time to time."""

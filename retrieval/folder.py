@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
@@ -206,14 +207,24 @@ def save_vectors(folder: Path, vectors: Scores) -> None:
 
 
 def load_vectors(folder: Path) -> Scores:
-    """Reads what `save_vectors` wrote.
+    """Maps what `save_vectors` wrote: pages are read when first needed, and shared by the processes of a machine.
+
+    The array may be written to; what is written stays with this process.
 
     Raises:
         CorruptArtifact: when it cannot be read.
     """
+    path = folder / VECTORS
     try:
-        return np.asarray(load_file(folder / VECTORS)["vectors"], dtype=np.float32)
-    except (OSError, KeyError, SafetensorError) as error:
+        with safe_open(path, framework="numpy") as file:
+            table = file.get_slice("vectors")
+            shape, kind = tuple(table.get_shape()), table.get_dtype()
+        if kind != "F32" or 0 in shape:
+            return np.asarray(load_file(path)["vectors"], dtype=np.float32)
+        # The one table of the file stands at its end, whose place safetensors has just checked.
+        start = path.stat().st_size - 4 * prod(shape)
+        return np.asarray(np.memmap(path, np.float32, mode="c", offset=start, shape=shape))
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise _corrupt(folder, error) from error
 
 

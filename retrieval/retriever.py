@@ -31,6 +31,7 @@ LIKENESS = "likeness to the history"
 POPULARITY = "popularity"
 
 USERS_AT_ONCE = 256
+SAMPLE_SEED = 20_140_723
 
 
 class RetrieverConfig(BaseModel):
@@ -251,6 +252,14 @@ class Retriever:
         sources = {name: np.where(empty[:, None], np.float32(0), scores) for name, scores in candidates.sources.items()}
         sources[POPULARITY] = np.where(empty[:, None] & (rows != NO_ITEM), score, np.float32(0))
         return Candidates(rows, score, sources)
+
+
+def some_queries(retriever: Retriever, histories: Histories, most: int) -> Scores:
+    """(n, ΣD) float32: what a sample of users, `most` at most, would search by, each after their history."""
+    some = np.flatnonzero(histories.lengths > 0)
+    chosen = np.random.default_rng(SAMPLE_SEED).choice(some, min(len(some), most), replace=False)
+    users = retriever.towers.user_vectors(histories.take(chosen), retriever.item_vectors)
+    return retriever.towers.weighted(users)
 
 
 def transforms(kinds: Iterable[str], trend: Trend) -> dict[str, Transform]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from store.atomic import atomic_folder, atomic_write, present, sha256_of
-from store.errors import CorruptArtifact, MissingStep
+from store.errors import CorruptArtifact, Mismatch, MissingStep
 from store.fingerprint import canonical, fingerprint
 from store.lock import holds, writer_lock
 
@@ -151,6 +151,7 @@ class Run:
         Raises:
             MissingStep: when there is none; the message names the command that makes it.
             CorruptArtifact: when a file is missing, truncated or altered.
+            Mismatch: when a newer version wrote it.
         """
         manifest = self.manifest(kind, key)
         folder = present(self._place(kind, key))
@@ -163,7 +164,11 @@ class Run:
         return folder
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether a whole artifact is there, every byte as it was written: what is not is made again."""
+        """Whether a whole artifact is there, every byte as it was written: what is not is made again.
+
+        Raises:
+            Mismatch: when a newer version wrote it; that is not to be written over.
+        """
         try:
             self.artifact(kind, key, verify=Verify.FULL)
         except (MissingStep, CorruptArtifact):
@@ -174,18 +179,21 @@ class Run:
         """What an artifact was made from, and its files, as written by `write_artifact`.
 
         Raises:
-            MissingStep, CorruptArtifact: as `artifact`.
+            MissingStep, CorruptArtifact, Mismatch: as `artifact`.
         """
         folder = present(self._place(kind, key))
         if not folder.is_dir():
             raise MissingStep(f"{self.root} has no {kind} {key}: make it with {_command(kind, self.root)}")
-        return read_manifest(folder, f"make it again with {_command(kind, self.root)}", key=key)
+        manifest = read_manifest(folder, f"make it again with {_command(kind, self.root)}", key=key)
+        _refuse_newer(manifest, folder / MANIFEST)
+        return manifest
 
     def release(self) -> Release:
         """The release that current.json names; an empty one when nothing has been published.
 
         Raises:
             CorruptArtifact: when current.json cannot be read.
+            Mismatch: when a newer version wrote it.
         """
         return self.numbered_release()[1]
 
@@ -193,11 +201,11 @@ class Run:
         """The release that current.json names, and its number; 0 when nothing has been published.
 
         Raises:
-            CorruptArtifact: as `release`.
+            CorruptArtifact, Mismatch: as `release`.
         """
         path = self.root / CURRENT
         try:
-            return release_of(json.loads(path.read_text(encoding="utf-8")))
+            return read_release(path)
         except FileNotFoundError:
             return 0, Release()
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -253,15 +261,25 @@ class Run:
         return self.root / "artifacts" / kind / key
 
 
-def release_of(content: Mapping[str, Any]) -> tuple[int, Release]:
-    """The number and the release in the JSON of current.json, or of a file of releases/.
+def read_release(path: Path) -> tuple[int, Release]:
+    """The number and the release that current.json, or a file of releases/, tells of.
 
     Raises:
-        KeyError, TypeError, ValueError: when it is something else.
+        OSError, KeyError, TypeError, ValueError: when it cannot be read, or is something else.
+        Mismatch: when a newer version wrote it.
     """
     # Older versions counted no releases and knew no changes.
-    known = {"live": None, **content}
-    return int(content.get("number", 0)), Release(**{field.name: known[field.name] for field in fields(Release)})
+    content = {"live": None, **json.loads(path.read_text(encoding="utf-8"))}
+    _refuse_newer(content, path)
+    return int(content.get("number", 0)), Release(**{field.name: content[field.name] for field in fields(Release)})
+
+
+def _refuse_newer(content: Mapping[str, Any], path: Path) -> None:
+    written = content.get("format", FORMAT)
+    if isinstance(written, int) and written > FORMAT:
+        raise Mismatch(
+            f"{path} has format {written}, this version reads up to {FORMAT}: a newer version wrote it; use that one"
+        )
 
 
 def _as_json(number: int, release: Release) -> str:

@@ -38,7 +38,7 @@ class CorruptArtifact(TandemError):
 
 
 class Mismatch(TandemError):
-    """Two artifacts that do not belong together, such as an index built with another model."""
+    """Two artifacts that do not belong together, as an index built with another model, or one of a newer version."""
 
     exit_code = 6
 

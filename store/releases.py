@@ -1,14 +1,13 @@
 """What a run has published, one release after another, and what of it is kept."""
 
-import json
 import shutil
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from store.artifacts import RELEASES, Release, Run, release_of
+from store.artifacts import RELEASES, Release, Run, read_release
 from store.atomic import sync
-from store.errors import BadInput, CorruptArtifact
+from store.errors import BadInput, CorruptArtifact, RunBusy
 
 KEPT = 3
 """Indexes that stay with their journals: the last so many that were published, each counted once."""
@@ -35,12 +34,13 @@ def published(run: Run) -> list[Published]:
 
     Raises:
         CorruptArtifact: when current.json or a record cannot be read.
+        Mismatch: when a newer version wrote one.
     """
     current, _ = run.numbered_release()
     found = []
     for path in sorted((run.root / RELEASES).glob("[0-9]*.json")):
         try:
-            number, release = release_of(json.loads(path.read_text(encoding="utf-8")))
+            number, release = read_release(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptArtifact(f"{path} is unreadable ({error}): delete it, nothing is served from it") from error
         # A record above the current number is of a publication that was killed before it took place.
@@ -80,27 +80,43 @@ def roll_back(run: Run, number: int | None = None) -> Published:
     return back
 
 
-def prune(run: Run) -> list[str]:
-    """Removes indexes, journals and records beyond the last `KEPT` indexes; returns what is gone.
+def prune(run: Run, *, prepared: str | None = None) -> list[str]:
+    """Removes what only releases beyond the last `KEPT` indexes name; returns what is gone.
 
-    A process that has such an index open goes on reading it: its files vanish when it lets go of them.
+    That is: indexes, their vectors and journals, data sets, and the records of such releases. Models stay. What was
+    never published goes, too, unless another command is at work, which may have just made it. A process that has
+    such an index open goes on reading it: its files vanish when it lets go of them.
+
+    Args:
+        prepared: the data set that the next steps work on; None: data sets stay.
 
     Raises:
-        CorruptArtifact: as `published`.
+        CorruptArtifact, Mismatch: as `published`.
     """
     with run.lock():
-        releases = published(run)
+        releases, alone = published(run), not _others_at_work(run)
         newest_first = dict.fromkeys(one.release.index for one in reversed(releases) if one.release.index)
-        kept = {*list(newest_first)[:KEPT], run.release().index}
-        named = [one.release for one in releases if one.release.index in kept]
-        journals = {f"{release.live}{JOURNAL}" for release in (*named, run.release()) if release.live}
-        old = [one.number for one in releases if one.release.index and one.release.index not in kept]
-        gone = [run.root / RELEASES / f"{number:06d}.json" for number in old]
-        gone += [path for path in (run.root / "artifacts" / "index").glob("[!.]*") if path.name not in kept]
+        kept = {*list(newest_first)[:KEPT], run.release().index, None}
+        stays = [run.release(), *(one.release for one in releases if one.release.index in kept)]
+        gone = [run.root / RELEASES / f"{one.number:06d}.json" for one in releases if one.release.index not in kept]
+        for kind in ("index", "vectors") if prepared is None else ("index", "vectors", "dataset"):
+            needed = {prepared, *(getattr(release, kind) for release in stays)}
+            known = {getattr(one.release, kind) for one in releases}
+            there = (run.root / "artifacts" / kind).glob("[!.]*")
+            gone += [path for path in there if path.name not in needed and (alone or path.name in known)]
+        journals = {f"{release.live}{JOURNAL}" for release in stays if release.live}
         gone += [path for path in (run.root / LIVE).glob(f"*{JOURNAL}") if path.name not in journals]
         for path in gone:
             _remove(path)
     return [path.relative_to(run.root).as_posix() for path in gone]
+
+
+def _others_at_work(run: Run) -> bool:
+    try:
+        with run.work():
+            return False
+    except RunBusy:
+        return True
 
 
 def _others(earlier: list[Published], now: Published) -> list[Published]:

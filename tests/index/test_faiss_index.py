@@ -12,7 +12,7 @@ import pytest
 
 from index.faiss_base import INDEX_FILE, VECTORS_FILE
 from index.faiss_index import INDEXES, FlatIndex, load_index
-from index.layout import IndexKind
+from index.layout import FAISS, IndexKind
 from index.manifest import MANIFEST_FILE, canary_queries, read_manifest
 from store.errors import CorruptArtifact, Mismatch, MissingStep
 
@@ -51,6 +51,18 @@ def test_another_retriever_or_catalog_is_refused(saved: Path) -> None:
 def test_an_unknown_kind_is_refused(saved: Path) -> None:
     rewrite(saved, kind="annoy")
     with pytest.raises(Mismatch, match=r"annoy.*flat"):
+        load_index(saved)
+
+
+def test_another_metric_is_refused(saved: Path) -> None:
+    vectors = load_index(saved).vectors(np.arange(100))
+    other = FAISS.IndexFlatL2(8)
+    other.add(vectors)
+    FAISS.write_index(other, str(saved / INDEX_FILE))
+    with pytest.raises(Mismatch, match=r"FAISS's metric 1.*inner_product.*build-index"):
+        load_index(saved)
+    rewrite(saved, metric="cosine")
+    with pytest.raises(Mismatch, match=r"cosine.*inner_product.*build-index"):
         load_index(saved)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.schema import ITEM_ID
-from index.filters import FUNCTIONS, FilterFault, filter_mask
+from index.filters import DEEPEST, FUNCTIONS, MOST_JOINED, FilterFault, filter_mask
 
 ITEMS = pl.DataFrame(
     {
@@ -129,6 +129,47 @@ def test_every_function_that_is_allowed_can_be_computed(name: str) -> None:
     arguments = ", ".join({"text": "brand", "a number": "price"}[kind] for kind in takes)
     end = {"text": "= 'a'", "a number": "> 1", "a truth value": ""}[gives]
     assert filter_mask(ITEMS, f"{name}({arguments}) {end}").shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("opens", "inside", "closes"),
+    [
+        ("(", "pages = 100", ")"),
+        ("NOT ", "pages = 100", ""),
+        ("pages = 100 AND (", "pages = 100", ")"),
+        ("- ", "pages = 100", ""),
+        ("abs(", "pages", ") = 100"),
+    ],
+)
+def test_parts_stand_in_each_other_so_deep_and_no_deeper(opens: str, inside: str, closes: str) -> None:
+    def nested(levels: int) -> str:
+        close, _, after = closes.partition(" ")
+        return f"{opens * levels}{inside}{close * levels} {after}"
+
+    assert np.flatnonzero(filter_mask(ITEMS, nested(DEEPEST))).tolist() == [0]
+    for levels in (DEEPEST + 1, 450, 5_000):
+        with pytest.raises(FilterFault, match=f"stand {DEEPEST} deep"):
+            filter_mask(ITEMS, nested(levels))
+
+
+@pytest.mark.parametrize(
+    ("first", "more"),
+    [
+        ("pages = 100", " AND pages = 100"),
+        ("pages = 100", " OR brand = 'Acme'"),
+        ("100 = pages", " + 0"),
+        ("100 = pages", " * 1"),
+        ("'Acme' = brand", " || ''"),
+    ],
+)
+def test_parts_are_joined_so_often_and_no_oftener(first: str, more: str) -> None:
+    assert np.flatnonzero(filter_mask(ITEMS, first + more * MOST_JOINED)).tolist() == [0]
+    with pytest.raises(FilterFault, match=f"{MOST_JOINED} AND, OR and operators"):
+        filter_mask(ITEMS, first + more * (MOST_JOINED + 1))
+
+
+def test_a_list_may_be_longer() -> None:
+    assert np.flatnonzero(filter_mask(ITEMS, f"pages IN ({'-1, ' * 1_000}100)")).tolist() == [0]
 
 
 NUMBERS = st.integers(-3, 3)

@@ -1,5 +1,6 @@
 """A replica answers as its master does, and changes with it; on a GPU, and on a copy of the master in its place."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 
 from bench.vectors import ClusteredVectors
+from index.build import IndexConfig, plan_index
 from index.faiss_index import INDEXES, FlatIndex
 from index.gpu import ON_GPU, GpuIndex, gpus, replicated
 from index.layout import FAISS, IndexKind
 from index.measure import recall_of
 from index.published import open_live
+from tests.index.gpu_copy import copies_stand_for_replicas
 
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(gpus() == 0, reason="this build of FAISS finds no GPU")]
 DRAWN = ClusteredVectors(4_000, 32, clusters=60, seed=6)
@@ -21,11 +24,7 @@ DRAWN = ClusteredVectors(4_000, 32, clusters=60, seed=6)
 def replica(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the replica is: what lies around FAISS's own search is the same."""
     if request.param == "copy":
-        monkeypatch.setattr(FAISS, "StandardGpuResources", object, raising=False)
-        monkeypatch.setattr(
-            FAISS, "index_cpu_to_gpu", lambda resources, device, one: FAISS.clone_index(one), raising=False
-        )
-        monkeypatch.setattr(FAISS, "get_num_gpus", lambda: 1, raising=False)
+        copies_stand_for_replicas(monkeypatch)
     return str(request.param)
 
 
@@ -85,6 +84,19 @@ def test_kinds_without_a_counterpart_and_full_gpus_stay_on_the_cpu(
     monkeypatch.setattr(FAISS, "index_cpu_to_gpu", full, raising=False)
     assert replicated(flat) is flat
     assert caplog.messages == ["searching on the CPU: the index found no place on the GPU (Error: out of memory)"]
+
+
+@pytest.mark.parametrize("kind", [IndexKind.FLAT, IndexKind.IVF_FLAT])
+def test_a_plan_times_the_replica(kind: IndexKind, replica: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    search, asleep = GpuIndex.search, 0.002
+
+    def slow(self: GpuIndex, *asked: Any, **how: Any) -> Any:
+        time.sleep(asleep)
+        return search(self, *asked, **how)
+
+    monkeypatch.setattr(GpuIndex, "search", slow)
+    planned = plan_index(DRAWN.all(), DRAWN.users(40), IndexConfig(kind=kind, recall_at=10, recall_target=0.9))
+    assert planned.report[0].p50_ms >= 1e3 * asleep
 
 
 @pytest.mark.skipif(gpus() > 0, reason="there is a GPU")

@@ -149,7 +149,7 @@ def index() -> LiveIndex:
     [
         ([3], np.ones((1, 4)), Mismatch, "dimension 3.*have 4"),
         ([3, 4], [[1, 1, 1], [np.nan, 0, 0]], BadInput, r"1 of 2 vectors hold NaN.*places: 1"),
-        ([3, 4], [[0, 0, 0], [1, 0, 0]], BadInput, r"1 of 2 vectors hold nothing but zeros.*places: 0"),
+        ([3, 4], [[0, np.inf, 0], [1, 0, 0]], BadInput, r"1 of 2 vectors hold NaN or infinity.*places: 0"),
         ([0, 0], np.ones((2, 3)), BadInput, "1 of 2 rows stand twice"),
         ([3], np.ones((2, 3)), BadInput, "1 rows but 2 vectors"),
         ([5], np.ones((1, 3)), UnknownId, "next row to be allotted is 3, found 5"),

@@ -2,7 +2,9 @@
 
 import shutil
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 
 from data.schema import NO_ITEM
 from index import milvus_index
+from index.build import IndexConfig, plan_index, told
 from index.faiss_index import FlatIndex, load_index
 from index.milvus_collection import MilvusCollection, MilvusConfig, MilvusLayout
 from index.milvus_index import MilvusIndex
@@ -129,10 +132,59 @@ def test_a_folder_is_opened_by_many_and_never_changed(tmp_path):
 
 
 @needs_milvus
+def test_its_trial_is_told_as_those_of_other_kinds_are():
+    said = []
+    planned = plan_index(drawn(), drawn(10), IndexConfig(kind="milvus", recall_at=5), say=said.append)
+    assert said == [told(planned.report[0])]
+    assert said[0].startswith("milvus ")
+
+
+@needs_milvus
 def test_scores_that_are_no_inner_products_are_found_out():
     vectors = drawn()
     with pytest.raises(Mismatch, match="no inner products"):
         MilvusIndex(vectors)._check_scores(2 * vectors)
+
+
+@needs_milvus
+def test_every_call_has_its_limit(monkeypatch, tmp_path):
+    from pymilvus import MilvusClient
+
+    limits, listed = [], MilvusClient.list_indexes
+
+    def told(self, *asked, **how):
+        limits.append(how.get("timeout"))
+        return listed(self, *asked, **how)
+
+    monkeypatch.setattr(MilvusClient, "list_indexes", told)
+    MilvusIndex(drawn(), MilvusConfig(timeout_s=7, build_minutes=1)).save(tmp_path, retriever="r", catalog="c")
+    assert len(load_index(tmp_path)) == 120
+    # Once when it is filled, and twice when it is opened and counted.
+    assert limits == [60, 7, 7]
+
+
+@needs_milvus
+def test_threads_that_ask_at_once_open_it_once(monkeypatch):
+    import pymilvus
+
+    index, opened, threads = MilvusIndex(drawn()), [], 6
+    index._collection.close()
+    connect, at_once = pymilvus.MilvusClient, threading.Barrier(threads)
+
+    def slowly(*asked, **how):
+        opened.append(asked)
+        time.sleep(0.3)
+        return connect(*asked, **how)
+
+    def ask(number):
+        at_once.wait()
+        return index.search(drawn()[number : number + 1], 3)[1].tolist()
+
+    monkeypatch.setattr(pymilvus, "MilvusClient", slowly)
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(ask, range(threads)))
+    assert found == [FlatIndex(drawn()).search(drawn()[n : n + 1], 3)[1].tolist() for n in range(threads)]
+    assert len(opened) == 1
 
 
 @needs_milvus

@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.vectors import ClusteredVectors
+from index.build import IndexConfig, Planned, plan_index
 from index.changes import Change, ChangeKind
-from index.faiss_index import INDEX_FILE, INDEXES, FlatIndex, SavedIndex
+from index.faiss_index import INDEX_FILE, INDEXES, FlatIndex
 from index.layout import IndexKind
 from index.manifest import read_manifest
+from index.measure import recall_of
 from index.published import SLOTS, Fresh, PublishedIndex
 from store.artifacts import Release, Run
 from store.errors import BadInput, CorruptArtifact, Mismatch, MissingStep, RunBusy, UnknownId
-from store.releases import KEPT, LIVE, published, roll_back
+from store.releases import KEPT, LIVE, prune, published, roll_back
 from tests.contracts.test_vector_index import MILVUS
 
 ROOT = Path(__file__).parents[2]
@@ -25,12 +28,17 @@ QUERIES = RNG.standard_normal((5, 4)).astype(np.float32)
 MORE = RNG.standard_normal((3, 4)).astype(np.float32)
 
 
-def publish(run: Run, index: SavedIndex | None = None, **made_from: object) -> Release:
-    index, model = index or FlatIndex(BASE), run.write_artifact("retriever", {}, lambda folder: None)
+def publish(
+    run: Run, planned: Planned | None = None, *, beside: dict[str, str] | None = None, **made_from: object
+) -> Release:
+    index, report = (planned.index, planned.report) if planned else (FlatIndex(BASE), ())
+    model = run.write_artifact("retriever", {}, lambda folder: None)
     key = run.write_artifact(
-        "index", {"retriever": model, **made_from}, lambda folder: index.save(folder, retriever=model, catalog="c")
+        "index",
+        {"retriever": model, **made_from},
+        lambda folder: index.save(folder, retriever=model, catalog="c", report=report),
     )
-    return run.publish(retriever=model, index=key, live=None)
+    return run.publish(retriever=model, index=key, live=None, **(beside or {}))
 
 
 @pytest.fixture
@@ -78,6 +86,18 @@ def test_a_reader_takes_changes_in_when_it_looks_and_not_before(run: Run) -> Non
     same(reader, writer)
 
 
+def test_changes_are_told_though_the_release_is_written_anew_as_it_was(run: Run) -> None:
+    writer = PublishedIndex(run)
+    writer.add(MORE)
+    reader = PublishedIndex(run)
+    writer.remove(np.array([30]))
+    run.publish()
+    assert (reader.refresh(), reader.refresh()) == (Fresh.CHANGED, Fresh.SAME)
+    same(reader, writer)
+    run.publish()
+    assert reader.refresh() is Fresh.SAME
+
+
 def test_compaction_changes_no_answer_and_nobody_waits(run: Run) -> None:
     writer, reader, late = PublishedIndex(run), PublishedIndex(run), PublishedIndex(run)
     writer.add(MORE)
@@ -100,6 +120,35 @@ def test_compaction_changes_no_answer_and_nobody_waits(run: Run) -> None:
     same(again, writer)
     again.compact()
     same(PublishedIndex(run), writer)
+
+
+def test_an_index_that_has_grown_is_measured_anew_for_the_recall_that_it_was_built_for(tmp_path: Path) -> None:
+    drawn, said = ClusteredVectors(4_800, 16, clusters=60, seed=3), []
+    vectors, users, others = drawn.all(), drawn.users(200), drawn.queries(100)
+    config = IndexConfig(kind="ivf-fastscan", recall_target=0.9, recall_at=10, sample_users=150)
+    planned = plan_index(vectors[:800], users, config)
+    assert planned.report[0].effort.probes < planned.index.layout.lists
+    run = Run(tmp_path)
+    publish(run, planned, config=config.model_dump(mode="json"))
+    writer = PublishedIndex(run)
+    writer.add(vectors[800:1_000])
+    writer.compact(queries=lambda most: users[:most], say=said.append)
+    assert said == []
+    assert read_manifest(writer.folder).report == planned.report
+    writer.add(vectors[1_000:])
+    writer.compact(queries=lambda most: users[:most], say=said.append)
+    manifest = read_manifest(writer.folder)
+    (measured,) = manifest.report
+    assert (measured.layout, measured.effort, measured.k) == (manifest.layout, manifest.effort, 10)
+    assert manifest.layout.lists > planned.index.layout.lists
+    assert measured.recall >= 0.9
+    assert [line.split()[0] for line in said] == ["ivf-fastscan"]
+    _, found = writer.index.search(others, 10)
+    assert recall_of(found, FlatIndex(vectors).search(others, 10)[1]).mean() >= 0.88
+    # What was enough for its first lists is not for those that it has now.
+    writer.index.base.set_effort(planned.index.effort)
+    _, found = writer.index.search(others, 10)
+    assert recall_of(found, FlatIndex(vectors).search(others, 10)[1]).mean() < 0.88
 
 
 def test_what_was_kept_beside_goes_into_the_new_base(run: Run) -> None:
@@ -135,8 +184,6 @@ def test_nothing_to_go_back_to(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_last_indexes_stay_and_a_reader_keeps_what_it_has_open(run: Run) -> None:
-    from store.releases import prune
-
     reader = PublishedIndex(run)
     before = answers(reader)
     writer = PublishedIndex(run)
@@ -157,9 +204,47 @@ def test_the_last_indexes_stay_and_a_reader_keeps_what_it_has_open(run: Run) -> 
     assert prune(run) == []
 
 
-def test_a_release_that_is_going_back_far_is_never_pruned(run: Run) -> None:
-    from store.releases import prune
+def made(run: Run, step: int) -> Release:
+    """A release of its own data set, vectors and index."""
+    parts = {kind: run.write_artifact(kind, {"step": step}, lambda folder: None) for kind in ("dataset", "vectors")}
+    return publish(run, beside=parts, step=step)
 
+
+def there(run: Run, kind: str) -> set[str]:
+    return {path.name for path in (run.root / "artifacts" / kind).iterdir()}
+
+
+def test_vectors_and_data_sets_go_with_the_last_release_that_names_them(run: Run) -> None:
+    releases = [made(run, step) for step in range(5)]
+    prepared = run.write_artifact("dataset", {"step": "next"}, lambda folder: None)
+    run.publish(dataset=releases[1].dataset)  # the data of an earlier one again
+    prune(run)
+    assert there(run, "vectors") == {one.vectors for one in releases[-KEPT:]}
+    assert there(run, "dataset") == {*(one.dataset for one in releases), prepared}
+    prune(run, prepared=prepared)
+    assert there(run, "dataset") == {*(one.dataset for one in (releases[1], *releases[-KEPT:])), prepared}
+    assert roll_back(run).release.vectors == releases[-2].vectors
+
+
+def test_what_a_command_at_work_has_just_made_is_left_alone(run: Run) -> None:
+    old, *_ = [made(run, step) for step in range(KEPT + 1)]
+    fresh = {kind: run.write_artifact(kind, {"step": "next"}, lambda folder: None) for kind in ("index", "vectors")}
+    script = (
+        "import sys; from pathlib import Path; from store.artifacts import Run\n"
+        "with Run(Path(sys.argv[1])).work(): print('at work', flush=True), sys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", script, str(run.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout.readline() == "at work\n"
+        prune(run)
+        assert old.vectors not in there(run, "vectors")
+        assert all(key in there(run, kind) for kind, key in fresh.items())
+        other.communicate("\n")
+    prune(run)
+    assert not any(key in there(run, kind) for kind, key in fresh.items())
+
+
+def test_a_release_that_is_going_back_far_is_never_pruned(run: Run) -> None:
     writer = PublishedIndex(run)
     writer.add(MORE)
     writer.compact()
@@ -220,7 +305,7 @@ def test_what_is_refused_is_not_written_down(run: Run) -> None:
     before = run.release(), len(writer.changes)
     for change, error in (
         (lambda: writer.add(np.ones((1, 5), dtype=np.float32)), Mismatch),
-        (lambda: writer.add(np.zeros((1, 4), dtype=np.float32)), BadInput),
+        (lambda: writer.add(np.full((1, 4), np.nan, dtype=np.float32)), BadInput),
         (lambda: writer.update(np.array([40]), MORE[:1]), BadInput),
         (lambda: writer.remove(np.array([40])), UnknownId),
         (lambda: writer.change(Change(ChangeKind.REMOVE, np.array([1, 1]))), BadInput),
@@ -278,7 +363,7 @@ def test_an_older_run_without_numbers_goes_on(run: Run) -> None:
 
 @pytest.mark.parametrize("kind", [pytest.param(IndexKind.MILVUS, marks=MILVUS), IndexKind.IVF_SQ8])
 def test_any_kind_of_base_takes_changes_and_is_compacted_as_that_kind(run: Run, kind: IndexKind) -> None:
-    publish(run, INDEXES[kind](BASE))
+    publish(run, Planned(INDEXES[kind](BASE), ()))
     writer, reader = PublishedIndex(run), PublishedIndex(run)
     writer.add(MORE)
     writer.remove(np.array([5, 31]))

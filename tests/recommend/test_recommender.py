@@ -16,6 +16,7 @@ from rerank.budget import Budget, Cap, Cut
 from rerank.fusion import RERANKER, RETRIEVAL
 from rerank.gate import Gate
 from store.errors import BadInput, UnknownId
+from tests.retrieval.toy import is_mapped
 
 CONFIG = RecommendConfig(k=10, candidates=30, depth=8)
 
@@ -70,6 +71,10 @@ def history(recommender: Recommender, user: str = "u010"):
 
 def ids(answer) -> list[str]:
     return [item.item_id for item in answer.items]
+
+
+def test_the_item_vectors_of_a_release_are_no_copy_in_each_process(stages):
+    assert is_mapped(stages.retriever.item_vectors)
 
 
 def test_the_planted_rule_comes_out_on_top(stages):

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,9 @@ class Faulty:
 
     def calibrate(self) -> None:
         self.inside.calibrate()
+
+    def forget(self) -> None:
+        self.inside.forget()
 
 
 def faulty(folder: Path) -> Reranker:
@@ -108,6 +112,19 @@ def test_what_the_reranker_raises_reaches_the_caller_and_the_child_lives_on(chil
     with pytest.raises(RuntimeError, match="MemoryError: no more"):
         child.score([asked("raise")])
     assert child.starts == before
+    assert len(child.score([REQUEST]).scores[0]) == 8
+
+
+def test_who_wants_to_be_forgotten_waits_for_a_busy_child_and_ends_none(child: SupervisedReranker) -> None:
+    before, failures = child.starts, dict(child.failures)
+    child.timeout_s = 0.2
+    with ThreadPoolExecutor(1) as pool:
+        with child._lock:
+            forgetting = pool.submit(child.forget)
+            time.sleep(0.5)
+            child.timeout_s = 5.0
+        forgetting.result(10)
+    assert (child.starts, dict(child.failures)) == (before, failures)
     assert len(child.score([REQUEST]).scores[0]) == 8
 
 

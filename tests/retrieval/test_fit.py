@@ -20,7 +20,7 @@ from retrieval.train import TrainRecord
 from retrieval.validation import next_item_ndcg10
 from store.checkpoint import Checkpoints
 from store.errors import CorruptArtifact
-from tests.retrieval.toy import catalog, circle, config, nobody, text_vectors
+from tests.retrieval.toy import catalog, circle, config, is_mapped, nobody, text_vectors
 
 N = 20
 TRAIN, VALIDATION = circle(N, users=80)
@@ -306,9 +306,27 @@ def test_vectors_of_another_width_are_refused(made, tmp_path):
         load_retriever(tmp_path, texts=TEXTS, text_vectors=text_vectors(N, width=7), index=FlatIndex)
 
 
-def test_saved_vectors_come_back_and_broken_ones_are_refused(tmp_path):
+def test_saved_vectors_are_mapped_and_whoever_writes_to_them_does_so_alone(tmp_path):
     save_vectors(tmp_path, VECTORS)
+    found = load_vectors(tmp_path)
+    assert is_mapped(found)
+    np.testing.assert_array_equal(found, VECTORS)
+    found[:] = 0
     np.testing.assert_array_equal(load_vectors(tmp_path), VECTORS)
-    (tmp_path / "vectors.safetensors").write_bytes(b"half")
+
+
+@pytest.mark.parametrize("vectors", [VECTORS.astype(np.float16), VECTORS[:0]])
+def test_vectors_of_another_precision_and_none_at_all_are_read(tmp_path, vectors):
+    save_vectors(tmp_path, vectors)
+    found = load_vectors(tmp_path)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, vectors)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_broken_vectors_are_refused(tmp_path, kept):
+    save_vectors(tmp_path, VECTORS)
+    path = tmp_path / "vectors.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CorruptArtifact):
         load_vectors(tmp_path)

@@ -1,6 +1,7 @@
 """Small catalogs with a planted truth, and retrievers over them with random or trained towers."""
 
 from dataclasses import replace
+from mmap import mmap
 
 import numpy as np
 import polars as pl
@@ -145,3 +146,10 @@ def retriever(n_items: int, *, per_source: int = 5, train: Histories | None = No
         recent_popularity=np.random.default_rng(seed + 1).permutation(n_items).astype(np.float32),
         index=FlatIndex(vectors),
     )
+
+
+def is_mapped(array) -> bool:
+    """Whether an array lies in a file."""
+    while array is not None and not isinstance(array, mmap):
+        array = getattr(array, "base", None)
+    return array is not None

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.change_index import remove_items
+from pipeline.run_log import RunLog
 from recommend.recommender import RecommendConfig
 from recommend.service import Ask, Service
 from serve.context import Server
 from serve.limits import ServeConfig
 from store.artifacts import Run
+from store.releases import published, roll_back
 from tests.pipeline.shop import weigh_reranker
 from tests.serve.conftest import Client, Here, service_on
 
@@ -120,6 +123,32 @@ def twin_of(run: Run, kind: str, key: str) -> str:
     twin = Path(shutil.copytree(folder, folder.with_name("0123456789abcdef")))
     (twin / "manifest.json").write_text((twin / "manifest.json").read_text().replace(key, twin.name))
     return twin.name
+
+
+def removed(run: Run, item_id: str) -> None:
+    remove_items(Run(run.root), [item_id], log=RunLog(None, "test", quiet=True))
+
+
+def test_changes_are_shown_though_the_release_is_written_anew_as_it_was(service: Service):
+    removed(service.run, "i30")
+    assert service.refresh()
+    removed(service.run, "i31")
+    service.run.publish()
+    assert service.refresh()
+    assert service.serving.items == 58
+    service.run.publish()
+    assert not service.refresh()
+
+
+def test_changes_that_were_gone_back_from_are_no_longer_shown(service: Service):
+    removed(service.run, "i30")
+    assert service.refresh()
+    assert service.serving.items == 59
+    roll_back(service.run, published(service.run)[-2].number)
+    assert service.refresh()
+    assert service.serving.items == 60
+    assert service.put("new", {"title": "sol"}).state == "added"
+    assert service.serving.items == 61
 
 
 @pytest.mark.parametrize(

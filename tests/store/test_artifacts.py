@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from store.artifacts import Release, Run, Verify, atomic_write
-from store.errors import CorruptArtifact, MissingStep, NoSpace
+from store.errors import CorruptArtifact, Mismatch, MissingStep, NoSpace
+from store.releases import published
 
 
 def writes(text: str):
@@ -132,6 +133,28 @@ def test_an_unreadable_release_is_refused(tmp_path, content):
     (tmp_path / "current.json").write_text(content)
     with pytest.raises(CorruptArtifact, match=r"current\.json is unreadable"):
         Run(tmp_path).release()
+
+
+def test_what_a_newer_version_wrote_is_refused_and_not_written_over(tmp_path):
+    run = Run(tmp_path)
+    key = run.write_artifact("index", {}, writes("first"))
+    run.publish(index=key)
+    manifest, current = run.artifact("index", key) / "manifest.json", tmp_path / "current.json"
+    (record,) = (tmp_path / "releases").iterdir()
+    for path, reads in (
+        (manifest, lambda: run.artifact("index", key)),
+        (manifest, lambda: run.has("index", key)),
+        (record, lambda: published(run)),
+        (current, run.release),
+        (current, lambda: run.publish(index=None)),
+    ):
+        as_it_was = path.read_text()
+        path.write_text(as_it_was.replace('"format": 1', '"format": 2'))
+        with pytest.raises(Mismatch, match=rf"{path.name} has format 2, this version reads up to 1: a newer") as caught:
+            reads()
+        assert caught.value.exit_code == 6
+        path.write_text(as_it_was)
+    assert published(run)[-1].release == run.release()
 
 
 def test_a_folder_is_replaced_only_when_the_new_one_is_whole(tmp_path):
