@@ -144,7 +144,7 @@ def fit_all(
 
 def validation_ndcg(source: CandidateSource, validation: Holdout) -> float:
     """Mean NDCG@10 over all users of the holdout."""
-    found = source.candidates(validation.histories, TUNING_DEPTH)
+    found = source.candidates(validation.histories, TUNING_DEPTH, exclude_known=validation.exclude_known)
     relevance = relevance_of(found, validation.targets)
     return float(ndcg_at_k(relevance, validation.targets.lengths, k=TUNING_DEPTH).mean())
 

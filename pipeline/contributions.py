@@ -55,7 +55,7 @@ def judge_sources(
             has learnt it since; None: the same.
     """
     validation = drawn(validation, retriever.config.train)
-    seen = (as_fitted or retriever).unions(validation.histories)
+    seen = (as_fitted or retriever).unions(validation.histories, exclude_known=validation.exclude_known)
     groups = groups_of(retriever)
     alone = {name: _order_alone(retriever, name, sources, seen, validation) for name, sources in groups.items()}
     without = {name: _order_without(retriever, sources, seen, validation) for name, sources in groups.items()}

@@ -86,7 +86,8 @@ def _lessons(ws: Workspace, base: Retriever, histories: Histories, *, log: RunLo
     asked = histories.take(np.sort(rng.permutation(known)[: settings.users]))
     # As deep as the teacher read where its weight was found: its own depth, which its run may have changed since.
     config: dict[str, Any] = ws.run.manifest("reranker", settings.teacher)["made_from"]["config"]
-    candidates = base.candidates(asked, int(config["depth"]))
+    exclude_known = ws.config.recommend.exclude_known
+    candidates = base.candidates(asked, int(config["depth"]), exclude_known=exclude_known)
     scores = teacher_scores(ws, settings.teacher, candidates, asked, setting="retriever.distil.teacher", log=log)
     return Lessons(asked, candidates, scores)
 

@@ -88,7 +88,8 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
         train, selectors = ws.dataset.interactions, nobody(ws.dataset.interactions)
     wanted = max(TRAINING_CANDIDATES, settings.depth)
     log.say(f"candidates for {len(learners):,} learning and {len(selectors):,} selecting users")
-    learner_candidates = retriever.candidates(learners.histories, wanted)
+    exclude_known = ws.config.recommend.exclude_known
+    learner_candidates = retriever.candidates(learners.histories, wanted, exclude_known=exclude_known)
     if settings.earlier_targets:
         earlier, its_candidates = _earlier(ws, wanted, log=log)
         learners = Holdout.joined([learners, earlier], part=learners.part)
@@ -100,7 +101,7 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
         learner_candidates=learner_candidates,
         teacher_scores=_taught(ws, learner_candidates, learners.histories, log=log),
         selectors=selectors,
-        selector_candidates=retriever.candidates(selectors.histories, wanted),
+        selector_candidates=retriever.candidates(selectors.histories, wanted, exclude_known=exclude_known),
     )
     base = BaseModelName(settings.model, ws.reranker_base.fingerprint)
     reranker = create_reranker(local_folder(ws.reranker_base), base=base, config=settings, seed=settings.train.seed)
@@ -133,7 +134,7 @@ def _earlier(ws: Workspace, wanted: int, *, log: RunLog) -> tuple[Holdout, Candi
     retriever = open_retriever(ws, FitKind.EARLIER)
     asked = Holdout.joined([earlier_holdout(ws.split.train, steps) for steps in range(count, 0, -1)], part="validation")
     log.say(f"candidates for {len(asked):,} earlier items of their histories")
-    return asked, retriever.candidates(asked.histories, wanted)
+    return asked, retriever.candidates(asked.histories, wanted, exclude_known=ws.config.recommend.exclude_known)
 
 
 def earlier_holdout(train: Histories, steps: int) -> Holdout:

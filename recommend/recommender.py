@@ -46,7 +46,11 @@ class RecommendConfig(BaseModel):
     )
     precision: Precision = Field(Precision.FLOAT32, description="of the reranker's products: float32, bfloat16 or int8")
     prices: Prices = Field(Prices(), description="what tokens and the machine cost")
-    exclude_known: bool = Field(True, description="never recommend what the user already has")
+    exclude_known: bool = Field(
+        True,
+        description="never recommend what the user already has; false where people take things again, and then both "
+        "stages are fitted so, too",
+    )
 
 
 class Rerank(StrEnum):

@@ -191,7 +191,13 @@ def _rounds(reranker: PackedReranker[Any], task: TaskData, config: RerankerConfi
         hint=hint,
     )
     easy = earlier_positions(
-        task.texts, task.train, per_user=config.positions_per_user, min_history=1, easy_weights=easy_weights, rng=rng
+        task.texts,
+        task.train,
+        per_user=config.positions_per_user,
+        min_history=1,
+        easy_weights=easy_weights,
+        exclude_known=task.learners.exclude_known,
+        rng=rng,
     )
     shares = {"pairs": config.pairs_share, "easy": config.easy_share}
     shares["hard"] = 1 - sum(shares.values())
@@ -256,7 +262,16 @@ def next_item_lists(
     targets = asked.targets.item_rows[asked.targets.offsets[:-1]]
     prior = retrieval_column(candidates) if with_prior else None
     hints = None if hint is Hint.NONE else hint_codes(candidates)[hint]
-    return TrainingLists(texts, asked.histories, targets, candidates.item_rows, easy_weights, prior, hints=hints)
+    return TrainingLists(
+        texts,
+        asked.histories,
+        targets,
+        candidates.item_rows,
+        easy_weights,
+        prior,
+        hints=hints,
+        exclude_known=asked.exclude_known,
+    )
 
 
 def with_reranker_scores(

@@ -237,7 +237,7 @@ def drawn(validation: Holdout, config: TrainConfig) -> Holdout:
 def with_fitted_fusion(retriever: Retriever, validation: Holdout, log: Log) -> Retriever:
     """The same retriever with its sources weighed on the candidates of validation users."""
     # Whole unions: lists cut by the present weights would lean towards them.
-    candidates = retriever.unions(validation.histories)
+    candidates = retriever.unions(validation.histories, exclude_known=validation.exclude_known)
     kinds = retriever.towers.kinds
     towers = LinearFusion.fit(candidates, validation.targets, dict.fromkeys(kinds, Transform.RAW))
     fusion = fitted_fusion(candidates, validation.targets, transforms(kinds, retriever.trend), retriever.trend)

@@ -65,9 +65,9 @@ def made() -> FittedRetriever:
     return fitted()
 
 
-def first_places(found: FittedRetriever, asked: Holdout) -> float:
+def first_places(found: FittedRetriever, asked: Holdout, *, exclude_known: bool = True) -> float:
     """Share of users whose next item comes first; the circle says which one it is."""
-    rows = found.retriever.candidates(asked.histories, 1).item_rows[:, 0]
+    rows = found.retriever.candidates(asked.histories, 1, exclude_known=exclude_known).item_rows[:, 0]
     return float((rows == asked.targets.item_rows).mean())
 
 
@@ -102,6 +102,16 @@ def test_the_kinds_are_weighed_in_the_search_as_validation_says(made):
     assert weights == pytest.approx(expected.weights, rel=1e-3, abs=1e-5)
     assert made.recipe.tower_weights == weights
     assert max(weights.values()) > 0
+
+
+def test_where_people_take_again_what_they_have_the_fusion_is_fitted_on_lists_that_hold_it(made):
+    known = VALIDATION.histories
+    first = Histories.of([[int(known[place][0])] for place in range(len(known))])  # as if everybody began anew
+    again = replace(VALIDATION, targets=first, exclude_known=False)
+    found = with_fitted_fusion(made.retriever, again, silent)
+    assert first_places(replace(made, retriever=found), again, exclude_known=False) > 0.5
+    blind = with_fitted_fusion(made.retriever, replace(again, exclude_known=True), silent)
+    assert first_places(replace(made, retriever=blind), again, exclude_known=False) < 0.5
 
 
 def test_a_member_of_one_fit_is_no_member_of_a_fit_with_the_next_seed(made):
