@@ -23,7 +23,6 @@ from rerank.budget import Budget, Cap, Cut
 from rerank.fusion import RERANKER
 from rerank.packed import PackedReranker
 from rerank.precision import Precision, at_precision
-from retrieval.encode import centred
 from retrieval.retriever import Retriever
 from store.errors import BadInput
 
@@ -255,8 +254,8 @@ class Recommender:
         return self.second is not None and self.second.helps
 
     def text_vector(self, vectors: Scores) -> Scores:
-        """(n, E) raw text vectors, centred like the catalog's."""
-        return centred(vectors, self.retriever.text_mean)
+        """(n, E) raw text vectors, mapped like the catalog's."""
+        return self.retriever.text_space(vectors)
 
     def item_rows(self, item_ids: Sequence[str]) -> Rows:
         """Rows of public item ids.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from data.schema import Histories, Scores
-from retrieval.encode import EncoderConfig, encode_texts
+from retrieval.encode import EncoderConfig, TextSpace, encode_texts
 from retrieval.examples import Examples
 from retrieval.gradient_cache import CatalogEncoder, LossParts, cached_backward, centred_table, vector_gradient
 from retrieval.hardware import Precision, computes_bfloat16, device
@@ -141,7 +142,8 @@ class EncoderTuner:
         texts: N item texts.
         training: settings of the loss.
         reading: settings by which the whole catalog is encoded.
-        table: what the towers read, made of the vectors (N, E), differentiable.
+        whiten: what the towers read of the vectors is whitened, as of the beginning of a round, besides being centred.
+        table: what the towers read, made of the vectors (N, E), differentiable; None: as `whiten` says.
     """
 
     def __init__(
@@ -153,10 +155,12 @@ class EncoderTuner:
         training: TrainConfig,
         reading: EncoderConfig,
         log: Log,
-        table: Callable[[Tensor], Tensor] = centred_table,
+        whiten: bool = False,
+        table: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         add_adapter(encoder, config)
-        self.config, self.training, self.reading, self.log, self.table = config, training, reading, log, table
+        self.config, self.training, self.reading, self.log = config, training, reading, log
+        self.whiten, self._given_table = whiten, table
         self.catalog = CatalogEncoder(encoder, texts, config.chunk_texts, computes_bfloat16(config.precision))
 
     def round(self, towers: TwoTowers, train: Histories, text_vectors: Scores, *, number: int) -> Scores:
@@ -172,12 +176,13 @@ class EncoderTuner:
         rng = np.random.default_rng([self.config.seed, number])
         schedule = self.config.schedule_for(len(text_vectors))
         towers = deepcopy(towers).to(device())
+        table = self._table(text_vectors)
         losses = _Losses(towers, train, training=self.training, positions=self.config.positions, rng=rng)
         try:
             if schedule is Schedule.EXACT:
-                self._exact_steps(towers, losses, rng)
+                self._exact_steps(towers, losses, table, rng)
             else:
-                self._stale_pass(towers, losses, text_vectors, rng)
+                self._stale_pass(towers, losses, text_vectors, table, rng)
         except FloatingPointError as fault:
             raise NotFinite(
                 f"the text encoder diverged in round {number}, {fault}: lower retriever.finetune.learning_rate "
@@ -186,6 +191,13 @@ class EncoderTuner:
         self.catalog.model.eval()
         with torch.autocast(self.catalog.model.device.type, torch.bfloat16, enabled=self.catalog.bfloat16):
             return encode_texts(self.catalog.model, self.catalog.texts, self.reading)
+
+    def _table(self, text_vectors: Scores) -> Callable[[Tensor], Tensor]:
+        """What the towers read, made of the vectors (N, E), where these begin as `text_vectors`."""
+        if self._given_table is not None:
+            return self._given_table
+        whitening = TextSpace.of(text_vectors, whiten=self.whiten).whitening
+        return partial(centred_table, whitening=None if whitening is None else torch.from_numpy(whitening).to(device()))
 
     def weights(self) -> list[Tensor]:
         """A copy of all that is tuned."""
@@ -199,7 +211,9 @@ class EncoderTuner:
         merge_adapter(self.catalog.model)
         return self.catalog.model
 
-    def _exact_steps(self, towers: TwoTowers, losses: "_Losses", rng: np.random.Generator) -> None:
+    def _exact_steps(
+        self, towers: TwoTowers, losses: "_Losses", table: Callable[[Tensor], Tensor], rng: np.random.Generator
+    ) -> None:
         config, weights = self.config, _trainable(self.catalog.model)
         # In a large catalog few ids are in a sample, and gradients are sparse: what is learned for ids stays.
         for weight in towers.sparse_weights():
@@ -213,16 +227,23 @@ class EncoderTuner:
         self.catalog.model.train(config.dropout)
         towers.train()
         for step in range(1, config.exact_steps + 1):
-            loss = cached_backward(self.catalog, losses.drawn(), seed=int(rng.integers(2**32)), table=self.table)
+            loss = cached_backward(self.catalog, losses.drawn(), seed=int(rng.integers(2**32)), table=table)
             self._step(optimizer, schedule, step=step, of=config.exact_steps, loss=loss)
         _require_finite(weights)
 
-    def _stale_pass(self, towers: TwoTowers, losses: "_Losses", text_vectors: Scores, rng: np.random.Generator) -> None:
+    def _stale_pass(
+        self,
+        towers: TwoTowers,
+        losses: "_Losses",
+        text_vectors: Scores,
+        table: Callable[[Tensor], Tensor],
+        rng: np.random.Generator,
+    ) -> None:
         # Dropout stays off: the table is encoded without, so its gradient belongs to that function.
         self.catalog.model.eval()
         towers.eval().requires_grad_(False)
         vectors = torch.from_numpy(text_vectors).to(towers.text.device)
-        loss, gradient = vector_gradient(vectors, losses.drawn(), table=self.table)
+        loss, gradient = vector_gradient(vectors, losses.drawn(), table=table)
         # The gradient shrinks with the catalog; AdamW needs its direction only, and has an epsilon beside it.
         gradient = gradient / gradient.norm(dim=1).mean().clamp(min=1e-12)
         chunks = [rows for rows in self.catalog.chunks if bool(gradient[torch.from_numpy(rows)].any())]

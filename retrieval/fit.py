@@ -12,7 +12,7 @@ from data.schema import Candidates, Catalog, Histories, Holdout, Scores
 from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
 from retrieval.distributed import ALONE, Team
-from retrieval.encode import EncoderConfig, centred
+from retrieval.encode import EncoderConfig, TextSpace
 from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.finetune import EncoderTuner, FinetuneMethod, Tuned, tune_encoder
 from retrieval.groundwork import Groundwork
@@ -109,11 +109,13 @@ def fit_retriever(
     if tuned is not None:
         text_vectors = tuned.text_vectors
     encoder = tuned.encoder if tuned else None
-    reader = None
+    reader, space = None, TextSpace.of(text_vectors, whiten=config.whiten_text)
     if config.text.copies:
         load = load_encoder if encoder is None else lambda settings: encoder
-        reader = HistoryReader(catalog.texts, text_vectors, load_encoder=load, config=config.reading, say=say)
-    towers, records = training.ensemble(centred(text_vectors), reader)
+        reader = HistoryReader(
+            catalog.texts, text_vectors, load_encoder=load, config=config.reading, space=space, say=say
+        )
+    towers, records = training.ensemble(space(text_vectors), reader)
     fusion = recipe.fusion if recipe else None
     retriever = groundwork.under(towers, text_vectors, config=config, build_index=build_index, fusion=fusion)
     if recipe is None and len(validation):
@@ -160,7 +162,8 @@ class _Training:
             )
 
         def fit_towers(vectors: Scores) -> tuple[TwoTowers, float]:
-            member = self._untrained(kind, 1, centred(vectors), None)
+            space = TextSpace.of(vectors, whiten=config.whiten_text)
+            member = self._untrained(kind, 1, space(vectors), None)
             return member.towers, self._trained(member).best_ndcg10
 
         # Tuning needs float32 weights; bfloat16 would lose small updates.
@@ -174,6 +177,7 @@ class _Training:
             config=config.finetune,
             training=config.train,
             reading=config.encoder,
+            whiten=config.whiten_text,
             log=self.log,
         )
         selects = bool(len(self.validation))

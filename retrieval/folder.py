@@ -18,7 +18,7 @@ from safetensors.torch import save_file as save_tensors
 from data.schema import Scores
 from fusion.linear import LinearFusion
 from index.base import VectorIndex
-from retrieval.encode import EncoderConfig, centred, load_encoder
+from retrieval.encode import EncoderConfig, TextSpace, load_encoder
 from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.fit import FittedRetriever, Recipe
 from retrieval.history_reader import HistoryReader
@@ -71,7 +71,9 @@ def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) 
         for name, weight in member.towers.state_dict().items()
     }
     save_tensors(weights, folder / TOWERS)
-    save_file({"recent_popularity": retriever.recent_popularity}, folder / TABLES)
+    whitening = retriever.text_space.whitening
+    kept = {} if whitening is None else {"whitening": whitening}
+    save_file({"recent_popularity": retriever.recent_popularity, **kept}, folder / TABLES)
     retriever.transitions.save(folder)
     retriever.trend.save(folder)
     retriever.words.save(folder)
@@ -140,11 +142,12 @@ def load_retriever(
         CorruptArtifact: when a file is missing or unreadable.
     """
     card = read_card(folder)
-    mean = text_vectors.mean(axis=0)
-    text = centred(text_vectors, mean)
     try:
-        towers = _load_towers(folder, card, text, _reader(folder, card, texts, text_vectors))
-        popularity = load_file(folder / TABLES)["recent_popularity"]
+        tables = load_file(folder / TABLES)
+        popularity = tables["recent_popularity"]
+        space = TextSpace(text_vectors.mean(axis=0), tables["whitening"] if card.config.whiten_text else None)
+        text = space(text_vectors)
+        towers = _load_towers(folder, card, text, _reader(folder, card, texts, text_vectors, space))
         stand_ins = load_stand_ins(folder, len(text))
         transitions = replace(Transitions.load(folder, len(text), card.transitions), stand_ins=stand_ins)
         trend = Trend.load(folder, card.config.trend_days)
@@ -160,7 +163,7 @@ def load_retriever(
         fusion=fusion,
         item_vectors=item_vectors,
         text=text,
-        text_mean=mean,
+        text_space=space,
         words=words,
         trend=trend,
         recent_popularity=popularity,
@@ -176,7 +179,9 @@ def load_own_encoder(folder: Path, settings: EncoderConfig) -> Any:
     return load_encoder(source.path_or_id, settings, revision=source.revision)
 
 
-def _reader(folder: Path, card: RetrieverCard, texts: Sequence[str], text_vectors: Scores) -> HistoryReader | None:
+def _reader(
+    folder: Path, card: RetrieverCard, texts: Sequence[str], text_vectors: Scores, space: TextSpace
+) -> HistoryReader | None:
     if not card.config.text.copies:
         return None
     return HistoryReader(
@@ -184,6 +189,7 @@ def _reader(folder: Path, card: RetrieverCard, texts: Sequence[str], text_vector
         text_vectors,
         load_encoder=lambda settings: load_own_encoder(folder, settings),
         config=card.config.reading,
+        space=space,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.schema import NO_ITEM, Rows, Scores
 from data.text import history_text
-from retrieval.encode import EncoderConfig, centred, encode_texts
+from retrieval.encode import EncoderConfig, TextSpace, encode_texts
 from store.errors import Mismatch
 
 REMEMBERED = 65_536
@@ -27,7 +27,8 @@ class HistoryReader:
 
     Args:
         texts: N item texts.
-        text_vectors: (N, E) float32 of length 1 by the same encoder, by whose mean histories are centred, too.
+        text_vectors: (N, E) float32 of length 1 by the same encoder.
+        space: the map that these go through, and histories, too; None: they are centred.
         load_encoder: gives the sentence-transformer of these settings.
         config: of the encoder, with the tokens that are read of a history.
         remembered: how many vectors are kept.
@@ -41,10 +42,11 @@ class HistoryReader:
         *,
         load_encoder: Callable[[EncoderConfig], Any],
         config: EncoderConfig,
+        space: TextSpace | None = None,
         remembered: int = REMEMBERED,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.texts, self.mean, self.config = list(texts), text_vectors.mean(axis=0), config
+        self.texts, self.space, self.config = list(texts), space or TextSpace.of(text_vectors), config
         self._load, self._remembered, self._say = load_encoder, remembered, say
         self._encoder: Any | None = None
         self._known: OrderedDict[bytes, np.ndarray] = OrderedDict()
@@ -67,7 +69,7 @@ class HistoryReader:
         return reader
 
     def vectors(self, history_rows: Rows) -> Scores:
-        """(B, E) float32, centred and of length 1, from (B, H) item rows, most recent first, NO_ITEM as padding.
+        """(B, E) float32 of length 1, from (B, H) item rows, most recent first, NO_ITEM as padding.
 
         An empty history has a vector of zeros.
 
@@ -79,7 +81,7 @@ class HistoryReader:
         new = [key for key in dict.fromkeys(keys) if key and key not in known]
         if new:
             known |= dict(zip(new, self._read(new), strict=True))
-        found = np.zeros((len(keys), len(self.mean)), dtype=np.float32)
+        found = np.zeros((len(keys), len(self.space.mean)), dtype=np.float32)
         for place, key in enumerate(keys):
             if key:
                 found[place] = known[key]
@@ -99,7 +101,7 @@ class HistoryReader:
                 self._say(f"  {done:,} of {of:,} histories read")
 
         vectors = encode_texts(self._encoder, texts, self.config, progress=progress)
-        return centred(vectors, self.mean).astype(np.float16)
+        return self.space(vectors).astype(np.float16)
 
     def _check(self, encoder: Any) -> None:
         text, expected = self._canary

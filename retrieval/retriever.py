@@ -13,7 +13,7 @@ from data.schema import NO_ITEM, Candidates, Histories, Mask, Rows, Scores
 from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
 from retrieval.distil import DistilConfig
-from retrieval.encode import EncoderConfig
+from retrieval.encode import EncoderConfig, TextSpace
 from retrieval.ensemble import TowerEnsemble
 from retrieval.finetune import FinetuneConfig
 from retrieval.likeness import Likeness
@@ -39,6 +39,9 @@ class RetrieverConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: EncoderConfig = Field(EncoderConfig(), description="the sentence-transformer")
+    whiten_text: bool = Field(
+        False, description="give all directions of the centred text vectors about the same spread over the catalog"
+    )
     finetune: FinetuneConfig = Field(FinetuneConfig(), description="tuning of the sentence-transformer itself")
     recency: TowerConfig = Field(TowerConfig(), description="towers that sum up the last items")
     sequence: SequenceConfig = Field(SequenceConfig(), description="towers that read the last items in order")
@@ -99,8 +102,8 @@ class Retriever:
 
     Attributes:
         item_vectors: (N, ΣD) float32, those in the index.
-        text: (N, E) float32, mean-centred text vectors of length 1.
-        text_mean: (E,) float32, the mean by which they were centred.
+        text: (N, E) float32, text vectors as `text_space` maps them.
+        text_space: their map, by which other texts are compared with them.
         words: the same texts as weighted words.
         trend: how often each item was taken of late.
         recent_popularity: (N,) float32 interactions of the last days of the log.
@@ -113,7 +116,7 @@ class Retriever:
     fusion: LinearFusion
     item_vectors: Scores
     text: Scores
-    text_mean: Scores
+    text_space: TextSpace
     words: Words
     trend: Trend
     recent_popularity: Scores
@@ -163,7 +166,7 @@ class Retriever:
         """The items whose text is nearest to free-text queries, known items left out.
 
         Args:
-            query_vectors: (B, E) float32, centred like the catalog's text vectors.
+            query_vectors: (B, E) float32, mapped by `text_space` like the catalog's text vectors.
             where: (N,) the items that may be shown; None: all.
         """
         scores = query_vectors @ self.text.T  # (B, N)

@@ -41,6 +41,10 @@ class TowerConfig(BaseModel):
     epochs: int = Field(5, ge=0, description="passes over all positions, at most")
     batch_size: int = Field(512, ge=1, description="positions in one step")
     learning_rate: float = Field(2e-3, gt=0, description="largest learning rate, after warm-up")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of what the softmax is taught that is even over the catalog"
+    )
+    temperature: float = Field(1.0, gt=0, description="by which scores are divided before the softmax of training")
 
     @property
     def width(self) -> int:

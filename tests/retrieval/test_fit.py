@@ -12,6 +12,7 @@ from data.schema import Histories, Holdout
 from fusion.linear import LinearFusion, Transform
 from index.faiss_index import FlatIndex
 from retrieval import fit as fit_module
+from retrieval.encode import TextSpace, centred
 from retrieval.fit import FittedRetriever, drawn, fit_retriever, with_fitted_fusion
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
 from retrieval.groundwork import fit_transitions, recent_popularity
@@ -105,9 +106,8 @@ def test_the_kinds_are_weighed_in_the_search_as_validation_says(made):
 
 
 def test_where_people_take_again_what_they_have_the_fusion_is_fitted_on_lists_that_hold_it(made):
-    known = VALIDATION.histories
-    first = Histories.of([[int(known[place][0])] for place in range(len(known))])  # as if everybody began anew
-    again = replace(VALIDATION, targets=first, exclude_known=False)
+    last = Histories.of(VALIDATION.histories.last(1).tolist())
+    again = replace(VALIDATION, targets=last, exclude_known=False)
     found = with_fitted_fusion(made.retriever, again, silent)
     assert first_places(replace(made, retriever=found), again, exclude_known=False) > 0.5
     blind = with_fitted_fusion(made.retriever, replace(again, exclude_known=True), silent)
@@ -265,6 +265,24 @@ def test_a_saved_retriever_gives_equal_candidates(made, tmp_path):
     card = read_card(tmp_path)
     assert (card.text_vectors, card.tuned, card.records) == ("key-of-vectors", False, made.records)
     assert read_recipe(tmp_path) == made.recipe
+
+
+def test_whitened_texts_are_what_all_reads_and_the_map_is_kept(tmp_path):
+    skewed = VECTORS * np.linspace(1, 4, VECTORS.shape[1], dtype=np.float32)
+    skewed /= np.linalg.norm(skewed, axis=1, keepdims=True)
+    settings = config(epochs=1).model_copy(update={"whiten_text": True})
+    found = fitted(vectors=skewed, settings=settings)
+    white = TextSpace.of(skewed, whiten=True)(skewed)
+    np.testing.assert_array_equal(found.retriever.text, white)
+    np.testing.assert_array_equal(found.retriever.towers.members[0].towers.text.numpy(), white)
+    assert np.abs(white - centred(skewed)).max() > 0.05
+    save_retriever(tmp_path, found, text_vectors="key")
+    loaded = load_retriever(tmp_path, texts=TEXTS, text_vectors=skewed, index=FlatIndex)
+    query = np.ones((1, skewed.shape[1]), dtype=np.float32)
+    np.testing.assert_array_equal(loaded.text_space(query), found.retriever.text_space(query))
+    np.testing.assert_array_equal(loaded.text, white)
+    asked = Histories.of([[1, 2, 3], [7]])
+    np.testing.assert_array_equal(loaded.candidates(asked, 8).item_rows, found.retriever.candidates(asked, 8).item_rows)
 
 
 def test_a_fresh_process_gives_equal_candidates(made, tmp_path):
