@@ -16,7 +16,8 @@ from pipeline.train_retriever import UNFINISHED, nobody, open_retriever, train_r
 from pipeline.workspace import FitKind, Workspace
 from recommend.release import RERANK_FUSION, RERANK_GATE
 from rerank.card import BaseModelName
-from rerank.fit import RerankerRecord, TaskData, fit_reranker
+from rerank.fit import RerankerRecord, TaskData, fit_reranker, retrieval_column
+from rerank.fusion import RETRIEVAL
 from rerank.gate import Gate
 from rerank.grades import rating_scale
 from rerank.kinds import create_reranker
@@ -153,4 +154,6 @@ def _taught(ws: Workspace, candidates: Candidates, histories: Histories, *, log:
     if settings.teacher is None:
         return None
     head = candidates.head(settings.depth)
+    if settings.teacher == RETRIEVAL:
+        return retrieval_column(head)
     return teacher_scores(ws, settings.teacher, head, histories, setting="reranker.teacher", log=log)

@@ -56,7 +56,9 @@ class RerankerConfig(BaseModel):
         "is trained once more without them; 0: none",
     )
     teacher: str | None = Field(
-        None, description="key of a reranker of this run whose fused scores hard lists are learnt from; unset: none"
+        None,
+        description="key of a reranker of this run whose fused scores hard lists are learnt from; retrieval: those of "
+        "the first stage; unset: none",
     )
     positions_per_user: int = Field(4, ge=0, description="easy lists drawn from inside each history, at most")
     depth: int = Field(20, ge=1, description="candidates of a user that are reranked, from the top")
@@ -68,6 +70,11 @@ class RerankerConfig(BaseModel):
             raise ValueError(
                 f"pairs_share {self.pairs_share:g} and easy_share {self.easy_share:g} are more than all of the minutes:"
                 " lower one of them"
+            )
+        if self.teacher == RETRIEVAL and self.learns_beside_retrieval:
+            raise ValueError(
+                "teacher retrieval has nothing to teach a reranker that learns what retrieval leaves open: set residual"
+                " to false, too"
             )
         hints = {self.encoder.prompt.hint, self.decoder.prompt.hint} - {Hint.NONE}
         told = {"teacher": self.teacher, "earlier_targets": self.earlier_targets, "prompt.hint": hints}

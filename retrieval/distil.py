@@ -21,14 +21,24 @@ from retrieval.towers import TwoTowers
 from retrieval.trackers import Log
 from retrieval.validation import next_item_ndcg10
 
+OWN_SCORES = "retrieval"
+"""Name of the first stage as a teacher of its own towers."""
+
 
 class DistilConfig(BaseModel):
-    """How a reranker of the run teaches the user towers."""
+    """How a reranker of the run, or the fused first stage, teaches the user towers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     teacher: str | None = Field(
-        None, description="key of a reranker of this run, trained behind the same settings without it; unset: none"
+        None,
+        description="key of a reranker of this run, trained behind the same settings without it; retrieval: the first "
+        "stage's own fused scores; unset: none",
+    )
+    depth: int = Field(
+        100,
+        ge=2,
+        description="candidates of a history whose fused scores teach; a reranker is asked as deep as it read",
     )
     users: int = Field(5000, ge=1, description="histories that the teacher is asked about, at most, drawn once")
     epochs: int = Field(4, ge=1, description="passes over them, of which the best is kept, or none")
