@@ -172,7 +172,7 @@ class Bench:
         plain = self.groundwork.under(
             ensemble, self.text_vectors, config=self.ws.config.retriever, build_index=FlatIndex
         )
-        return with_fitted_fusion(plain, self.selectors, self.log.record)
+        return with_fitted_fusion(plain, self.selectors, self.log.record)[0]
 
     @cached_property
     def retriever_of_both(self) -> Retriever:

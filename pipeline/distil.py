@@ -60,16 +60,19 @@ def distil_retriever(ws: Workspace, base: Retriever, learnt_from: Histories, *, 
         log=log.record,
         epochs=None if evaluation else _chosen_epochs(ws),
     )
+    fused_ndcg10 = 0.0
     retriever = replace(base, towers=towers, config=ws.config.retriever.suited(learnt_from))
     if not evaluation:
         first = read_recipe(_evaluation_folder(ws))
         retriever = replace(retriever, towers=replace(towers, weights=first.tower_weights), fusion=first.fusion)
     elif len(validation):
-        retriever = with_fitted_fusion(retriever, validation, log.record)
-    return _written(ws, retriever, [asdict(record) for record in records], fit=fit)
+        retriever, fused_ndcg10 = with_fitted_fusion(retriever, validation, log.record)
+    return _written(ws, retriever, [asdict(record) for record in records], fit=fit, fused_ndcg10=fused_ndcg10)
 
 
-def _written(ws: Workspace, retriever: Retriever, records: list[dict[str, Any]], *, fit: FitKind) -> str:
+def _written(
+    ws: Workspace, retriever: Retriever, records: list[dict[str, Any]], *, fit: FitKind, fused_ndcg10: float
+) -> str:
     """The key of an artifact that has everything else of the retriever that was not taught."""
     folder = ws.run.artifact("retriever", untaught(ws).retriever_key(fit), verify=Verify.FULL)
     card, recipe = read_card(folder), read_recipe(folder)
@@ -77,7 +80,7 @@ def _written(ws: Workspace, retriever: Retriever, records: list[dict[str, Any]],
     told = [*card.records, *({**record, TAUGHT: True} for record in records)]
     encoder = load_encoder(str(folder / ENCODER), card.config.encoder) if card.tuned else None
     vectors = load_vectors(ws.run.artifact("text_vectors", card.text_vectors))
-    fitted = FittedRetriever(retriever, vectors, recipe, told, encoder)
+    fitted = FittedRetriever(retriever, vectors, recipe, told, encoder, fused_ndcg10)
     return ws.run.write_artifact(
         "retriever",
         ws.retriever_made_from(fit),

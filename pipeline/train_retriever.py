@@ -33,7 +33,7 @@ UNFINISHED = "unfinished"
 
 
 def train_seeds(ws: Workspace, *, seeds: int, team: Team, log: RunLog, force: bool = False) -> list[str]:
-    """Trains from several seeds, the config's first, and tells mean and spread; returns the keys.
+    """Trains from several seeds, the config's first, and tells what their fused lists reach; returns the keys.
 
     The first is the run's own; the others stay beside it as artifacts, for whoever asks how much is chance.
     """
@@ -44,9 +44,10 @@ def train_seeds(ws: Workspace, *, seeds: int, team: Team, log: RunLog, force: bo
         retriever = ws.config.retriever.model_copy(update={"train": seeded})
         part = replace(ws, config=ws.config.model_copy(update={"retriever": retriever}))
         keys.append(train_retriever(part, log=log, force=force, team=team))
-        figures.append(read_card(ws.run.artifact("retriever", keys[-1])).validation_ndcg10)
+        figures.append(read_card(ws.run.artifact("retriever", keys[-1])).fused_ndcg10)
     if seeds > 1 and team.leads:
-        log.record({"event": "seeds", "validation_ndcg@10": figures, "mean": float(np.mean(figures))})
+        spread = {"mean": float(np.mean(figures)), "lowest": min(figures), "highest": max(figures)}
+        log.record({"event": "seeds", "validation_ndcg@10": figures, **spread})
     return keys
 
 

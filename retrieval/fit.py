@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 
 from data.schema import Candidates, Catalog, Histories, Holdout, Scores
+from eval.metrics import ndcg_at_k, relevance_of
 from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
 from retrieval.distributed import ALONE, Team
@@ -59,6 +60,7 @@ class FittedRetriever:
     Attributes:
         text_vectors: (N, E) float32 of length 1, by the encoder as it is now.
         encoder: the text encoder if it was tuned; None where it stayed frozen.
+        fused_ndcg10: validation NDCG@10 of the fused lists, whose weights were fitted on the same users; 0 without.
     """
 
     retriever: Retriever
@@ -66,6 +68,7 @@ class FittedRetriever:
     recipe: Recipe
     records: list[dict[str, Any]]
     encoder: Any | None
+    fused_ndcg10: float = 0.0
 
 
 def fit_retriever(
@@ -118,8 +121,9 @@ def fit_retriever(
     towers, records = training.ensemble(space(text_vectors), reader)
     fusion = recipe.fusion if recipe else None
     retriever = groundwork.under(towers, text_vectors, config=config, build_index=build_index, fusion=fusion)
+    fused_ndcg10 = 0.0
     if recipe is None and len(validation):
-        retriever = with_fitted_fusion(retriever, validation, log)
+        retriever, fused_ndcg10 = with_fitted_fusion(retriever, validation, log)
     made_by = Recipe(
         groundwork.transitions.config,
         {record.name: record.best_epoch for record in records},
@@ -127,7 +131,8 @@ def fit_retriever(
         retriever.fusion,
         tuned.number if tuned else 0,
     )
-    return FittedRetriever(retriever, text_vectors, made_by, [asdict(record) for record in records], encoder)
+    told = [asdict(record) for record in records]
+    return FittedRetriever(retriever, text_vectors, made_by, told, encoder, fused_ndcg10)
 
 
 @dataclass(frozen=True)
@@ -238,18 +243,21 @@ def drawn(validation: Holdout, config: TrainConfig) -> Holdout:
     return validation.take(np.sort(users))
 
 
-def with_fitted_fusion(retriever: Retriever, validation: Holdout, log: Log) -> Retriever:
-    """The same retriever with its sources weighed on the candidates of validation users."""
+def with_fitted_fusion(retriever: Retriever, validation: Holdout, log: Log) -> tuple[Retriever, float]:
+    """The same retriever with its sources weighed on the candidates of validation users, and their NDCG@10 then."""
     # Whole unions: lists cut by the present weights would lean towards them.
     candidates = retriever.unions(validation.histories, exclude_known=validation.exclude_known)
     kinds = retriever.towers.kinds
     towers = LinearFusion.fit(candidates, validation.targets, dict.fromkeys(kinds, Transform.RAW))
     fusion = fitted_fusion(candidates, validation.targets, transforms(kinds, retriever.trend), retriever.trend)
-    log({"stage": "fusion", "weights": {name: round(weight, 4) for name, weight in fusion.weights.items()}})
+    best = candidates.ranked_by(fusion.score(candidates)).head(10)
+    ndcg10 = float(ndcg_at_k(relevance_of(best, validation.targets), validation.targets.lengths, k=10).mean())
+    weights = {name: round(weight, 4) for name, weight in fusion.weights.items()}
+    log({"stage": "fusion", "weights": weights, "validation_ndcg@10": round(ndcg10, 5)})
     if any(towers.weights.values()):
-        weights = {kind: towers.weights[kind] for kind in kinds}
-        retriever = replace(retriever, towers=replace(retriever.towers, weights=weights))
-    return replace(retriever, fusion=fusion)
+        of_kinds = {kind: towers.weights[kind] for kind in kinds}
+        retriever = replace(retriever, towers=replace(retriever.towers, weights=of_kinds))
+    return replace(retriever, fusion=fusion), ndcg10
 
 
 def fitted_fusion(

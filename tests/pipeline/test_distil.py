@@ -96,7 +96,7 @@ def test_the_fused_first_stage_teaches_its_own_towers(weighed, monkeypatch) -> N
 
 
 def test_the_first_stage_teaches_a_reranker_that_does_not_learn_beside_it(weighed, monkeypatch) -> None:
-    with pytest.raises(BadInput, match="nothing to teach.*set residual to false"):
+    with pytest.raises(BadInput, match=r"nothing to teach.*set residual to false"):
         with_overrides(weighed.config, ["reranker.teacher=retrieval"])
     ws = replace(
         weighed, config=with_overrides(weighed.config, ["reranker.teacher=retrieval", "reranker.residual=false"])

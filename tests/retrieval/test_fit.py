@@ -108,10 +108,11 @@ def test_the_kinds_are_weighed_in_the_search_as_validation_says(made):
 def test_where_people_take_again_what_they_have_the_fusion_is_fitted_on_lists_that_hold_it(made):
     last = Histories.of(VALIDATION.histories.last(1).tolist())
     again = replace(VALIDATION, targets=last, exclude_known=False)
-    found = with_fitted_fusion(made.retriever, again, silent)
+    found, ndcg10 = with_fitted_fusion(made.retriever, again, silent)
     assert first_places(replace(made, retriever=found), again, exclude_known=False) > 0.5
-    blind = with_fitted_fusion(made.retriever, replace(again, exclude_known=True), silent)
+    blind, nothing = with_fitted_fusion(made.retriever, replace(again, exclude_known=True), silent)
     assert first_places(replace(made, retriever=blind), again, exclude_known=False) < 0.5
+    assert ndcg10 > nothing == 0
 
 
 def test_a_member_of_one_fit_is_no_member_of_a_fit_with_the_next_seed(made):
@@ -210,7 +211,7 @@ def test_fitting_the_fusion_again_does_not_depend_on_the_weights_before(made):
     log = []
     weights = dict.fromkeys(made.retriever.fusion.weights, 0.0) | {TEXT: 9.0}
     lopsided = replace(unweighed(made.retriever), fusion=replace(made.retriever.fusion, weights=weights))
-    found = with_fitted_fusion(lopsided, VALIDATION, log.append)
+    found, _ = with_fitted_fusion(lopsided, VALIDATION, log.append)
     assert found.fusion.weights == pytest.approx(made.retriever.fusion.weights, rel=1e-2, abs=1e-3)
     assert found.fusion.typical == pytest.approx(made.retriever.fusion.typical)
     assert log[0]["stage"] == "fusion"
@@ -265,6 +266,16 @@ def test_a_saved_retriever_gives_equal_candidates(made, tmp_path):
     card = read_card(tmp_path)
     assert (card.text_vectors, card.tuned, card.records) == ("key-of-vectors", False, made.records)
     assert read_recipe(tmp_path) == made.recipe
+
+
+def test_the_card_tells_what_the_fused_lists_reach_on_validation(made, tmp_path):
+    lists = made.retriever.candidates(VALIDATION.histories, 10)
+    places = (lists.item_rows == VALIDATION.targets.item_rows[:, None]).argmax(axis=1) + 1
+    found = (lists.item_rows == VALIDATION.targets.item_rows[:, None]).any(axis=1)
+    assert made.fused_ndcg10 == pytest.approx(np.where(found, 1 / np.log2(places + 1), 0).mean(), abs=0.02)
+    save_retriever(tmp_path, made, text_vectors="key")
+    assert read_card(tmp_path).fused_ndcg10 == made.fused_ndcg10
+    assert fitted(nobody(), recipe=made.recipe).fused_ndcg10 == 0
 
 
 def test_whitened_texts_are_what_all_reads_and_the_map_is_kept(tmp_path):
