@@ -240,7 +240,12 @@ def _sasrec(task: Task) -> Iterator[Option]:
             log=lambda entry: task.log("  ".join(f"{key} {value}" for key, value in entry.items())),
         )
         source = fit(task.train)
-        again = partial(fit, validation=task.validation.take(np.zeros(0, np.int64)), stop_after=source.epochs)
+        again = partial(
+            fit,
+            validation=task.validation.take(np.zeros(0, np.int64)),
+            stop_after=source.epochs,
+            schedule_share=source.schedule_share,
+        )
         yield Option(f"dropout {dropout:g}", source, again)
 
 

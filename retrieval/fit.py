@@ -1,7 +1,7 @@
 """Fits a retriever on the training part, and selects and fuses on group B's validation items."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Recipe:
         epochs: member of the ensemble → how many epochs of its schedule to run.
         tower_weights: kind of tower → its weight in the search.
         tuning_rounds: rounds of tuning behind the text vectors; 0 where the frozen encoder was best.
+        schedule_shares: member of the ensemble → how far these epochs go in its schedule, where a budget hastened it.
     """
 
     transitions: TransitionsConfig
@@ -51,6 +52,7 @@ class Recipe:
     tower_weights: Mapping[UserTowerKind, float]
     fusion: LinearFusion
     tuning_rounds: int = 0
+    schedule_shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ def fit_retriever(
         retriever.towers.weights,
         retriever.fusion,
         tuned.number if tuned else 0,
+        {record.name: record.schedule_share for record in records if record.schedule_share},
     )
     told = [asdict(record) for record in records]
     return FittedRetriever(retriever, text_vectors, made_by, told, encoder, fused_ndcg10)
@@ -228,6 +231,7 @@ class _Training:
             seed=self._seed(member.copy),
             budget_minutes=budget_minutes,
             stop_after=self.recipe.epochs[member.name] if self.recipe else None,
+            schedule_share=self.recipe.schedule_shares.get(member.name, 0.0) if self.recipe else 0.0,
             checkpoints=checkpoints,
             team=self.team,
             say=self.say,

@@ -53,6 +53,7 @@ class RetrieverCard:
     epochs: dict[str, int]
     tower_weights: dict[UserTowerKind, float]
     tuning_rounds: int
+    schedule_shares: dict[str, float]
     text_vectors: str
     tuned: bool
     records: list[dict[str, Any]]
@@ -84,6 +85,7 @@ def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) 
         "epochs": dict(recipe.epochs),
         "tower_weights": dict(recipe.tower_weights),
         "tuning_rounds": recipe.tuning_rounds,
+        "schedule_shares": dict(recipe.schedule_shares),
         "text_vectors": text_vectors,
         "tuned": fitted.encoder is not None,
         "records": fitted.records,
@@ -106,10 +108,12 @@ def read_card(folder: Path) -> RetrieverCard:
             epochs=card["epochs"],
             tower_weights={UserTowerKind(kind): weight for kind, weight in card["tower_weights"].items()},
             tuning_rounds=card["tuning_rounds"],
+            # Without these two a card of before they were told can still be served.
+            schedule_shares=card.get("schedule_shares", {}),
             text_vectors=card["text_vectors"],
             tuned=card["tuned"],
             records=card["records"],
-            fused_ndcg10=card.get("fused_ndcg10", 0.0),  # a card of before this was told can still be served
+            fused_ndcg10=card.get("fused_ndcg10", 0.0),
         )
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise _corrupt(folder, error) from error
@@ -119,7 +123,12 @@ def read_recipe(folder: Path) -> Recipe:
     """What validation chose when this retriever was fitted."""
     card = read_card(folder)
     return Recipe(
-        card.transitions, card.epochs, card.tower_weights, LinearFusion.load(folder / FUSION), card.tuning_rounds
+        card.transitions,
+        card.epochs,
+        card.tower_weights,
+        LinearFusion.load(folder / FUSION),
+        card.tuning_rounds,
+        card.schedule_shares,
     )
 
 
