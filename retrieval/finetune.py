@@ -1,4 +1,4 @@
-"""Tuning of the text encoder against the whole catalog: rounds of it, of which the best by validation is kept.
+"""Tuning of the text encoder against the whole catalog, a round at a time; see rounds for what becomes of them.
 
 Two schedules (see gradient_cache). *Exact*: every step reads the whole catalog, and steps encoder and towers
 together by the gradient of the plain loss. *Stale*: one gradient of the loss with respect to all text vectors,
@@ -7,10 +7,11 @@ of the plain loss as far as its chunk has a part in it; the last of the N / chun
 many steps old. A pass reads the catalog with a graph once, whatever the number of its steps.
 """
 
+import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -27,8 +28,8 @@ from retrieval.gradient_cache import CatalogEncoder, LossParts, cached_backward,
 from retrieval.hardware import Precision, computes_bfloat16, device
 from retrieval.objective import Objective
 from retrieval.towers import TwoTowers
-from retrieval.trackers import Log
-from retrieval.train import NotFinite, TrainConfig
+from retrieval.trackers import Log, RemainingTime
+from retrieval.train import NotFinite, TrainConfig, target_counts
 
 EXACT_ITEMS = 1_000
 """Without a GPU, `auto` takes exact steps up to this many items; each step reads all of them twice."""
@@ -68,6 +69,13 @@ class FinetuneConfig(BaseModel):
     dropout: bool = Field(False, description="leave the encoder's own dropout on in exact steps")
     precision: Precision = Field(Precision.AUTO, description="of the encoder's matrix products while it is tuned")
     lora_rank: int = Field(16, ge=1, description="rank of the LoRA adapters")
+    budget_share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="of retriever.train.budget_minutes, for all rounds and the towers that judge them, in equal parts; "
+        "reading the catalog after a round comes on top",
+    )
     seed: int = Field(0, ge=0, description="of adapters, dropout, the order of texts and the choice of positions")
 
     def schedule_for(self, n_items: int) -> Schedule:
@@ -76,62 +84,6 @@ class FinetuneConfig(BaseModel):
             return self.schedule
         affordable = torch.cuda.is_available() or n_items <= EXACT_ITEMS
         return Schedule.EXACT if affordable else Schedule.STALE
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The best of all rounds.
-
-    Attributes:
-        number: of the round, from 1; 0 is the frozen encoder.
-        towers: trained on the vectors of that round.
-        text_vectors: (N, E) float32 of length 1.
-        encoder: the SentenceTransformer of that round, without adapters; None for the frozen one.
-        ndcg10: the validation figure of every round, that of the frozen encoder first.
-    """
-
-    number: int
-    towers: TwoTowers
-    text_vectors: Scores
-    encoder: Any | None
-    ndcg10: list[float]
-
-
-def tune_encoder(
-    tuner: "EncoderTuner",
-    train: Histories,
-    text_vectors: Scores,
-    *,
-    fit_towers: Callable[[Scores], tuple[TwoTowers, float]],
-    rounds: int,
-    selects: bool,
-) -> Tuned:
-    """Frozen, then `rounds` rounds, each judged by towers trained afresh on its vectors; the best one.
-
-    Towers trained on from where they were would overfit, and towers used as they are would not know the new
-    vectors: each round has the same chance, and the same seed.
-
-    Args:
-        train: what the towers are trained on.
-        text_vectors: (N, E) of length 1, by the encoder before tuning.
-        fit_towers: text vectors → new towers and their validation NDCG@10.
-        rounds: how many; for a repetition without validation, the number of the best round back then.
-        selects: false keeps the last round, where nobody is there to validate it.
-
-    Raises:
-        NotFinite: as `EncoderTuner.round`.
-    """
-    towers, ndcg10 = fit_towers(text_vectors)
-    figures, best, weights = [ndcg10], Tuned(0, towers, text_vectors, None, []), tuner.weights()
-    for number in range(1, rounds + 1):
-        text_vectors = tuner.round(towers, train, text_vectors, number=number)
-        towers, ndcg10 = fit_towers(text_vectors)
-        tuner.log({"stage": "finetune", "round": number, "validation_ndcg@10": ndcg10, "best_before": max(figures)})
-        if not selects or ndcg10 > max(figures):
-            best, weights = Tuned(number, towers, text_vectors, None, []), tuner.weights()
-        figures.append(ndcg10)
-    encoder = tuner.finished(weights) if best.number else None
-    return Tuned(best.number, best.towers, best.text_vectors, encoder, figures)
 
 
 class EncoderTuner:
@@ -144,6 +96,7 @@ class EncoderTuner:
         reading: settings by which the whole catalog is encoded.
         whiten: what the towers read of the vectors is whitened, as of the beginning of a round, besides being centred.
         table: what the towers read, made of the vectors (N, E), differentiable; None: as `whiten` says.
+        say: is told from time to time how long a round will take.
     """
 
     def __init__(
@@ -157,18 +110,28 @@ class EncoderTuner:
         log: Log,
         whiten: bool = False,
         table: Callable[[Tensor], Tensor] | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         add_adapter(encoder, config)
         self.config, self.training, self.reading, self.log = config, training, reading, log
-        self.whiten, self._given_table = whiten, table
+        self.whiten, self._given_table, self.say = whiten, table, say
         self.catalog = CatalogEncoder(encoder, texts, config.chunk_texts, computes_bfloat16(config.precision))
 
-    def round(self, towers: TwoTowers, train: Histories, text_vectors: Scores, *, number: int) -> Scores:
+    def round(
+        self,
+        towers: TwoTowers,
+        train: Histories,
+        text_vectors: Scores,
+        *,
+        number: int,
+        budget_minutes: float = math.inf,
+    ) -> Scores:
         """The catalog's vectors (N, E) after one more round; the towers are left as they are.
 
         Args:
             text_vectors: (N, E) of length 1, by the encoder as it is now.
             number: of the round, from 1; each takes other positions, and the texts in another order.
+            budget_minutes: after which no further step is begun; the rate falls in time.
 
         Raises:
             NotFinite: when a loss or a weight turns NaN or infinite.
@@ -177,12 +140,13 @@ class EncoderTuner:
         schedule = self.config.schedule_for(len(text_vectors))
         towers = deepcopy(towers).to(device())
         table = self._table(text_vectors)
+        pace = _Pace(budget_minutes, f"tuning the text encoder, round {number}", self.say)
         losses = _Losses(towers, train, training=self.training, positions=self.config.positions, rng=rng)
         try:
             if schedule is Schedule.EXACT:
-                self._exact_steps(towers, losses, table, rng)
+                self._exact_steps(towers, losses, table, rng=rng, pace=pace)
             else:
-                self._stale_pass(towers, losses, text_vectors, table, rng)
+                self._stale_pass(towers, losses, text_vectors, table, rng=rng, pace=pace)
         except FloatingPointError as fault:
             raise NotFinite(
                 f"the text encoder diverged in round {number}, {fault}: lower retriever.finetune.learning_rate "
@@ -203,16 +167,26 @@ class EncoderTuner:
         """A copy of all that is tuned."""
         return [weight.detach().clone() for weight in _trainable(self.catalog.model)]
 
-    def finished(self, weights: Sequence[Tensor]) -> Any:
-        """The encoder with these `weights()`, as a plain sentence-transformer; the tuner's work ends here."""
+    def take(self, weights: Sequence[Tensor]) -> None:
+        """Goes on from these `weights()`."""
         with torch.no_grad():
             for weight, kept in zip(_trainable(self.catalog.model), weights, strict=True):
                 weight.copy_(kept)
+
+    def finished(self, weights: Sequence[Tensor]) -> Any:
+        """The encoder with these `weights()`, as a plain sentence-transformer; the tuner's work ends here."""
+        self.take(weights)
         merge_adapter(self.catalog.model)
         return self.catalog.model
 
     def _exact_steps(
-        self, towers: TwoTowers, losses: "_Losses", table: Callable[[Tensor], Tensor], rng: np.random.Generator
+        self,
+        towers: TwoTowers,
+        losses: "_Losses",
+        table: Callable[[Tensor], Tensor],
+        *,
+        rng: np.random.Generator,
+        pace: "_Pace",
     ) -> None:
         config, weights = self.config, _trainable(self.catalog.model)
         # In a large catalog few ids are in a sample, and gradients are sparse: what is learned for ids stays.
@@ -223,12 +197,14 @@ class EncoderTuner:
             {"params": _trainable(towers), "lr": config.tower_learning_rate},
         ]
         optimizer = torch.optim.AdamW(groups)
-        schedule = _falling(optimizer, config.exact_steps)
+        schedule = _falling(optimizer, config.exact_steps, pace)
         self.catalog.model.train(config.dropout)
         towers.train()
         for step in range(1, config.exact_steps + 1):
             loss = cached_backward(self.catalog, losses.drawn(), seed=int(rng.integers(2**32)), table=table)
             self._step(optimizer, schedule, step=step, of=config.exact_steps, loss=loss)
+            if pace.is_over(step, config.exact_steps):
+                break
         _require_finite(weights)
 
     def _stale_pass(
@@ -237,7 +213,9 @@ class EncoderTuner:
         losses: "_Losses",
         text_vectors: Scores,
         table: Callable[[Tensor], Tensor],
+        *,
         rng: np.random.Generator,
+        pace: "_Pace",
     ) -> None:
         # Dropout stays off: the table is encoded without, so its gradient belongs to that function.
         self.catalog.model.eval()
@@ -248,10 +226,12 @@ class EncoderTuner:
         gradient = gradient / gradient.norm(dim=1).mean().clamp(min=1e-12)
         chunks = [rows for rows in self.catalog.chunks if bool(gradient[torch.from_numpy(rows)].any())]
         optimizer = torch.optim.AdamW(_trainable(self.catalog.model), lr=self.config.learning_rate)
-        schedule = _falling(optimizer, len(chunks))
+        schedule = _falling(optimizer, len(chunks), pace)
         for step, place in enumerate(rng.permutation(len(chunks)), start=1):
             self.catalog.carry_back_chunk(chunks[place], gradient)
             self._step(optimizer, schedule, step=step, of=len(chunks), loss=loss)
+            if pace.is_over(step, len(chunks)):
+                break
         _require_finite(_trainable(self.catalog.model))
 
     def _step(
@@ -294,6 +274,7 @@ class _Losses:
             sampled_items=training.sampled_items,
             low_precision=self.low_precision,
             softmax=training.softmax,
+            target_counts=target_counts(self.examples, len(counts)) if training.in_batch_negatives else None,
         )
 
     def drawn(self) -> LossParts:
@@ -346,9 +327,32 @@ def merge_adapter(encoder: Any) -> None:
         encoder[0].model = encoder[0].model.merge_and_unload()
 
 
-def _falling(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """From the full rate to 0: the older a gradient, the shorter the step."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: max(0.0, 1 - done / max(steps, 1)))
+class _Pace:
+    """The clock of a round."""
+
+    def __init__(self, budget_minutes: float, words: str, say: Callable[[str], None]) -> None:
+        self.budget_minutes, self.words, self.say = budget_minutes, words, say
+        self.started = time.monotonic()
+        self.remaining: RemainingTime | None = None
+
+    @property
+    def spent(self) -> float:
+        """Share of the budget that is used up."""
+        return (time.monotonic() - self.started) / 60 / self.budget_minutes
+
+    def is_over(self, done: int, of: int) -> bool:
+        """Whether no further step should be begun; tells how far it is."""
+        if self.remaining is None:
+            self.remaining = RemainingTime(of, self.say)
+        self.remaining.at(done, f"{self.words}: step {done} of {of} at most")
+        return self.spent > 1
+
+
+def _falling(optimizer: torch.optim.Optimizer, steps: int, pace: _Pace) -> torch.optim.lr_scheduler.LRScheduler:
+    """From the full rate to 0, by steps or by the clock: the older a gradient, the shorter the step."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: max(0.0, 1 - max(done / max(steps, 1), pace.spent if done else 0.0))
+    )
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

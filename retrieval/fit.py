@@ -1,5 +1,6 @@
 """Fits a retriever on the training part, and selects and fuses on group B's validation items."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any
@@ -15,11 +16,12 @@ from index.base import VectorIndex
 from retrieval.distributed import ALONE, Team
 from retrieval.encode import EncoderConfig, TextSpace
 from retrieval.ensemble import Member, TowerEnsemble
-from retrieval.finetune import EncoderTuner, FinetuneMethod, Tuned, tune_encoder
+from retrieval.finetune import EncoderTuner, FinetuneMethod
 from retrieval.groundwork import Groundwork
 from retrieval.history_reader import HistoryReader
 from retrieval.objective import samples_softmax
 from retrieval.retriever import LAST_TEXT, Retriever, RetrieverConfig, transforms
+from retrieval.rounds import Tuned, tune_encoder
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log
 from retrieval.train import TrainConfig, TrainRecord, train_towers
@@ -32,6 +34,8 @@ from store.errors import BadInput
 LEAST_PULL, FEW_USERS_PULL = 1e-3, 3.0
 """Pull of the fusion's weights towards 0: the first for many users, the second shared by few, so that what is assumed
 beforehand weighs as much as a number of users and not as much as a share of them."""
+LEAST_MINUTES = 1e-3
+"""Of a member's training, where those before it took more than theirs: a step and a look at validation."""
 MOST_COPIES = 100
 """Seeds of neighbouring fits stand this far apart, so that no member of one is a member of the other."""
 
@@ -110,9 +114,10 @@ def fit_retriever(
     )
     stand_ins = groundwork.transitions.stand_ins
     training = _Training(train, validation, stand_ins, config, recipe, checkpoints, log=log, team=team, say=say)
+    started, tuning_minutes = time.monotonic(), 0.0
     tuned = training.tuned_encoder(catalog, text_vectors, load_encoder)
     if tuned is not None:
-        text_vectors = tuned.text_vectors
+        text_vectors, tuning_minutes = tuned.text_vectors, (time.monotonic() - started) / 60
     encoder = tuned.encoder if tuned else None
     reader, space = None, TextSpace.of(text_vectors, whiten=config.whiten_text)
     if config.text.copies:
@@ -120,7 +125,7 @@ def fit_retriever(
         reader = HistoryReader(
             catalog.texts, text_vectors, load_encoder=load, config=config.reading, space=space, say=say
         )
-    towers, records = training.ensemble(space(text_vectors), reader)
+    towers, records = training.ensemble(space(text_vectors), reader, tuning_minutes=tuning_minutes)
     fusion = recipe.fusion if recipe else None
     retriever = groundwork.under(towers, text_vectors, config=config, build_index=build_index, fusion=fusion)
     fused_ndcg10 = 0.0
@@ -169,10 +174,19 @@ class _Training:
                 "text: set copies and text_dim of either above 0"
             )
 
-        def fit_towers(vectors: Scores) -> tuple[TwoTowers, float]:
+        # Of equal length, so that each round has the same chance as the frozen encoder.
+        part_minutes = config.finetune.budget_share * config.train.budget_minutes / (2 * rounds + 1)
+        self.say(
+            f"tuning the text encoder: {rounds} rounds and {rounds + 1} trainings of towers to judge them, at most "
+            f"{part_minutes:.3g} minutes each, and the reading of the catalog after each round"
+        )
+
+        def fit_towers(vectors: Scores, number: int) -> tuple[TwoTowers, float]:
             space = TextSpace.of(vectors, whiten=config.whiten_text)
             member = self._untrained(kind, 1, space(vectors), None)
-            return member.towers, self._trained(member).best_ndcg10
+            kept = self.checkpoints(f"tuning-{number}-{member.name}") if self.checkpoints else None
+            record = self._trained(member, budget_minutes=part_minutes, checkpoints=kept)
+            return member.towers, record.best_ndcg10
 
         # Tuning needs float32 weights; bfloat16 would lose small updates.
         loaded = config.reading if config.text.copies else config.encoder
@@ -187,21 +201,37 @@ class _Training:
             reading=config.encoder,
             whiten=config.whiten_text,
             log=self.log,
+            say=self.say,
         )
-        selects = bool(len(self.validation))
-        best = tune_encoder(tuner, self.train, text_vectors, fit_towers=fit_towers, rounds=rounds, selects=selects)
+        best = tune_encoder(
+            tuner,
+            self.train,
+            text_vectors,
+            fit_towers=fit_towers,
+            rounds=rounds,
+            selects=bool(len(self.validation)),
+            minutes_a_round=part_minutes,
+            checkpoints=self.checkpoints,
+            team=self.team,
+        )
         encoder.max_seq_length = longest
         return best
 
-    def ensemble(self, text: Scores, reader: HistoryReader | None) -> tuple[TowerEnsemble, list[TrainRecord]]:
-        """All members, trained one after the other; each may take its share of the minutes that are left."""
-        towers = self.config.towers
+    def ensemble(
+        self, text: Scores, reader: HistoryReader | None, *, tuning_minutes: float
+    ) -> tuple[TowerEnsemble, list[TrainRecord]]:
+        """All members, trained one after the other; each may take its share of the minutes that are left.
+
+        Tuning leaves what it did not use of its share, and never less than the rest.
+        """
+        towers, budget = self.config.towers, self.config.train.budget_minutes
+        budget -= min(tuning_minutes, self.config.finetune.budget_share * budget)
         planned = [(kind, copy) for kind, of_kind in towers.items() for copy in range(1, of_kind.copies + 1)]
         members: list[Member] = []
         records: list[TrainRecord] = []
         for place, (kind, copy) in enumerate(planned):
             member = self._untrained(kind, copy, text, reader)
-            left = self.config.train.budget_minutes - sum(record.minutes for record in records)
+            left = max(budget - sum(record.minutes for record in records), LEAST_MINUTES)
             checkpoints = self.checkpoints(member.name) if self.checkpoints else None
             records.append(self._trained(member, budget_minutes=left / (len(planned) - place), checkpoints=checkpoints))
             members.append(member)

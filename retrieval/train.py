@@ -130,7 +130,7 @@ def train_towers(
             sampled_items=config.sampled_items,
             low_precision=low_precision,
             softmax=config.softmax,
-            target_counts=_target_counts(examples, len(counts)) if config.in_batch_negatives else None,
+            target_counts=target_counts(examples, len(counts)) if config.in_batch_negatives else None,
         ),
         train=train,
         examples=examples,
@@ -342,7 +342,7 @@ def _begin(model: TwoTowers, examples: Examples, *, config: TrainConfig, seed: i
     return TrainingState(model, optimizers, schedules, np.random.default_rng([seed, 1]))
 
 
-def _target_counts(examples: Examples, n_items: int) -> Rows:
+def target_counts(examples: Examples, n_items: int) -> Rows:
     """(N,) how many positions lead to each item."""
     return np.bincount(examples.targets, minlength=n_items)
 

@@ -173,6 +173,20 @@ def test_members_share_the_budget_and_what_one_leaves_goes_to_the_others(monkeyp
     assert shares == [16 / 4, (16 - 1) / 3, (16 - 5) / 2, 16 - 9]
 
 
+def test_a_member_whose_minutes_others_took_still_ends(monkeypatch):
+    """A budget below 0 would never be used up."""
+    shares = []
+
+    def spent(model, train, validation, *, budget_minutes, name, **_):
+        shares.append(budget_minutes)
+        return TrainRecord(name, [], 0, 0.0, 20.0, "")
+
+    monkeypatch.setattr(fit_module, "train_towers", spent)
+    settings = config(copies=2)
+    fitted(settings=settings.model_copy(update={"train": settings.train.model_copy(update={"budget_minutes": 16.0})}))
+    assert all(share > 0 for share in shares)
+
+
 def test_one_kind_alone_can_be_trained():
     for left_out, kept in (("recency", "sequence"), ("sequence", "recency")):
         settings = config(epochs=5)
