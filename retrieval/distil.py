@@ -152,8 +152,9 @@ def _distil(
 
 def _loss(towers: TwoTowers, table: Tensor, lessons: Lessons, places: Rows, *, temperature: float) -> Tensor:
     """Mean over the users at `places`."""
-    recent = torch.from_numpy(lessons.histories.take(places).last(towers.user.history_items))
-    users = towers.user.forward(lambda text, rows: table[rows], towers.text, recent)  # (b, D)
+    histories = lessons.histories.take(places)
+    recent = torch.from_numpy(histories.last(towers.user.history_items))
+    users = towers.user.forward(lambda text, rows: table[rows], towers.text, recent, histories.about)  # (b, D)
     rows = torch.from_numpy(lessons.candidates.item_rows[places])
     found = torch.einsum("bd,bkd->bk", users, table[rows.clamp(min=0)])  # (b, K)
     absent = rows == NO_ITEM

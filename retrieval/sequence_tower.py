@@ -1,5 +1,6 @@
 """A causal transformer over item vectors: what the order of a history says about the next item."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -47,7 +48,9 @@ class SequenceTower(nn.Module):
         hidden = self.norm(hidden)
         return torch.cat([hidden, hidden.new_ones(*inputs.shape, 1)], dim=2)
 
-    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor) -> Tensor:
+    def forward(
+        self, items: ItemVectors, text: Tensor, history_rows: Tensor, about: Sequence[str] | None = None
+    ) -> Tensor:
         """See UserTower."""
         length = (history_rows != NO_ITEM).sum(dim=1)
         history_rows = history_rows[:, : max(length.tolist(), default=1) or 1]

@@ -1,5 +1,7 @@
 """The history in words, read by the sentence-transformer: what items are like, whoever else took them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -56,9 +58,11 @@ class TextTower(nn.Module):
         mapped = self.text_map(inputs) * self.log_scale.exp() + self.offset
         return torch.cat([mapped, mapped.new_ones(len(mapped), 1)], dim=1)
 
-    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor) -> Tensor:
+    def forward(
+        self, items: ItemVectors, text: Tensor, history_rows: Tensor, about: Sequence[str] | None = None
+    ) -> Tensor:
         """See UserTower."""
-        read = torch.from_numpy(self.reader.vectors(history_rows.cpu().numpy())).to(self.offset.device)
+        read = torch.from_numpy(self.reader.vectors(history_rows.cpu().numpy(), about)).to(self.offset.device)
         vectors = self.vectors_at(items, text, read)
         # Who has taken nothing is offered what is popular: the last dimension alone stays.
         present = (history_rows != NO_ITEM).any(dim=1, keepdim=True)

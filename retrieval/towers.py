@@ -218,8 +218,9 @@ class TwoTowers(nn.Module):
         vectors = np.empty((len(histories), self.item.dimension), dtype=np.float32)
         for start in range(0, len(order), USERS_AT_ONCE):
             users = order[start : start + USERS_AT_ONCE]
-            recent = torch.from_numpy(histories.take(users).last(self.user.history_items)).to(self.text.device)
-            vectors[users] = self.user.forward(items, self.text, recent).cpu().numpy()
+            part = histories.take(users)
+            recent = torch.from_numpy(part.last(self.user.history_items)).to(self.text.device)
+            vectors[users] = self.user.forward(items, self.text, recent, part.about).cpu().numpy()
         return vectors
 
 

@@ -1,5 +1,6 @@
 """What a user tower promises, and the plainest one: a decayed sum over the last items."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -41,8 +42,14 @@ class UserTower(Protocol):
         """(*targets.shape, D) user vectors at each place that a batch of `examples` asks for."""
         ...
 
-    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor) -> Tensor:
-        """(B, D) from (N, E) text vectors and (B, H) item rows, most recent first, NO_ITEM as padding."""
+    def forward(
+        self, items: ItemVectors, text: Tensor, history_rows: Tensor, about: Sequence[str] | None = None
+    ) -> Tensor:
+        """(B, D) from (N, E) text vectors and (B, H) item rows, most recent first, NO_ITEM as padding.
+
+        Args:
+            about: what is known of each user, in words, for a tower that reads them.
+        """
         ...
 
 
@@ -82,7 +89,9 @@ class RecencyTower(nn.Module):
         """See UserTower."""
         return self.forward(items, text, inputs)
 
-    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor) -> Tensor:
+    def forward(
+        self, items: ItemVectors, text: Tensor, history_rows: Tensor, about: Sequence[str] | None = None
+    ) -> Tensor:
         """See UserTower."""
         present = (history_rows != NO_ITEM).float()
         rows, width = history_rows.clamp(min=0), history_rows.shape[1]
