@@ -7,6 +7,7 @@ import numpy as np
 from data.schema import Scores
 from index.build import plan_index
 from pipeline.carry_over import carried_journal
+from pipeline.memory import less_for_index, memory_for
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import open_retriever
 from pipeline.workspace import FitKind, Workspace
@@ -34,7 +35,8 @@ def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION
         vectors_key = ws.run.write_artifact(
             "vectors", ws.vectors_made_from(fit), lambda folder: save_vectors(folder, vectors)
         )
-        planned = plan_index(vectors, _asked(ws, retriever, fit), ws.config.index, say=log.say)
+        with memory_for("building the index", less_for_index(ws.config)):
+            planned = plan_index(vectors, _asked(ws, retriever, fit), ws.config.index, say=log.say)
         index = planned.index
         index_key = ws.run.write_artifact(
             "index",

@@ -109,7 +109,7 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
     made_from = ws.reranker_made_from(fit)
     belongs_to = {**made_from, "reranker": made_from["config"]}
     del belongs_to["config"]
-    with memory_for("training the reranker", less_for_reranker(ws.config)):
+    with memory_for("training the reranker", less_for_reranker(ws.config, reranker.kind)):
         fusion, gate, record = fit_reranker(
             reranker,
             task,

@@ -14,7 +14,7 @@ from data.schema import Histories, Holdout, Scores
 from index.faiss_index import FlatIndex
 from pipeline.distil import distil_retriever, untaught
 from pipeline.engine import HERE, Engine
-from pipeline.memory import less_for_towers, memory_for
+from pipeline.memory import less_for_reading, less_for_towers, memory_for
 from pipeline.run_log import RunLog
 from pipeline.workspace import FitKind, Workspace
 from retrieval.distributed import ALONE, Team
@@ -128,8 +128,7 @@ def base_text_vectors(ws: Workspace, *, log: RunLog, engine: Engine = HERE) -> S
     if not ws.run.has("text_vectors", key):
         settings, reading = ws.config.retriever.encoder, Reading.of(ws.dataset.catalog.texts)
         log.say(f"reading {len(ws.dataset.catalog):,} item texts with {settings.model}")
-        less = f"--set retriever.encoder.batch_size={max(1, settings.batch_size // 4)}"
-        with memory_for("reading the catalog", less):
+        with memory_for("reading the catalog", less_for_reading(ws.config)):
             read = engine.made(partial(_text_reader, ws.encoder, settings, len(reading.distinct)), reading.chunks)
             vectors = reading.vectors(read, settings, progress=lambda done, of: log.say(f"  {done:,} of {of:,} texts"))
         ws.run.write_artifact("text_vectors", ws.text_vectors_made_from(), lambda folder: save_vectors(folder, vectors))

@@ -32,7 +32,12 @@ class TrainConfig(BaseModel):
 
     patience: int = Field(2, ge=1, description="epochs without a better validation NDCG@10 before stopping")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises")
-    weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay")
+    weight_decay: float = Field(
+        1e-4,
+        ge=0,
+        description="AdamW's decoupled weight decay; not of what is learned for each id where the softmax is sampled, "
+        "since SparseAdam has none",
+    )
     softmax: Softmax = Field(
         Softmax.AUTO,
         description=f"over all trained items, or sampled; auto: sampled from {FULL_SOFTMAX_ITEMS:,} items on",
