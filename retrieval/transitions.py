@@ -125,14 +125,15 @@ class Transitions:
 
     def save(self, folder: Path) -> None:
         """Writes the non-zero weights as triples of row, column and weight, with their counts where these are known."""
-        triples = self.weights.tocoo()
+        weights = self.weights.sorted_indices()
+        triples = weights.tocoo()
         columns = {
             "from_row": triples.row.astype(np.int32),
             "to_row": triples.col.astype(np.int32),
             "weight": triples.data,
         }
         if self.counts is not None:
-            columns["count"] = np.asarray(self.counts[triples.row, triples.col], dtype=np.float32).ravel()
+            columns["count"] = self.counts.sorted_indices().data.astype(np.float32)  # normalising moves no entry
         pl.DataFrame(columns).write_parquet(folder / "transitions.parquet")
 
     @classmethod

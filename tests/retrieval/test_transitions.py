@@ -116,6 +116,13 @@ def test_counts_are_saved_and_go_on_after_a_reload(tmp_path):
         Transitions.load(tmp_path, N, fitted.config).with_more(more)
 
 
+def test_a_log_without_a_pair_is_saved_and_counted_on(tmp_path):
+    nothing = Transitions.fit(Histories.of([[1], []]), N, TransitionsConfig())
+    nothing.save(tmp_path)
+    found = Transitions.load(tmp_path, N, nothing.config, counted=True).with_more(Histories.of([[1, 2]]))
+    assert found.weights[1, 2] > 0
+
+
 def test_an_item_counted_for_the_first_time_speaks_for_itself():
     stand_ins = sp.csr_matrix(([1.0, 1.0], ([5, 6], [0, 0])), shape=(N, N), dtype=np.float32)
     part = replace(Transitions.fit(Histories.of([[0, 1]]), N, TransitionsConfig()), stand_ins=stand_ins)
