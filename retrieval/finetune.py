@@ -197,13 +197,13 @@ class EncoderTuner:
             {"params": _trainable(towers), "lr": config.tower_learning_rate},
         ]
         optimizer = torch.optim.AdamW(groups)
-        schedule = _falling(optimizer, config.exact_steps, pace)
+        schedule = pace.falling(optimizer, config.exact_steps)
         self.catalog.model.train(config.dropout)
         towers.train()
         for step in range(1, config.exact_steps + 1):
             loss = cached_backward(self.catalog, losses.drawn(), seed=int(rng.integers(2**32)), table=table)
             self._step(optimizer, schedule, step=step, of=config.exact_steps, loss=loss)
-            if pace.is_over(step, config.exact_steps):
+            if pace.is_over(step):
                 break
         _require_finite(weights)
 
@@ -226,11 +226,11 @@ class EncoderTuner:
         gradient = gradient / gradient.norm(dim=1).mean().clamp(min=1e-12)
         chunks = [rows for rows in self.catalog.chunks if bool(gradient[torch.from_numpy(rows)].any())]
         optimizer = torch.optim.AdamW(_trainable(self.catalog.model), lr=self.config.learning_rate)
-        schedule = _falling(optimizer, len(chunks), pace)
+        schedule = pace.falling(optimizer, len(chunks))
         for step, place in enumerate(rng.permutation(len(chunks)), start=1):
             self.catalog.carry_back_chunk(chunks[place], gradient)
             self._step(optimizer, schedule, step=step, of=len(chunks), loss=loss)
-            if pace.is_over(step, len(chunks)):
+            if pace.is_over(step):
                 break
         _require_finite(_trainable(self.catalog.model))
 
@@ -333,26 +333,24 @@ class _Pace:
     def __init__(self, budget_minutes: float, words: str, say: Callable[[str], None]) -> None:
         self.budget_minutes, self.words, self.say = budget_minutes, words, say
         self.started = time.monotonic()
-        self.remaining: RemainingTime | None = None
 
     @property
     def spent(self) -> float:
         """Share of the budget that is used up."""
         return (time.monotonic() - self.started) / 60 / self.budget_minutes
 
-    def is_over(self, done: int, of: int) -> bool:
+    def falling(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+        """From the full rate to 0, by steps from now on or by the clock: the older a gradient, the shorter the step."""
+        self.steps = steps
+        self.remaining = RemainingTime(steps, self.say, clock=time.monotonic)
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda done: max(0.0, 1 - max(done / max(steps, 1), self.spent if done else 0.0))
+        )
+
+    def is_over(self, done: int) -> bool:
         """Whether no further step should be begun; tells how far it is."""
-        if self.remaining is None:
-            self.remaining = RemainingTime(of, self.say)
-        self.remaining.at(done, f"{self.words}: step {done} of {of} at most")
+        self.remaining.at(done, f"{self.words}: step {done} of {self.steps} at most")
         return self.spent > 1
-
-
-def _falling(optimizer: torch.optim.Optimizer, steps: int, pace: _Pace) -> torch.optim.lr_scheduler.LRScheduler:
-    """From the full rate to 0, by steps or by the clock: the older a gradient, the shorter the step."""
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda done: max(0.0, 1 - max(done / max(steps, 1), pace.spent if done else 0.0))
-    )
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
