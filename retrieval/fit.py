@@ -22,6 +22,7 @@ from retrieval.history_reader import HistoryReader
 from retrieval.objective import samples_softmax
 from retrieval.retriever import LAST_TEXT, Retriever, RetrieverConfig, transforms
 from retrieval.rounds import Tuned, tune_encoder
+from retrieval.short_histories import after_short, source_of
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log
 from retrieval.train import TrainConfig, TrainRecord, train_towers
@@ -34,6 +35,9 @@ from store.errors import BadInput
 LEAST_PULL, FEW_USERS_PULL = 1e-3, 3.0
 """Pull of the fusion's weights towards 0: the first for many users, the second shared by few, so that what is assumed
 beforehand weighs as much as a number of users and not as much as a share of them."""
+STIFFNESS_OF_OWN = 10.0
+"""Pull towards 0 of what short histories add to a weight, as a multiple of that of the weight itself."""
+FOLDS = 5
 LEAST_MINUTES = 1e-3
 """Of a member's training, where those before it took more than theirs: a step and a look at validation."""
 MOST_COPIES = 100
@@ -283,9 +287,11 @@ def with_fitted_fusion(retriever: Retriever, validation: Holdout, log: Log) -> t
     candidates = retriever.unions(validation.histories, exclude_known=validation.exclude_known)
     kinds = retriever.towers.kinds
     towers = LinearFusion.fit(candidates, validation.targets, dict.fromkeys(kinds, Transform.RAW))
-    fusion = fitted_fusion(candidates, validation.targets, transforms(kinds, retriever.trend), retriever.trend)
-    best = candidates.ranked_by(fusion.score(candidates)).head(10)
-    ndcg10 = float(ndcg_at_k(relevance_of(best, validation.targets), validation.targets.lengths, k=10).mean())
+    columns = transforms(kinds, retriever.trend)
+    if retriever.config.short_history:
+        columns = _by_length_where_it_helps(candidates, validation.targets, columns, retriever.trend, log)
+    fusion = fitted_fusion(candidates, validation.targets, columns, retriever.trend)
+    ndcg10 = float(_ndcg10(candidates.ranked_by(fusion.score(candidates)), validation.targets).mean())
     weights = {name: round(weight, 4) for name, weight in fusion.weights.items()}
     log({"stage": "fusion", "weights": weights, "validation_ndcg@10": round(ndcg10, 5)})
     if any(towers.weights.values()):
@@ -299,6 +305,32 @@ def fitted_fusion(
 ) -> LinearFusion:
     """The weights of all or some of a retriever's sources."""
     # Beside a profile the last item, beside late weeks all time: what is left is a contrast, of either sign.
-    signed = (LAST_TEXT, *trend.names)
+    own = {name: STIFFNESS_OF_OWN for name in columns if source_of(name) != name}
+    signed = (LAST_TEXT, *trend.names, *own)
     pull = max(LEAST_PULL, FEW_USERS_PULL / max(len(candidates), 1))
-    return LinearFusion.fit(candidates, targets, columns, signed=signed, l2=pull)
+    return LinearFusion.fit(candidates, targets, columns, signed=signed, l2=pull, stiffness=own)
+
+
+def _by_length_where_it_helps(
+    candidates: Candidates, targets: Histories, columns: Mapping[str, Transform], trend: Trend, log: Log
+) -> dict[str, Transform]:
+    """With columns for short histories, if these gain by cross-validation over the users more than a standard error."""
+    more = {**columns, **{after_short(name): how for name, how in columns.items()}}
+    fold = np.arange(len(candidates)) % FOLDS
+    gains = np.zeros(len(candidates))
+    for left_out in range(FOLDS):
+        inside, outside = np.flatnonzero(fold != left_out), np.flatnonzero(fold == left_out)
+        if not len(inside) or not len(outside):
+            continue
+        asked, wanted = candidates.take(outside), targets.take(outside)
+        for sign, tried in ((1, more), (-1, columns)):
+            fitted = fitted_fusion(candidates.take(inside), targets.take(inside), tried, trend)
+            gains[outside] += sign * _ndcg10(asked.ranked_by(fitted.score(asked)), wanted)
+    helps = len(gains) > 1 and bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
+    log({"stage": "fusion by length", "gain_of_ndcg@10": round(float(gains.mean()), 5), "kept": helps})
+    return dict(more if helps else columns)
+
+
+def _ndcg10(candidates: Candidates, targets: Histories) -> np.ndarray:
+    """(B,) of lists as they stand."""
+    return ndcg_at_k(relevance_of(candidates.head(10), targets), targets.lengths, k=10)
