@@ -63,6 +63,7 @@ class LinearFusion:
         signed: Collection[str] = (),
         l2: float = 1e-3,
         stiffness: Mapping[str, float] | None = None,
+        scaled_like: Mapping[str, str] | None = None,
     ) -> "LinearFusion":
         """Minimises -log of what a softmax over each user's candidates gives to all of the targets together.
 
@@ -76,6 +77,8 @@ class LinearFusion:
         Args:
             l2: pull of every weight towards 0.
             stiffness: source → how many times as hard it is pulled; others once.
+            scaled_like: source → another, by whose variance it is scaled: a pull then means the same for both, however
+                few users the first has a column for.
         """
         typical = {name: typical_score(candidates, name) for name in transforms}
         columns = np.stack(
@@ -86,6 +89,8 @@ class LinearFusion:
         # Relative, since the mean of a large constant is rounded and leaves a spread that means nothing.
         varies = spread > 1e-6 * np.abs(columns).max(axis=(0, 1), initial=0)
         spread = np.where(varies, spread, 1.0)
+        place = {name: number for number, name in enumerate(transforms)}
+        spread = spread[[place[(scaled_like or {}).get(name, name)] for name in transforms]]
         relevant = targets_among(candidates, targets)
         usable = relevant.any(axis=1)
         free = np.array([name in signed for name in transforms])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
@@ -124,7 +125,7 @@ def centred(vectors: Scores, mean: Scores | None = None) -> Scores:
     return _unit(vectors - (vectors.mean(axis=0) if mean is None else mean))
 
 
-def _unit(vectors: Scores) -> Scores:
+def _unit(vectors: npt.NDArray[np.floating]) -> Scores:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6), dtype=np.float32)
 
 

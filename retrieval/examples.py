@@ -1,6 +1,6 @@
 """Training examples: every place of every history asks for the item that came next."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.schema import NO_ITEM, Histories, Rows, Scores
+from data.schema import NO_ITEM, Histories, Rows, Scores, Words
 
 
 class Examples(Protocol):
@@ -140,7 +140,7 @@ class Readings:
         cls,
         train: Histories,
         history_items: int,
-        read: Callable[[Rows, Sequence[str] | None], Scores],
+        read: Callable[[Rows, Words | None], Scores],
         *,
         last: int,
         most: int,

@@ -305,10 +305,18 @@ def fitted_fusion(
 ) -> LinearFusion:
     """The weights of all or some of a retriever's sources."""
     # Beside a profile the last item, beside late weeks all time: what is left is a contrast, of either sign.
-    own = {name: STIFFNESS_OF_OWN for name in columns if source_of(name) != name}
+    own = [name for name in columns if source_of(name) != name]
     signed = (LAST_TEXT, *trend.names, *own)
     pull = max(LEAST_PULL, FEW_USERS_PULL / max(len(candidates), 1))
-    return LinearFusion.fit(candidates, targets, columns, signed=signed, l2=pull, stiffness=own)
+    return LinearFusion.fit(
+        candidates,
+        targets,
+        columns,
+        signed=signed,
+        l2=pull,
+        stiffness=dict.fromkeys(own, STIFFNESS_OF_OWN),
+        scaled_like={name: source_of(name) for name in own},
+    )
 
 
 def _by_length_where_it_helps(

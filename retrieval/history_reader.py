@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.schema import NO_ITEM, Rows, Scores
+from data.schema import NO_ITEM, Rows, Scores, Words
 from data.text import history_text
 from retrieval.encode import EncoderConfig, TextSpace, encode_texts
 from store.errors import Mismatch
@@ -72,7 +72,7 @@ class HistoryReader:
         reader._known = OrderedDict()
         return reader
 
-    def vectors(self, history_rows: Rows, about: Sequence[str] | None = None) -> Scores:
+    def vectors(self, history_rows: Rows, about: Sequence[str] | Words | None = None) -> Scores:
         """(B, E) float32 of length 1, from (B, H) item rows, most recent first, NO_ITEM as padding.
 
         An empty history has a vector of zeros.

@@ -1,11 +1,9 @@
 """The history in words, read by the sentence-transformer: what items are like, whoever else took them."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from data.schema import NO_ITEM, Histories
+from data.schema import NO_ITEM, Histories, Words
 from retrieval.examples import Examples, Readings
 from retrieval.history_reader import HistoryReader
 from retrieval.item_tower import RESIDUAL_SPREAD, ItemVectors, LinearMap
@@ -58,9 +56,7 @@ class TextTower(nn.Module):
         mapped = self.text_map(inputs) * self.log_scale.exp() + self.offset
         return torch.cat([mapped, mapped.new_ones(len(mapped), 1)], dim=1)
 
-    def forward(
-        self, items: ItemVectors, text: Tensor, history_rows: Tensor, about: Sequence[str] | None = None
-    ) -> Tensor:
+    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor, about: Words | None = None) -> Tensor:
         """See UserTower."""
         read = torch.from_numpy(self.reader.vectors(history_rows.cpu().numpy(), about)).to(self.offset.device)
         vectors = self.vectors_at(items, text, read)

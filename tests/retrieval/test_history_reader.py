@@ -90,8 +90,8 @@ def test_what_is_known_of_the_user_is_read_before_the_history_and_remembered_wit
     read = encoder.read
     np.testing.assert_array_equal(reader.vectors(rows[:3], ["newcomer", "old hand", ""]), found[[1, 0, 2]])
     assert encoder.read == read
-    first = bag_reader(TEXTS, encoder=BagEncoder(max_words=2))  # the history is cut, not what is known
-    one, two = first.vectors(padded([[5], [3]]), ["old hand", "old hand"])
+    first = bag_reader(TEXTS, encoder=BagEncoder(max_words=3))  # the history is cut, not what is known
+    one, two = first.vectors(padded([[5], [3]]), ["a very old hand"] * 2)
     np.testing.assert_array_equal(one, two)
 
 

@@ -46,7 +46,7 @@ def test_histories_of_things_that_nobody_took_before_are_understood_by_their_wor
 def test_what_only_a_users_own_words_tell_is_learnt():
     """Planted: all begin with one thing; which paint follows is said by the users table alone."""
     colours = np.random.default_rng(0).integers(0, COLOURS, 240)
-    about = [f"colour{colour}" for colour in colours.tolist()]
+    about = [" ".join(4 * [f"colour{colour}"]) for colour in colours.tolist()]
     train = Histories.of([[COLOURS, paint] for paint in colours[:160].tolist()], about=about[:160])
     known = Histories.of([[COLOURS]] * 80, about=about[160:])
     asked = Holdout("validation", np.arange(80), known, Histories.of(colours[160:, None].tolist()))
