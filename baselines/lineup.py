@@ -144,7 +144,7 @@ def fit_all(
 
 def validation_ndcg(source: CandidateSource, validation: Holdout) -> float:
     """Mean NDCG@10 over all users of the holdout."""
-    found = source.candidates(validation.histories, TUNING_DEPTH)
+    found = source.candidates(validation.histories, TUNING_DEPTH, exclude_known=validation.exclude_known)
     relevance = relevance_of(found, validation.targets)
     return float(ndcg_at_k(relevance, validation.targets.lengths, k=TUNING_DEPTH).mean())
 
@@ -240,7 +240,12 @@ def _sasrec(task: Task) -> Iterator[Option]:
             log=lambda entry: task.log("  ".join(f"{key} {value}" for key, value in entry.items())),
         )
         source = fit(task.train)
-        again = partial(fit, validation=task.validation.take(np.zeros(0, np.int64)), stop_after=source.epochs)
+        again = partial(
+            fit,
+            validation=task.validation.take(np.zeros(0, np.int64)),
+            stop_after=source.epochs,
+            schedule_share=source.schedule_share,
+        )
         yield Option(f"dropout {dropout:g}", source, again)
 
 

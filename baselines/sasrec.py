@@ -23,12 +23,14 @@ class SasRec(ScoresAll):
         item_vectors: (N, D) float32.
         order: (N,) item rows by popularity, which breaks ties.
         epochs: of its schedule, after which validation found it best.
+        schedule_share: how far these went in the schedule, where the budget hastened it; else 0.
     """
 
     towers: TwoTowers
     item_vectors: Scores
     order: Rows
     epochs: int
+    schedule_share: float = 0.0
     name: ClassVar[str] = "sasrec"
 
     @classmethod
@@ -42,12 +44,14 @@ class SasRec(ScoresAll):
         training: TrainConfig,
         log: Callable[[dict[str, Any]], None],
         stop_after: int | None = None,
+        schedule_share: float = 0.0,
     ) -> Self:
         """Trains with early stopping on the validation users.
 
         Args:
             config: sizes and pace; its `text_dim` is taken to be 0.
             stop_after: epochs of the schedule, where they are known; None: all, or as validation says.
+            schedule_share: how far they go in it, at least.
         """
         counts = item_counts(train, n_items)
         torch.manual_seed(training.seed)
@@ -63,8 +67,10 @@ class SasRec(ScoresAll):
             log=log,
             seed=training.seed,
             stop_after=stop_after,
+            schedule_share=schedule_share,
         )
-        return cls(towers, towers.item_vectors(), popularity_order(counts), record.best_epoch)
+        order = popularity_order(counts)
+        return cls(towers, towers.item_vectors(), order, record.best_epoch, record.schedule_share)
 
     def _score(self, histories: Histories) -> Scores:
         scores = np.asarray(self.towers.user_vectors(histories) @ self.item_vectors.T)

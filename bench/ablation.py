@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,9 @@ from pipeline.prepare import prepare
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import base_text_vectors
 from pipeline.workspace import Workspace
-from retrieval.encode import centred, load_encoder
+from retrieval.encode import TextSpace, load_encoder
 from retrieval.ensemble import Member, TowerEnsemble
-from retrieval.finetune import EncoderTuner, FinetuneConfig
+from retrieval.finetune import EncoderTuner, FinetuneConfig, FinetuneMethod
 from retrieval.fit import drawn, fitted_fusion, with_fitted_fusion
 from retrieval.groundwork import Groundwork
 from retrieval.history_reader import HistoryReader
@@ -124,20 +124,23 @@ class Bench:
         *,
         training: Mapping[str, Any] | None = None,
         vectors: Scores | None = None,
+        whiten: bool = False,
         name: str = "",
     ) -> Trained:
         """Towers with some settings changed, trained unless they are there.
 
         Args:
             vectors: (N, E) by another encoder, which `name` tells apart.
+            whiten: the text vectors, besides centring them.
         """
         settings, ws = self.ws.config.retriever.suited(self.ws.split.train), self.ws
-        key = json.dumps([kind, changes, training, name], default=str)
+        key = json.dumps([kind, changes, training, whiten, name], default=str)
         if key not in self.trained:
             config = getattr(settings, kind).model_copy(update={"copies": 1, **(changes or {})})
             train = settings.train.model_copy(update={"budget_minutes": self.minutes, **(training or {})})
             torch.manual_seed(1)
-            text = torch.from_numpy(centred(self.text_vectors if vectors is None else vectors))
+            read = self.text_vectors if vectors is None else vectors
+            text = torch.from_numpy(TextSpace.of(read, whiten=whiten)(read))
             reader = self.reader if kind is WORDED else None
             model = TwoTowers(text, config, sparse=samples_softmax(self.counts, train.softmax), reader=reader)
             record = train_towers(
@@ -169,7 +172,7 @@ class Bench:
         plain = self.groundwork.under(
             ensemble, self.text_vectors, config=self.ws.config.retriever, build_index=FlatIndex
         )
-        return with_fitted_fusion(plain, self.selectors, self.log.record)
+        return with_fitted_fusion(plain, self.selectors, self.log.record)[0]
 
     @cached_property
     def retriever_of_both(self) -> Retriever:
@@ -205,9 +208,10 @@ def _tower_row(
     kind: UserTowerKind,
     changes: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    whiten: bool = False,
 ) -> Row:
     def rank(bench: Bench) -> tuple[Candidates, float]:
-        trained = bench.towers(kind, changes, training=training)
+        trained = bench.towers(kind, changes, training=training, whiten=whiten)
         return bench.alone(trained), trained.minutes
 
     return Row(part, words, against, rank)
@@ -254,8 +258,8 @@ def counted_alone(bench: Bench) -> tuple[Candidates, float]:
     return batched_candidates(score, bench.asked.histories, TOP, n_items=n_items, name="transitions"), 0.0
 
 
-def tuned_encoder(bench: Bench) -> tuple[Candidates, float]:
-    """One round of LoRA under the recency towers, which are then trained afresh on its vectors."""
+def tuned_encoder(bench: Bench, method: FinetuneMethod) -> tuple[Candidates, float]:
+    """One round of tuning under the recency towers, which are then trained afresh on its vectors."""
     ws, settings = bench.ws, bench.ws.config.retriever
     encoder = load_encoder(
         ws.encoder.path_or_id,
@@ -265,13 +269,13 @@ def tuned_encoder(bench: Bench) -> tuple[Candidates, float]:
     tuner = EncoderTuner(
         encoder,
         ws.dataset.catalog.texts,
-        config=FinetuneConfig(method="lora"),
+        config=FinetuneConfig(method=method),
         training=settings.train,
         reading=settings.encoder,
         log=bench.log.record,
     )
     vectors = tuner.round(bench.towers(RECENCY).towers, ws.split.train, bench.text_vectors, number=1)
-    trained = bench.towers(RECENCY, vectors=vectors, name="lora")
+    trained = bench.towers(RECENCY, vectors=vectors, name=method)
     return bench.alone(trained), bench.towers(RECENCY).minutes + trained.minutes
 
 
@@ -316,9 +320,21 @@ ROWS: dict[str, Row] = {
         kind=RECENCY,
         training={**SAMPLED, "sampled_items": 512, "hard_negatives": MiningConfig(per_position=8)},
     ),
-    "lora": Row("recency, encoder", "LoRA, one round", "recency", tuned_encoder),
+    "smoothed": _tower_row(
+        "recency, loss", "label smoothing 0.1", "recency", kind=RECENCY, changes={"label_smoothing": 0.1}
+    ),
+    "sequence-smoothed": _tower_row(
+        "sequence, loss", "label smoothing 0.1", "sequence", kind=SEQUENCE, changes={"label_smoothing": 0.1}
+    ),
+    "cooler": _tower_row("recency, loss", "temperature 0.5", "recency", kind=RECENCY, changes={"temperature": 0.5}),
+    "warmer": _tower_row("recency, loss", "temperature 2", "recency", kind=RECENCY, changes={"temperature": 2.0}),
+    "whitened": _tower_row("recency, text", "whitened", "recency", kind=RECENCY, whiten=True),
+    "lora": Row("recency, encoder", "LoRA, one round", "recency", partial(tuned_encoder, method=FinetuneMethod.LORA)),
+    "full": Row(
+        "recency, encoder", "all weights, one round", "recency", partial(tuned_encoder, method=FinetuneMethod.FULL)
+    ),
 }
-SLOW = ("lora",)
+SLOW = ("lora", "full")
 
 
 def measure(bench: Bench, names: list[str]) -> None:
@@ -377,7 +393,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0, help="of training for each pair of towers, at most")
     parser.add_argument("--users", type=int, default=5000, help="of group A, who are judged")
     parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="NAME", help=f"some of {', '.join(ROWS)}")
-    parser.add_argument("--lora", action="store_true", help="the tuned encoder, too; slow without a GPU")
+    parser.add_argument("--lora", action="store_true", help="the tuned encoders, too; slow without a GPU")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="as of cli.py prepare")
     args = parser.parse_args()
     measure(opened(args), args.rows or [name for name in ROWS if args.lora or name not in SLOW])

@@ -205,26 +205,30 @@ class Holdout:
         user_rows: (n,) int64.
         histories: n lists, all that is known at the time of asking.
         targets: n lists of at least one item; leave one out has exactly one each.
+        exclude_known: whether items of a history are left out of its user's list, as they are when it is served.
     """
 
     part: str
     user_rows: Rows
     histories: Histories
     targets: Histories
+    exclude_known: bool = True
 
     def __len__(self) -> int:
         return len(self.user_rows)
 
     def take(self, places: Rows) -> "Holdout":
         """The same question for the users at `places` only."""
-        return Holdout(self.part, self.user_rows[places], self.histories.take(places), self.targets.take(places))
+        histories, targets = self.histories.take(places), self.targets.take(places)
+        return Holdout(self.part, self.user_rows[places], histories, targets, self.exclude_known)
 
     @classmethod
     def joined(cls, parts: Sequence["Holdout"], *, part: str) -> "Holdout":
-        """All questions of all parts under one name; a user may be asked in several."""
+        """All questions of all parts under one name, asked as those of the first; a user may be asked in several."""
         rows = np.concatenate([np.zeros(0, dtype=np.int64), *(asked.user_rows for asked in parts)])
         histories = Histories.joined([asked.histories for asked in parts])
-        return cls(part, rows, histories, Histories.joined([asked.targets for asked in parts]))
+        targets = Histories.joined([asked.targets for asked in parts])
+        return cls(part, rows, histories, targets, parts[0].exclude_known if parts else True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,9 +119,9 @@ def _repeats(values: pl.Series) -> bool:
     return len(known) > 0 and 2 * known.n_unique() <= len(known)
 
 
-def history_text(titles: Sequence[str]) -> str:
-    """A history (titles, oldest first) in words: most recent first, joined by `; `."""
-    return "; ".join(reversed(titles))
+def history_text(titles: Sequence[str], *, about: str = "") -> str:
+    """A history (titles, oldest first) in words: what is known of the user, then most recent first, joined by `; `."""
+    return "; ".join([*([about] if about else []), *reversed(titles)])
 
 
 def _parse(template: str, columns: Sequence[str]) -> tuple[list[_Part], str]:

@@ -62,6 +62,8 @@ class LinearFusion:
         *,
         signed: Collection[str] = (),
         l2: float = 1e-3,
+        stiffness: Mapping[str, float] | None = None,
+        scaled_like: Mapping[str, str] | None = None,
     ) -> "LinearFusion":
         """Minimises -log of what a softmax over each user's candidates gives to all of the targets together.
 
@@ -71,6 +73,12 @@ class LinearFusion:
         evaluation). Columns are scaled to unit variance inside, so that `l2` means the same for each.
         A constant column gets 0. Without a single retrieved target all others are equal after scaling,
         and those in `signed`, which may get a negative weight, 0.
+
+        Args:
+            l2: pull of every weight towards 0.
+            stiffness: source → how many times as hard it is pulled; others once.
+            scaled_like: source → another, by whose variance it is scaled: a pull then means the same for both, however
+                few users the first has a column for.
         """
         typical = {name: typical_score(candidates, name) for name in transforms}
         columns = np.stack(
@@ -81,12 +89,15 @@ class LinearFusion:
         # Relative, since the mean of a large constant is rounded and leaves a spread that means nothing.
         varies = spread > 1e-6 * np.abs(columns).max(axis=(0, 1), initial=0)
         spread = np.where(varies, spread, 1.0)
+        place = {name: number for number, name in enumerate(transforms)}
+        spread = spread[[place[(scaled_like or {}).get(name, name)] for name in transforms]]
         relevant = targets_among(candidates, targets)
         usable = relevant.any(axis=1)
         free = np.array([name in signed for name in transforms])
         weights = np.where(free, 0.0, 1.0)
         if usable.any():
-            weights = _fit_listwise(columns[usable] / spread, present[usable], relevant[usable], free=free, l2=l2)
+            pull = l2 * np.array([(stiffness or {}).get(name, 1.0) for name in transforms])
+            weights = _fit_listwise(columns[usable] / spread, present[usable], relevant[usable], free=free, pull=pull)
         weights = np.where(varies, weights / spread, 0.0)
         return cls(dict(transforms), dict(zip(transforms, weights.tolist(), strict=True)), typical)
 
@@ -135,16 +146,16 @@ def _fit_listwise(
     relevant: npt.NDArray[np.bool_],
     *,
     free: npt.NDArray[np.bool_],
-    l2: float,
+    pull: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
     n_users, _, n_columns = columns.shape
 
     def loss_and_gradient(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
         logits = columns @ weights
         every, any_target = (_softmax(np.where(which, logits, -np.inf)) for which in (present, relevant))
-        loss = (every.log_total - any_target.log_total).mean() + l2 * float(weights @ weights)
+        loss = (every.log_total - any_target.log_total).mean() + float(weights @ (pull * weights))
         too_low = np.einsum("bk,bkf->f", every.share - any_target.share, columns) / n_users
-        return float(loss), too_low + 2 * l2 * weights
+        return float(loss), too_low + 2 * pull * weights
 
     start = np.where(free, 0.0, 1.0 / n_columns)
     bounds = [(None if signed else 0, None) for signed in free]

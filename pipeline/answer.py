@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from pipeline.memory import less_for_lists, memory_for
 from pipeline.workspace import Workspace
 from recommend.answer import Answer
 from recommend.events import Events
@@ -66,16 +67,17 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
         vector = WishReader(ws.run, ws.run.release()).vector(wish.query, recommender)
     # The first pass through a model pays for its threads and caches; the cost line is of a warm one.
     for _ in range(2):
-        found = recommender.recommend(
-            history,
-            k=wish.k,
-            depth=wish.depth,
-            rerank=wish.rerank,
-            budget=wish.budget,
-            query_vector=vector,
-            about=known.about,
-            where=where,
-        )
+        with memory_for("recommending", less_for_lists(ws.config, recommender, "--rerank never")):
+            found = recommender.recommend(
+                history,
+                k=wish.k,
+                depth=wish.depth,
+                rerank=wish.rerank,
+                budget=wish.budget,
+                query_vector=vector,
+                about=known.about,
+                where=where,
+            )
         add_to_ledger(ledger, found.cost.spent)
     if as_json:
         print(json.dumps(answer_as_json(found), ensure_ascii=False))

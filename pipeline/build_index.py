@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from index.build import plan_index
 from pipeline.carry_over import carried_journal
+from pipeline.memory import less_for_index, memory_for
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import open_retriever
 from pipeline.workspace import FitKind, Workspace
@@ -32,7 +33,8 @@ def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION
         # Each with the history that validation asks them with.
         histories = ws.dataset.interactions if fit is FitKind.FINAL else ws.split.validation.histories
         queries = some_queries(retriever, histories, ws.config.index.sample_users)
-        planned = plan_index(vectors, queries, ws.config.index, say=log.say)
+        with memory_for("building the index", less_for_index(ws.config)):
+            planned = plan_index(vectors, queries, ws.config.index, say=log.say)
         index = planned.index
         index_key = ws.run.write_artifact(
             "index",

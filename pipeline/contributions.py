@@ -11,6 +11,7 @@ from eval.results import MAIN_METRIC, Contribution
 from eval.significance import paired_bootstrap
 from retrieval.fit import drawn, fitted_fusion
 from retrieval.retriever import LAST_TEXT, POPULARITY, TEXT, Retriever, concatenated
+from retrieval.short_histories import source_of
 
 TOWERS, TREND = "towers", "trend"
 USERS_AT_ONCE = 2048
@@ -55,7 +56,7 @@ def judge_sources(
             has learnt it since; None: the same.
     """
     validation = drawn(validation, retriever.config.train)
-    seen = (as_fitted or retriever).unions(validation.histories)
+    seen = (as_fitted or retriever).unions(validation.histories, exclude_known=validation.exclude_known)
     groups = groups_of(retriever)
     alone = {name: _order_alone(retriever, name, sources, seen, validation) for name, sources in groups.items()}
     without = {name: _order_without(retriever, sources, seen, validation) for name, sources in groups.items()}
@@ -86,7 +87,8 @@ def groups_of(retriever: Retriever) -> dict[str, tuple[str, ...]]:
     """Name → the sources of the fusion that it stands for; each but the kinds of towers in one group."""
     kinds = tuple(map(str, retriever.towers.kinds))
     joint = {TOWERS: kinds, TEXT: (TEXT, LAST_TEXT), TREND: retriever.trend.names}
-    single = [name for name in retriever.fusion.transforms if not any(name in names for names in joint.values())]
+    sources = dict.fromkeys(map(source_of, retriever.fusion.transforms))
+    single = [name for name in sources if not any(name in names for names in joint.values())]
     each_kind = {kind: (kind,) for kind in kinds} if len(kinds) > 1 else {}
     return {TOWERS: kinds, **each_kind, **{name: (name,) for name in single}, **joint}
 
@@ -105,7 +107,8 @@ def _order_alone(
 
 def _order_without(retriever: Retriever, sources: tuple[str, ...], seen: Candidates, validation: Holdout) -> Order:
     """By all other sources."""
-    return _fitted(retriever, [name for name in retriever.fusion.transforms if name not in sources], seen, validation)
+    left = [name for name in retriever.fusion.transforms if source_of(name) not in sources]
+    return _fitted(retriever, left, seen, validation)
 
 
 def _fitted(retriever: Retriever, names: Sequence[str], seen: Candidates, validation: Holdout) -> Order:

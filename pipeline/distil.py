@@ -1,4 +1,4 @@
-"""The first stage taught by a reranker: the same retriever with other user towers, as an artifact of its own."""
+"""The first stage taught by a reranker, or by all of itself: other user towers, as an artifact of its own."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +10,8 @@ from data.schema import Histories
 from pipeline.run_log import RunLog
 from pipeline.teacher import teacher_scores
 from pipeline.workspace import FitKind, Workspace
-from retrieval.distil import DistilConfig, Lessons, distil_towers
+from rerank.fit import retrieval_column
+from retrieval.distil import OWN_SCORES, DistilConfig, Lessons, distil_towers
 from retrieval.encode import load_encoder
 from retrieval.fit import FittedRetriever, drawn, with_fitted_fusion
 from retrieval.folder import ENCODER, load_vectors, read_card, read_recipe, save_retriever
@@ -40,9 +41,15 @@ def distil_retriever(ws: Workspace, base: Retriever, learnt_from: Histories, *, 
     """
     settings = ws.config.retriever.distil
     assert settings.teacher is not None
-    _check_teacher(ws, settings.teacher)
     evaluation = fit is FitKind.EVALUATION
-    lessons = _lessons(ws, base, ws.learners.histories if evaluation else learnt_from, log=log)
+    histories = ws.learners.histories if evaluation else learnt_from
+    if settings.teacher != OWN_SCORES:
+        _check_teacher(ws, settings.teacher)
+        if evaluation:
+            # What came after these histories is what the teacher was taught: about the whole of them it would repeat
+            # group A's answers, more surely than it can know anything of a user whom it has not met.
+            histories = histories.without_last(1).asked_after_last()
+    lessons = _lessons(ws, base, histories, log=log)
     nobody = ws.selectors.take(np.zeros(0, dtype=np.int64))
     validation = drawn(ws.selectors, ws.config.retriever.train) if evaluation else nobody
     towers, records = distil_towers(
@@ -53,16 +60,19 @@ def distil_retriever(ws: Workspace, base: Retriever, learnt_from: Histories, *, 
         log=log.record,
         epochs=None if evaluation else _chosen_epochs(ws),
     )
+    fused_ndcg10 = 0.0
     retriever = replace(base, towers=towers, config=ws.config.retriever.suited(learnt_from))
     if not evaluation:
         first = read_recipe(_evaluation_folder(ws))
         retriever = replace(retriever, towers=replace(towers, weights=first.tower_weights), fusion=first.fusion)
     elif len(validation):
-        retriever = with_fitted_fusion(retriever, validation, log.record)
-    return _written(ws, retriever, [asdict(record) for record in records], fit=fit)
+        retriever, fused_ndcg10 = with_fitted_fusion(retriever, validation, log.record)
+    return _written(ws, retriever, [asdict(record) for record in records], fit=fit, fused_ndcg10=fused_ndcg10)
 
 
-def _written(ws: Workspace, retriever: Retriever, records: list[dict[str, Any]], *, fit: FitKind) -> str:
+def _written(
+    ws: Workspace, retriever: Retriever, records: list[dict[str, Any]], *, fit: FitKind, fused_ndcg10: float
+) -> str:
     """The key of an artifact that has everything else of the retriever that was not taught."""
     folder = ws.run.artifact("retriever", untaught(ws).retriever_key(fit), verify=Verify.FULL)
     card, recipe = read_card(folder), read_recipe(folder)
@@ -70,7 +80,7 @@ def _written(ws: Workspace, retriever: Retriever, records: list[dict[str, Any]],
     told = [*card.records, *({**record, TAUGHT: True} for record in records)]
     encoder = load_encoder(str(folder / ENCODER), card.config.encoder) if card.tuned else None
     vectors = load_vectors(ws.run.artifact("text_vectors", card.text_vectors))
-    fitted = FittedRetriever(retriever, vectors, recipe, told, encoder)
+    fitted = FittedRetriever(retriever, vectors, recipe, told, encoder, fused_ndcg10)
     return ws.run.write_artifact(
         "retriever",
         ws.retriever_made_from(fit),
@@ -84,9 +94,13 @@ def _lessons(ws: Workspace, base: Retriever, histories: Histories, *, log: RunLo
     known = np.flatnonzero(histories.lengths > 0)
     rng = np.random.default_rng(settings.seed)
     asked = histories.take(np.sort(rng.permutation(known)[: settings.users]))
+    exclude_known = ws.config.recommend.exclude_known
+    if settings.teacher == OWN_SCORES:
+        candidates = base.candidates(asked, settings.depth, exclude_known=exclude_known)
+        return Lessons(asked, candidates, retrieval_column(candidates))
     # As deep as the teacher read where its weight was found: its own depth, which its run may have changed since.
     config: dict[str, Any] = ws.run.manifest("reranker", settings.teacher)["made_from"]["config"]
-    candidates = base.candidates(asked, int(config["depth"]))
+    candidates = base.candidates(asked, int(config["depth"]), exclude_known=exclude_known)
     scores = teacher_scores(ws, settings.teacher, candidates, asked, setting="retriever.distil.teacher", log=log)
     return Lessons(asked, candidates, scores)
 

@@ -23,6 +23,7 @@ from eval.report import write_report
 from eval.results import Comparison, Fit, GatePoint, Report, Role, System
 from pipeline.contributions import TOWERS, JudgedSources, judge_sources
 from pipeline.frontier import measure_frontier
+from pipeline.memory import less_for_lists, memory_for
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import base_text_vectors, open_retriever, train_retriever
 from pipeline.workspace import FitKind, Workspace
@@ -80,6 +81,12 @@ def evaluate_run(ws: Workspace, options: EvaluationOptions, *, log: RunLog) -> t
 def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
     asked = _asked(ws, options)
     recommender = evaluation_recommender(ws, options.part, with_reranker=options.rerank, log=log)
+    fewer = [f"--users {max(1, len(asked) // 2)}", *(["--no-baselines"] if options.baselines else [])]
+    with memory_for("evaluating", less_for_lists(ws.config, recommender, " ".join(fewer))):
+        return _judged(ws, options, asked, recommender, log)
+
+
+def _judged(ws: Workspace, options: EvaluationOptions, asked: Holdout, recommender: Recommender, log: RunLog) -> Report:
     stats = CatalogStats.of(ws.split.train, len(ws.dataset.catalog))
     log.say(f"{options.part}: {len(asked):,} users, the whole catalog of {len(stats):,} items")
     started = time.perf_counter()

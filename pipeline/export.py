@@ -15,6 +15,7 @@ from data.split import HeldOut, SplitKind, next_holdout
 from data.vocabulary import Vocabulary
 from pipeline.engine import HERE, Engine, EngineKind
 from pipeline.evaluate import Part, drawn_by_hash, evaluation_recommender
+from pipeline.memory import less_for_lists, memory_for
 from pipeline.run_log import RunLog
 from pipeline.workspace import Workspace, open_workspace
 from recommend.events import Events
@@ -77,13 +78,14 @@ def export(
         for start in range(0, len(holdout), USERS_AT_ONCE)
     ]
     opened = partial(_opened, ws.run.root.absolute(), ws.config, wanted)
-    made = engine.made((lambda: make) if here else opened, parts)
     frames, done = [], 0
-    for part, frame in zip(parts, made, strict=True):
-        frames.append(frame)
-        done += len(part)
-        log.say(f"{done:,} of {len(holdout):,} users")
-    frame = pl.concat(frames)
+    with memory_for("recommending", less_for_lists(ws.config, recommender, "--rerank never")):
+        made = engine.made((lambda: make) if here else opened, parts)
+        for part, frame in zip(parts, made, strict=True):
+            frames.append(frame)
+            done += len(part)
+            log.say(f"{done:,} of {len(holdout):,} users")
+        frame = pl.concat(frames)
     atomic_write(path, _parquet(frame))
     log.record({"event": "exported", "split": str(asked), "users": len(holdout), "rows": len(frame), "file": str(path)})
     return len(frame)
@@ -118,7 +120,9 @@ class Lists:
 
         def made(part: Holdout) -> pl.DataFrame:
             if self.towers_only:
-                return _rows(recommender, part, recommender.retriever.search(part.histories, self.k, where=where))
+                exclude_known = recommender.config.exclude_known
+                found = recommender.retriever.search(part.histories, self.k, exclude_known=exclude_known, where=where)
+                return _rows(recommender, part, found)
             candidates = max(self.k, recommender.config.candidates)
             ranked = recommender.rank(part.histories, candidates=candidates, depth=self.depth, where=where)
             return _rows(recommender, part, ranked.reranked.head(self.k))

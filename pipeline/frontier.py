@@ -171,7 +171,9 @@ class _Bench:
             return WholeCatalog(self.name, float(np.mean(tokens)) if users else 0.0, None, 0, None, None)
         histories = part.holdout.histories
         everything = Candidates(np.tile(items, (users, 1)), recommender.retriever.fused_scores(histories, items))
-        everything = _without_known(everything, histories).ranked_by(everything.score)
+        if part.holdout.exclude_known:
+            everything = _without_known(everything, histories)
+        everything = everything.ranked_by(everything.score)
         started = time.perf_counter()
         scored = with_reranker_scores(self.reranker, self.texts, everything, histories)
         ms = (time.perf_counter() - started) * 1000 / users

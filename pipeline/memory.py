@@ -1,9 +1,14 @@
 """Memory that ran out, told with the setting that would fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
+from typing import Any
 
 from config import Config
+from recommend.recommender import Recommender
+from rerank.packed import PackedReranker
+from retrieval.finetune import FinetuneMethod
 from store.errors import OutOfMemory
 
 SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "std::bad_alloc")
@@ -31,16 +36,69 @@ def memory_for(what: str, remedy: str) -> Iterator[None]:
         raise OutOfMemory(f"memory ran out while {what}; what was made before is untouched: try {remedy}") from error
 
 
+def less_for_reading(config: Config) -> str:
+    """Settings with which reading the catalog needs about half."""
+    return _told(_halves(config, ["retriever.encoder.batch_size"]))
+
+
 def less_for_towers(config: Config) -> str:
-    """Settings with which training the towers needs about half."""
-    towers = {"recency": config.retriever.recency, "sequence": config.retriever.sequence}
-    halves = [f"--set retriever.{kind}.batch_size={max(1, one.batch_size // 2)}" for kind, one in towers.items()]
-    sampled = max(1, config.retriever.train.sampled_items // 2)
-    return " ".join([*halves, f"--set retriever.train.sampled_items={sampled}"])
+    """Settings with which training the towers needs about half, and tuning the text encoder where it is tuned."""
+    retriever = config.retriever
+    names = [f"retriever.{kind}.batch_size" for kind in retriever.towers]
+    if retriever.text.copies:
+        names.append("retriever.text.most_positions")
+    names.append("retriever.train.sampled_items")
+    if retriever.finetune.method is not FinetuneMethod.FROZEN:
+        names += ["retriever.finetune.chunk_texts", "retriever.finetune.positions"]
+    return _told(_halves(config, names))
 
 
-def less_for_reranker(config: Config) -> str:
-    """Settings with which training the reranker needs less."""
-    train = config.reranker.train
-    fewer = f"--set reranker.train.users_per_pass={max(1, train.users_per_pass // 2)}"
-    return fewer if train.checkpointing else f"{fewer} --set reranker.train.checkpointing=true"
+def less_for_reranker(config: Config, kind: str) -> str:
+    """Settings with which training the reranker needs less, and scoring with it on validation.
+
+    Args:
+        kind: of the model, encoder or decoder.
+    """
+    options = _halves(config, ["reranker.train.users_per_pass"])
+    if not config.reranker.train.checkpointing:
+        options.append("--set reranker.train.checkpointing=true")
+    if not options:
+        options = _halves(config, ["reranker.train.list_size"], least=2)
+    return _told([*options, *_smaller_batches(config, kind)])
+
+
+def less_for_index(config: Config) -> str:
+    """Settings with which building the index needs less: one kind alone, of halved vectors."""
+    wanted = {"kind": "flat", "storage": "float16"}
+    found = {name: str(getattr(config.index, name)) for name in wanted}
+    return _told([f"--set index.{name}={value}" for name, value in wanted.items() if found[name] != value])
+
+
+def less_for_lists(config: Config, recommender: Recommender, *options: str) -> str:
+    """Options with which lists need less, and what to train the reranker anew with, since it keeps its batches.
+
+    Args:
+        options: of the command at hand.
+    """
+    reranker = recommender.second.reranker if recommender.second is not None else None
+    batches = _smaller_batches(config, reranker.kind) if isinstance(reranker, PackedReranker) else []
+    anew = [f"'train-reranker {' '.join(batches)}' and again"] if batches else []
+    return _told([*options, *anew], joint=", or ")
+
+
+def _smaller_batches(config: Config, kind: str) -> list[str]:
+    return _halves(config, [f"reranker.{kind}.max_batch_tokens"], least=64)
+
+
+def _halves(config: Config, names: Sequence[str], *, least: int = 1) -> list[str]:
+    """Options that halve these settings, without those that are at their least already."""
+    options = []
+    for name in names:
+        value: Any = reduce(getattr, name.split("."), config)
+        if value > least:
+            options.append(f"--set {name}={max(least, value // 2)}")
+    return options
+
+
+def _told(options: Sequence[str], *, joint: str = " ") -> str:
+    return joint.join(options) or "a smaller model, or a machine with more memory"

@@ -16,7 +16,8 @@ from pipeline.train_retriever import UNFINISHED, nobody, open_retriever, train_r
 from pipeline.workspace import FitKind, Workspace
 from recommend.release import RERANK_FUSION, RERANK_GATE
 from rerank.card import BaseModelName
-from rerank.fit import RerankerRecord, TaskData, fit_reranker
+from rerank.fit import RerankerRecord, TaskData, fit_reranker, retrieval_column
+from rerank.fusion import RETRIEVAL
 from rerank.gate import Gate
 from rerank.grades import rating_scale
 from rerank.kinds import create_reranker
@@ -88,7 +89,8 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
         train, selectors = ws.dataset.interactions, nobody(ws.dataset.interactions)
     wanted = max(TRAINING_CANDIDATES, settings.depth)
     log.say(f"candidates for {len(learners):,} learning and {len(selectors):,} selecting users")
-    learner_candidates = retriever.candidates(learners.histories, wanted)
+    exclude_known = ws.config.recommend.exclude_known
+    learner_candidates = retriever.candidates(learners.histories, wanted, exclude_known=exclude_known)
     if settings.earlier_targets:
         earlier, its_candidates = _earlier(ws, wanted, log=log)
         learners = Holdout.joined([learners, earlier], part=learners.part)
@@ -100,14 +102,14 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
         learner_candidates=learner_candidates,
         teacher_scores=_taught(ws, learner_candidates, learners.histories, log=log),
         selectors=selectors,
-        selector_candidates=retriever.candidates(selectors.histories, wanted),
+        selector_candidates=retriever.candidates(selectors.histories, wanted, exclude_known=exclude_known),
     )
     base = BaseModelName(settings.model, ws.reranker_base.fingerprint)
     reranker = create_reranker(local_folder(ws.reranker_base), base=base, config=settings, seed=settings.train.seed)
     made_from = ws.reranker_made_from(fit)
     belongs_to = {**made_from, "reranker": made_from["config"]}
     del belongs_to["config"]
-    with memory_for("training the reranker", less_for_reranker(ws.config)):
+    with memory_for("training the reranker", less_for_reranker(ws.config, reranker.kind)):
         fusion, gate, record = fit_reranker(
             reranker,
             task,
@@ -133,7 +135,7 @@ def _earlier(ws: Workspace, wanted: int, *, log: RunLog) -> tuple[Holdout, Candi
     retriever = open_retriever(ws, FitKind.EARLIER)
     asked = Holdout.joined([earlier_holdout(ws.split.train, steps) for steps in range(count, 0, -1)], part="validation")
     log.say(f"candidates for {len(asked):,} earlier items of their histories")
-    return asked, retriever.candidates(asked.histories, wanted)
+    return asked, retriever.candidates(asked.histories, wanted, exclude_known=ws.config.recommend.exclude_known)
 
 
 def earlier_holdout(train: Histories, steps: int) -> Holdout:
@@ -152,4 +154,6 @@ def _taught(ws: Workspace, candidates: Candidates, histories: Histories, *, log:
     if settings.teacher is None:
         return None
     head = candidates.head(settings.depth)
+    if settings.teacher == RETRIEVAL:
+        return retrieval_column(head)
     return teacher_scores(ws, settings.teacher, head, histories, setting="reranker.teacher", log=log)

@@ -14,7 +14,7 @@ from data.schema import Histories, Holdout, Scores
 from index.faiss_index import FlatIndex
 from pipeline.distil import distil_retriever, untaught
 from pipeline.engine import HERE, Engine
-from pipeline.memory import less_for_towers, memory_for
+from pipeline.memory import less_for_reading, less_for_towers, memory_for
 from pipeline.run_log import RunLog
 from pipeline.workspace import FitKind, Workspace
 from retrieval.distributed import ALONE, Team
@@ -33,7 +33,7 @@ UNFINISHED = "unfinished"
 
 
 def train_seeds(ws: Workspace, *, seeds: int, team: Team, log: RunLog, force: bool = False) -> list[str]:
-    """Trains from several seeds, the config's first, and tells mean and spread; returns the keys.
+    """Trains from several seeds, the config's first, and tells what their fused lists reach; returns the keys.
 
     The first is the run's own; the others stay beside it as artifacts, for whoever asks how much is chance.
     """
@@ -44,9 +44,10 @@ def train_seeds(ws: Workspace, *, seeds: int, team: Team, log: RunLog, force: bo
         retriever = ws.config.retriever.model_copy(update={"train": seeded})
         part = replace(ws, config=ws.config.model_copy(update={"retriever": retriever}))
         keys.append(train_retriever(part, log=log, force=force, team=team))
-        figures.append(read_card(ws.run.artifact("retriever", keys[-1])).validation_ndcg10)
+        figures.append(read_card(ws.run.artifact("retriever", keys[-1])).fused_ndcg10)
     if seeds > 1 and team.leads:
-        log.record({"event": "seeds", "validation_ndcg@10": figures, "mean": float(np.mean(figures))})
+        spread = {"mean": float(np.mean(figures)), "lowest": min(figures), "highest": max(figures)}
+        log.record({"event": "seeds", "validation_ndcg@10": figures, **spread})
     return keys
 
 
@@ -127,8 +128,7 @@ def base_text_vectors(ws: Workspace, *, log: RunLog, engine: Engine = HERE) -> S
     if not ws.run.has("text_vectors", key):
         settings, reading = ws.config.retriever.encoder, Reading.of(ws.dataset.catalog.texts)
         log.say(f"reading {len(ws.dataset.catalog):,} item texts with {settings.model}")
-        less = f"--set retriever.encoder.batch_size={max(1, settings.batch_size // 4)}"
-        with memory_for("reading the catalog", less):
+        with memory_for("reading the catalog", less_for_reading(ws.config)):
             read = engine.made(partial(_text_reader, ws.encoder, settings, len(reading.distinct)), reading.chunks)
             vectors = reading.vectors(read, settings, progress=lambda done, of: log.say(f"  {done:,} of {of:,} texts"))
         ws.run.write_artifact("text_vectors", ws.text_vectors_made_from(), lambda folder: save_vectors(folder, vectors))

@@ -6,7 +6,7 @@ already made, and a changed setting asks for the right command instead of mixing
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -56,8 +56,11 @@ class Workspace:
 
     @cached_property
     def split(self) -> Split:
-        """Train, validation and test, by the config."""
-        return make_split(self.dataset, self.config.split)
+        """Train, validation and test, by the config; all questions are asked as lists are served."""
+        split = make_split(self.dataset, self.config.split)
+        served = self.config.recommend.exclude_known
+        validation, test = (replace(asked, exclude_known=served) for asked in (split.validation, split.test))
+        return replace(split, validation=validation, test=test)
 
     @cached_property
     def selectors(self) -> Holdout:
@@ -101,12 +104,15 @@ class Workspace:
     def retriever_made_from(self, fit: FitKind) -> dict[str, Any]:
         """Of the retriever."""
         earlier = {"left_out": self.config.reranker.earlier_targets} if fit is FitKind.EARLIER else {}
+        # Validation selects by lists as they are served.
+        protocol = {} if self.config.recommend.exclude_known else {"exclude_known": False}
         config = self.config.retriever.model_dump(mode="json", exclude=NOT_MADE_FROM)
         if self.config.retriever.distil.teacher is None:
             # How it would teach makes nothing: a retriever without a teacher is the one that a taught one begins from.
             del config["distil"]
         return {
             **earlier,
+            **protocol,
             "dataset": self.fingerprint,
             "split": self.config.split.model_dump(mode="json"),
             "encoder": self.encoder.fingerprint,

@@ -14,7 +14,6 @@ from index.published import PublishedIndex
 from recommend.live_items import LiveItems, beside
 from recommend.release import Stages, as_changed, live_items, load_base
 from rerank.base import Reranker
-from retrieval.encode import centred
 from retrieval.growth import ReadItems
 from retrieval.retriever import Retriever, some_queries
 from store.artifacts import Release, Run, Verify
@@ -218,13 +217,13 @@ class LiveCatalog:
         """
         retriever, texts = self.stages.retriever, items[TEXT].to_list()
         if brings_vectors(items):
-            return centred(unit_vectors(items), retriever.text_mean), 0
+            return retriever.text_space(unit_vectors(items)), 0
         known = self.catalog.texts
         unread = [row >= len(known) or known[row] != text for row, text in zip(rows.tolist(), texts, strict=True)]
         vectors = retriever.text[np.where(unread, 0, rows)]
         if any(unread):
             new = [text for text, wanted in zip(texts, unread, strict=True) if wanted]
-            vectors[unread] = centred(self._encode(new), retriever.text_mean)
+            vectors[unread] = retriever.text_space(self._encode(new))
         return vectors, sum(unread)
 
     def _apply(self, *changes: Change) -> None:
@@ -311,7 +310,7 @@ def _put_all(base: Stages, rows: Rows, items: pl.DataFrame, text: Scores) -> lis
 
 def _read(base: Stages, texts: Sequence[str], encode: Encode) -> Scores:
     width = base.retriever.text.shape[1]
-    return centred(encode(texts), base.retriever.text_mean) if len(texts) else np.zeros((0, width), dtype=np.float32)
+    return base.retriever.text_space(encode(texts)) if len(texts) else np.zeros((0, width), dtype=np.float32)
 
 
 def _in_columns(items: pl.DataFrame, like: pl.DataFrame) -> pl.DataFrame:

@@ -5,6 +5,7 @@ import numpy as np
 from data.schema import Candidates, Rows, Scores
 from retrieval.explain import contributions
 from retrieval.retriever import Retriever
+from retrieval.short_histories import parts_by_source
 
 BECAUSE = 2
 """History items named as reasons for each recommendation."""
@@ -27,7 +28,7 @@ def reasons(retriever: Retriever, history: Rows, rows: Rows) -> list[dict[int, f
 
 def lifts(retriever: Retriever, retrieved: Candidates) -> dict[str, Scores]:
     """source → (K,) its share in what lifts each item of one list above the lowest by each source; they add up to 1."""
-    parts = {name: part[0] for name, part in retriever.fusion.parts(retrieved).items()}
+    parts = {name: part[0] for name, part in parts_by_source(retriever.fusion, retrieved).items()}
     present = retrieved.present[0]
     above = {name: np.where(present, part - part[present].min(initial=np.inf), 0) for name, part in parts.items()}
     whole = np.maximum(sum(above.values(), np.zeros(len(present), dtype=np.float32)), 1e-12)

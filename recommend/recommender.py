@@ -24,7 +24,6 @@ from rerank.budget import Budget, Cap, Cut
 from rerank.fusion import RERANKER
 from rerank.packed import PackedReranker
 from rerank.precision import Precision, at_precision
-from retrieval.encode import centred
 from retrieval.retriever import Retriever
 from store.errors import BadInput
 
@@ -47,7 +46,11 @@ class RecommendConfig(BaseModel):
     )
     precision: Precision = Field(Precision.FLOAT32, description="of the reranker's products: float32, bfloat16 or int8")
     prices: Prices = Field(Prices(), description="what tokens and the machine cost")
-    exclude_known: bool = Field(True, description="never recommend what the user already has")
+    exclude_known: bool = Field(
+        True,
+        description="never recommend what the user already has; false where people take things again, and then both "
+        "stages are fitted so, too",
+    )
 
 
 class Rerank(StrEnum):
@@ -252,8 +255,8 @@ class Recommender:
         return self.second is not None and self.second.helps
 
     def text_vector(self, vectors: Scores) -> Scores:
-        """(n, E) raw text vectors, centred like the catalog's."""
-        return centred(vectors, self.retriever.text_mean)
+        """(n, E) raw text vectors, mapped like the catalog's."""
+        return self.retriever.text_space(vectors)
 
     def item_rows(self, item_ids: Sequence[str]) -> Rows:
         """Rows of public item ids.

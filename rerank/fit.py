@@ -56,7 +56,9 @@ class RerankerConfig(BaseModel):
         "is trained once more without them; 0: none",
     )
     teacher: str | None = Field(
-        None, description="key of a reranker of this run whose fused scores hard lists are learnt from; unset: none"
+        None,
+        description="key of a reranker of this run whose fused scores hard lists are learnt from; retrieval: those of "
+        "the first stage; unset: none",
     )
     positions_per_user: int = Field(4, ge=0, description="easy lists drawn from inside each history, at most")
     depth: int = Field(20, ge=1, description="candidates of a user that are reranked, from the top")
@@ -68,6 +70,11 @@ class RerankerConfig(BaseModel):
             raise ValueError(
                 f"pairs_share {self.pairs_share:g} and easy_share {self.easy_share:g} are more than all of the minutes:"
                 " lower one of them"
+            )
+        if self.teacher == RETRIEVAL and self.learns_beside_retrieval:
+            raise ValueError(
+                "teacher retrieval has nothing to teach a reranker that learns what retrieval leaves open: set residual"
+                " to false, too"
             )
         hints = {self.encoder.prompt.hint, self.decoder.prompt.hint} - {Hint.NONE}
         told = {"teacher": self.teacher, "earlier_targets": self.earlier_targets, "prompt.hint": hints}
@@ -191,7 +198,13 @@ def _rounds(reranker: PackedReranker[Any], task: TaskData, config: RerankerConfi
         hint=hint,
     )
     easy = earlier_positions(
-        task.texts, task.train, per_user=config.positions_per_user, min_history=1, easy_weights=easy_weights, rng=rng
+        task.texts,
+        task.train,
+        per_user=config.positions_per_user,
+        min_history=1,
+        easy_weights=easy_weights,
+        exclude_known=task.learners.exclude_known,
+        rng=rng,
     )
     shares = {"pairs": config.pairs_share, "easy": config.easy_share}
     shares["hard"] = 1 - sum(shares.values())
@@ -256,7 +269,16 @@ def next_item_lists(
     targets = asked.targets.item_rows[asked.targets.offsets[:-1]]
     prior = retrieval_column(candidates) if with_prior else None
     hints = None if hint is Hint.NONE else hint_codes(candidates)[hint]
-    return TrainingLists(texts, asked.histories, targets, candidates.item_rows, easy_weights, prior, hints=hints)
+    return TrainingLists(
+        texts,
+        asked.histories,
+        targets,
+        candidates.item_rows,
+        easy_weights,
+        prior,
+        hints=hints,
+        exclude_known=asked.exclude_known,
+    )
 
 
 def with_reranker_scores(

@@ -28,6 +28,7 @@ class TrainingLists:
         grades: (E, K) int64 beside `candidates`, which are then rated items, whose ratings alone are learnt: the place
             of each rating in its scale.
         hints: (E, K) int64 beside `candidates`, what retrieval knows of each; see `rerank.hints`.
+        exclude_known: whether items of the history are never negatives, as they are in no list that is served.
     """
 
     texts: Sequence[str]
@@ -39,6 +40,7 @@ class TrainingLists:
     teacher: Scores | None = None
     grades: Rows | None = None
     hints: Rows | None = None
+    exclude_known: bool = True
 
     def __post_init__(self) -> None:
         counts = {"histories": len(self.histories), "targets": len(self.targets), "candidates": len(self.candidates)}
@@ -64,6 +66,7 @@ class TrainingLists:
             None if self.teacher is None else self.teacher[places],
             None if self.grades is None else self.grades[places],
             None if self.hints is None else self.hints[places],
+            self.exclude_known,
         )
 
     def after_last_item(self) -> "TrainingLists":
@@ -72,7 +75,11 @@ class TrainingLists:
         offsets = np.concatenate([[0], np.cumsum(rows != NO_ITEM)]).astype(np.int64)
         last = Histories(rows[rows != NO_ITEM], offsets, about=self.histories.about)
         none = np.empty((len(self), 0), dtype=np.int64)
-        return TrainingLists(self.texts, last, self.targets, none, self.easy_weights)
+        return TrainingLists(self.texts, last, self.targets, none, self.easy_weights, exclude_known=self.exclude_known)
+
+    def known(self, place: int) -> Rows:
+        """The items that must not stand in the list of the example at `place`."""
+        return self.histories[place] if self.exclude_known else np.empty(0, dtype=np.int64)
 
     @property
     def scored(self) -> bool:
@@ -109,9 +116,10 @@ class DrawnList:
 def draw_list(lists: TrainingLists, place: int, *, size: int, hard_share: float, rng: np.random.Generator) -> DrawnList:
     """The target of one example among `size` − 1 negatives, in random order.
 
-    Items of the history are never negatives. Where hard ones are too few, easy ones fill up; where the catalog is
-    too small for `size`, the list is shorter. Where candidates have scores beside them all items are drawn from
-    them, and the target stands among these only if the retriever found it. Of rated items all are taken.
+    Items of the history are negatives only where they may be taken again. Where hard ones are too few, easy ones fill
+    up; where the catalog is too small for `size`, the list is shorter. Where candidates have scores beside them all
+    items are drawn from them, and the target stands among these only if the retriever found it. Of rated items all
+    are taken.
 
     Args:
         lists: the examples.
@@ -126,7 +134,7 @@ def draw_list(lists: TrainingLists, place: int, *, size: int, hard_share: float,
     if lists.scored:
         return _draw_scored(lists, place, size=size, rng=rng)
     target = int(lists.targets[place])
-    taken = {target, NO_ITEM, *lists.histories[place].tolist()}
+    taken = {target, NO_ITEM, *lists.known(place).tolist()}
     hard = np.array([row for row in lists.candidates[place].tolist() if row not in taken], dtype=np.int64)
     count = min(len(hard), int(rng.binomial(size - 1, hard_share)))
     negatives: list[int] = rng.choice(hard, count, replace=False).tolist() if count else []
@@ -141,7 +149,7 @@ def _draw_scored(lists: TrainingLists, place: int, *, size: int, rng: np.random.
     """At most `size` candidates with their scores."""
     rows = lists.candidates[place]
     target = int(lists.targets[place])
-    fresh = (rows != NO_ITEM) & ~np.isin(rows, lists.histories[place])
+    fresh = (rows != NO_ITEM) & ~np.isin(rows, lists.known(place))
     at_target = np.flatnonzero(fresh & (rows == target))
     others = np.flatnonzero(fresh & (rows != target))
     count = min(len(others), size - len(at_target))
@@ -187,6 +195,7 @@ def earlier_positions(
     per_user: int,
     min_history: int = 1,
     easy_weights: npt.NDArray[np.float64] | None = None,
+    exclude_known: bool = True,
     rng: np.random.Generator,
 ) -> TrainingLists:
     """Examples for a first round with easy negatives: positions inside the histories, each with what came before.
@@ -198,7 +207,7 @@ def earlier_positions(
         histories: of the training part.
         per_user: at most so many different positions of each history.
         min_history: items that must come before the target.
-        easy_weights: see `TrainingLists`.
+        easy_weights, exclude_known: see `TrainingLists`.
         rng: chooses the positions.
     """
     prefixes: list[Rows] = []
@@ -217,7 +226,12 @@ def earlier_positions(
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     no_candidates = np.empty((len(targets), 0), dtype=np.int64)
     return TrainingLists(
-        texts, Histories(flat, offsets, about=about), np.array(targets, dtype=np.int64), no_candidates, easy_weights
+        texts,
+        Histories(flat, offsets, about=about),
+        np.array(targets, dtype=np.int64),
+        no_candidates,
+        easy_weights,
+        exclude_known=exclude_known,
     )
 
 

@@ -21,14 +21,24 @@ from retrieval.towers import TwoTowers
 from retrieval.trackers import Log
 from retrieval.validation import next_item_ndcg10
 
+OWN_SCORES = "retrieval"
+"""Name of the first stage as a teacher of its own towers."""
+
 
 class DistilConfig(BaseModel):
-    """How a reranker of the run teaches the user towers."""
+    """How a reranker of the run, or the fused first stage, teaches the user towers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     teacher: str | None = Field(
-        None, description="key of a reranker of this run, trained behind the same settings without it; unset: none"
+        None,
+        description="key of a reranker of this run, trained behind the same settings without it; retrieval: the first "
+        "stage's own fused scores; unset: none",
+    )
+    depth: int = Field(
+        100,
+        ge=2,
+        description="candidates of a history whose fused scores teach; a reranker is asked as deep as it read",
     )
     users: int = Field(5000, ge=1, description="histories that the teacher is asked about, at most, drawn once")
     epochs: int = Field(4, ge=1, description="passes over them, of which the best is kept, or none")
@@ -142,8 +152,9 @@ def _distil(
 
 def _loss(towers: TwoTowers, table: Tensor, lessons: Lessons, places: Rows, *, temperature: float) -> Tensor:
     """Mean over the users at `places`."""
-    recent = torch.from_numpy(lessons.histories.take(places).last(towers.user.history_items))
-    users = towers.user.forward(lambda text, rows: table[rows], towers.text, recent)  # (b, D)
+    histories = lessons.histories.take(places)
+    recent = torch.from_numpy(histories.last(towers.user.history_items))
+    users = towers.user.forward(lambda text, rows: table[rows], towers.text, recent, histories.about)  # (b, D)
     rows = torch.from_numpy(lessons.candidates.item_rows[places])
     found = torch.einsum("bd,bkd->bk", users, table[rows.clamp(min=0)])  # (b, K)
     absent = rows == NO_ITEM

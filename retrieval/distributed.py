@@ -2,7 +2,8 @@
 
 Started by torchrun (`torchrun --nproc-per-node 2 cli.py train-retriever`), over gloo on CPUs and NCCL on GPUs.
 Every process holds the data and draws the same orders and the same negatives, so that W processes with shares of a
-batch take the step that one process would take with the whole of it. Only the leader, process 0, writes.
+batch take the step that one process would take with the whole of it. Not so with in-batch negatives: the targets that
+a process shares are those of its own part of the batch. Only the leader, process 0, writes.
 """
 
 import os
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data.schema import Scores
 from store.errors import BadInput, Mismatch
 from store.fingerprint import fingerprint
 
@@ -86,6 +88,18 @@ class Team:
     def from_leader(self, compute: Callable[[], float]) -> float:
         """What `compute` gives in the leader, for all; the others wait and do not call it."""
         return self.sum([compute() if self.leads else 0.0])[0]
+
+    def array_from_leader(self, compute: Callable[[], Scores], *, like: Scores) -> Scores:
+        """The array that `compute` gives in the leader, for all; the others wait and do not call it.
+
+        Args:
+            like: an array of its shape and type.
+        """
+        if self.size == 1:
+            return compute()
+        sent = torch.from_numpy(compute() if self.leads else np.empty_like(like)).to(self.device)
+        dist.broadcast(sent, src=0)
+        return np.asarray(sent.cpu().numpy())
 
     def wait(self) -> None:
         """Until all are here."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
@@ -19,6 +20,8 @@ ENCODE_CHUNK = 4096
 """Texts between two lines of progress."""
 UNPADDED_TEXTS = 16
 """Fewer texts than this are read the model's own way."""
+LEAST_SPREAD = 0.1
+"""Variance added to each direction before whitening, as a share of the mean one."""
 
 
 class EncoderConfig(BaseModel):
@@ -119,8 +122,49 @@ class Reading:
 
 def centred(vectors: Scores, mean: Scores | None = None) -> Scores:
     """Vectors (n, E) less the catalog's mean direction, of length 1 again; a vector at the mean stays zero."""
-    shifted = vectors - (vectors.mean(axis=0) if mean is None else mean)
-    return np.asarray(shifted / np.maximum(np.linalg.norm(shifted, axis=1, keepdims=True), 1e-6), dtype=np.float32)
+    return _unit(vectors - (vectors.mean(axis=0) if mean is None else mean))
+
+
+def _unit(vectors: npt.NDArray[np.floating]) -> Scores:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class TextSpace:
+    """The map from an encoder's vectors to what towers and text columns read, fitted on a catalog.
+
+    New items, histories in words and queries go through the same map.
+
+    Attributes:
+        mean: (E,) float32, taken off.
+        whitening: (E, E) float32, symmetric, by which what is left is multiplied; None: by nothing.
+    """
+
+    mean: Scores
+    whitening: Scores | None = None
+
+    @classmethod
+    def of(cls, vectors: Scores, *, whiten: bool = False) -> "TextSpace":
+        """Of a catalog's vectors (N, E).
+
+        Args:
+            whiten: give all directions that the catalog fills about the same spread; those that it hardly fills are
+                stretched no further than `LEAST_SPREAD` says, or they would be noise.
+        """
+        mean = vectors.mean(axis=0)
+        if not whiten:
+            return cls(mean)
+        shifted = (vectors - mean).astype(np.float64)
+        # The symmetric root (ZCA) is unique: that of principal directions has signs, which differ between machines.
+        spread, directions = np.linalg.eigh(shifted.T @ shifted / len(shifted))
+        spread = np.maximum(spread, 0) + LEAST_SPREAD * max(float(spread.mean()), 1e-12)
+        return cls(mean, ((directions / np.sqrt(spread)) @ directions.T).astype(np.float32))
+
+    def __call__(self, vectors: Scores) -> Scores:
+        """(n, E) float32 of length 1; a vector at the mean stays zero."""
+        if self.whitening is None:
+            return centred(vectors, self.mean)
+        return _unit((vectors - self.mean) @ self.whitening)
 
 
 def reader(encoder: Any, texts: int, config: EncoderConfig) -> Callable[[list[str]], Scores]:

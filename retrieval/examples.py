@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.schema import NO_ITEM, Histories, Rows, Scores
+from data.schema import NO_ITEM, Histories, Rows, Scores, Words
 
 
 class Examples(Protocol):
@@ -137,16 +137,23 @@ class Readings:
 
     @classmethod
     def of(
-        cls, train: Histories, history_items: int, read: Callable[[Rows], Scores], *, last: int, most: int
+        cls,
+        train: Histories,
+        history_items: int,
+        read: Callable[[Rows, Words | None], Scores],
+        *,
+        last: int,
+        most: int,
     ) -> "Readings":
         """The `last` places of every list, of which `most` are drawn where there are more.
 
         Args:
-            read: maps (n, H) item rows, most recent first, to (n, E) vectors.
+            read: maps (n, H) item rows, most recent first, and what is known of each user to (n, E) vectors.
         """
         positions = Positions.of(train, history_items, last=last)
         chosen = np.sort(np.random.default_rng(0).permutation(len(positions))[:most])
-        vectors = read(positions.context[chosen]).astype(np.float16)
+        about = None if train.about is None else train.about[positions.users[chosen]]
+        vectors = read(positions.context[chosen], about).astype(np.float16)
         return cls(vectors, positions.target[chosen], positions.users[chosen])
 
     def __len__(self) -> int:

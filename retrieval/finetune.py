@@ -1,4 +1,4 @@
-"""Tuning of the text encoder against the whole catalog: rounds of it, of which the best by validation is kept.
+"""Tuning of the text encoder against the whole catalog, a round at a time; see rounds for what becomes of them.
 
 Two schedules (see gradient_cache). *Exact*: every step reads the whole catalog, and steps encoder and towers
 together by the gradient of the plain loss. *Stale*: one gradient of the loss with respect to all text vectors,
@@ -7,11 +7,13 @@ of the plain loss as far as its chunk has a part in it; the last of the N / chun
 many steps old. A pass reads the catalog with a graph once, whatever the number of its steps.
 """
 
+import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from data.schema import Histories, Scores
-from retrieval.encode import EncoderConfig, encode_texts
+from retrieval.encode import EncoderConfig, TextSpace, encode_texts
 from retrieval.examples import Examples
 from retrieval.gradient_cache import CatalogEncoder, LossParts, cached_backward, centred_table, vector_gradient
 from retrieval.hardware import Precision, computes_bfloat16, device
 from retrieval.objective import Objective
 from retrieval.towers import TwoTowers
-from retrieval.trackers import Log
-from retrieval.train import NotFinite, TrainConfig
+from retrieval.trackers import Log, RemainingTime
+from retrieval.train import NotFinite, TrainConfig, target_counts
 
 EXACT_ITEMS = 1_000
 """Without a GPU, `auto` takes exact steps up to this many items; each step reads all of them twice."""
@@ -67,6 +69,13 @@ class FinetuneConfig(BaseModel):
     dropout: bool = Field(False, description="leave the encoder's own dropout on in exact steps")
     precision: Precision = Field(Precision.AUTO, description="of the encoder's matrix products while it is tuned")
     lora_rank: int = Field(16, ge=1, description="rank of the LoRA adapters")
+    budget_share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="of retriever.train.budget_minutes, for all rounds and the towers that judge them, in equal parts; "
+        "reading the catalog after a round comes on top",
+    )
     seed: int = Field(0, ge=0, description="of adapters, dropout, the order of texts and the choice of positions")
 
     def schedule_for(self, n_items: int) -> Schedule:
@@ -77,62 +86,6 @@ class FinetuneConfig(BaseModel):
         return Schedule.EXACT if affordable else Schedule.STALE
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """The best of all rounds.
-
-    Attributes:
-        number: of the round, from 1; 0 is the frozen encoder.
-        towers: trained on the vectors of that round.
-        text_vectors: (N, E) float32 of length 1.
-        encoder: the SentenceTransformer of that round, without adapters; None for the frozen one.
-        ndcg10: the validation figure of every round, that of the frozen encoder first.
-    """
-
-    number: int
-    towers: TwoTowers
-    text_vectors: Scores
-    encoder: Any | None
-    ndcg10: list[float]
-
-
-def tune_encoder(
-    tuner: "EncoderTuner",
-    train: Histories,
-    text_vectors: Scores,
-    *,
-    fit_towers: Callable[[Scores], tuple[TwoTowers, float]],
-    rounds: int,
-    selects: bool,
-) -> Tuned:
-    """Frozen, then `rounds` rounds, each judged by towers trained afresh on its vectors; the best one.
-
-    Towers trained on from where they were would overfit, and towers used as they are would not know the new
-    vectors: each round has the same chance, and the same seed.
-
-    Args:
-        train: what the towers are trained on.
-        text_vectors: (N, E) of length 1, by the encoder before tuning.
-        fit_towers: text vectors → new towers and their validation NDCG@10.
-        rounds: how many; for a repetition without validation, the number of the best round back then.
-        selects: false keeps the last round, where nobody is there to validate it.
-
-    Raises:
-        NotFinite: as `EncoderTuner.round`.
-    """
-    towers, ndcg10 = fit_towers(text_vectors)
-    figures, best, weights = [ndcg10], Tuned(0, towers, text_vectors, None, []), tuner.weights()
-    for number in range(1, rounds + 1):
-        text_vectors = tuner.round(towers, train, text_vectors, number=number)
-        towers, ndcg10 = fit_towers(text_vectors)
-        tuner.log({"stage": "finetune", "round": number, "validation_ndcg@10": ndcg10, "best_before": max(figures)})
-        if not selects or ndcg10 > max(figures):
-            best, weights = Tuned(number, towers, text_vectors, None, []), tuner.weights()
-        figures.append(ndcg10)
-    encoder = tuner.finished(weights) if best.number else None
-    return Tuned(best.number, best.towers, best.text_vectors, encoder, figures)
-
-
 class EncoderTuner:
     """Tunes a sentence-transformer, round by round, by what the towers above it would have of its vectors.
 
@@ -141,7 +94,9 @@ class EncoderTuner:
         texts: N item texts.
         training: settings of the loss.
         reading: settings by which the whole catalog is encoded.
-        table: what the towers read, made of the vectors (N, E), differentiable.
+        whiten: what the towers read of the vectors is whitened, as of the beginning of a round, besides being centred.
+        table: what the towers read, made of the vectors (N, E), differentiable; None: as `whiten` says.
+        say: is told from time to time how long a round will take.
     """
 
     def __init__(
@@ -153,18 +108,30 @@ class EncoderTuner:
         training: TrainConfig,
         reading: EncoderConfig,
         log: Log,
-        table: Callable[[Tensor], Tensor] = centred_table,
+        whiten: bool = False,
+        table: Callable[[Tensor], Tensor] | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         add_adapter(encoder, config)
-        self.config, self.training, self.reading, self.log, self.table = config, training, reading, log, table
+        self.config, self.training, self.reading, self.log = config, training, reading, log
+        self.whiten, self._given_table, self.say = whiten, table, say
         self.catalog = CatalogEncoder(encoder, texts, config.chunk_texts, computes_bfloat16(config.precision))
 
-    def round(self, towers: TwoTowers, train: Histories, text_vectors: Scores, *, number: int) -> Scores:
+    def round(
+        self,
+        towers: TwoTowers,
+        train: Histories,
+        text_vectors: Scores,
+        *,
+        number: int,
+        budget_minutes: float = math.inf,
+    ) -> Scores:
         """The catalog's vectors (N, E) after one more round; the towers are left as they are.
 
         Args:
             text_vectors: (N, E) of length 1, by the encoder as it is now.
             number: of the round, from 1; each takes other positions, and the texts in another order.
+            budget_minutes: after which no further step is begun; the rate falls in time.
 
         Raises:
             NotFinite: when a loss or a weight turns NaN or infinite.
@@ -172,12 +139,14 @@ class EncoderTuner:
         rng = np.random.default_rng([self.config.seed, number])
         schedule = self.config.schedule_for(len(text_vectors))
         towers = deepcopy(towers).to(device())
+        table = self._table(text_vectors)
+        pace = _Pace(budget_minutes, f"tuning the text encoder, round {number}", self.say)
         losses = _Losses(towers, train, training=self.training, positions=self.config.positions, rng=rng)
         try:
             if schedule is Schedule.EXACT:
-                self._exact_steps(towers, losses, rng)
+                self._exact_steps(towers, losses, table, rng=rng, pace=pace)
             else:
-                self._stale_pass(towers, losses, text_vectors, rng)
+                self._stale_pass(towers, losses, text_vectors, table, rng=rng, pace=pace)
         except FloatingPointError as fault:
             raise NotFinite(
                 f"the text encoder diverged in round {number}, {fault}: lower retriever.finetune.learning_rate "
@@ -187,19 +156,38 @@ class EncoderTuner:
         with torch.autocast(self.catalog.model.device.type, torch.bfloat16, enabled=self.catalog.bfloat16):
             return encode_texts(self.catalog.model, self.catalog.texts, self.reading)
 
+    def _table(self, text_vectors: Scores) -> Callable[[Tensor], Tensor]:
+        """What the towers read, made of the vectors (N, E), where these begin as `text_vectors`."""
+        if self._given_table is not None:
+            return self._given_table
+        whitening = TextSpace.of(text_vectors, whiten=self.whiten).whitening
+        return partial(centred_table, whitening=None if whitening is None else torch.from_numpy(whitening).to(device()))
+
     def weights(self) -> list[Tensor]:
         """A copy of all that is tuned."""
         return [weight.detach().clone() for weight in _trainable(self.catalog.model)]
 
-    def finished(self, weights: Sequence[Tensor]) -> Any:
-        """The encoder with these `weights()`, as a plain sentence-transformer; the tuner's work ends here."""
+    def take(self, weights: Sequence[Tensor]) -> None:
+        """Goes on from these `weights()`."""
         with torch.no_grad():
             for weight, kept in zip(_trainable(self.catalog.model), weights, strict=True):
                 weight.copy_(kept)
+
+    def finished(self, weights: Sequence[Tensor]) -> Any:
+        """The encoder with these `weights()`, as a plain sentence-transformer; the tuner's work ends here."""
+        self.take(weights)
         merge_adapter(self.catalog.model)
         return self.catalog.model
 
-    def _exact_steps(self, towers: TwoTowers, losses: "_Losses", rng: np.random.Generator) -> None:
+    def _exact_steps(
+        self,
+        towers: TwoTowers,
+        losses: "_Losses",
+        table: Callable[[Tensor], Tensor],
+        *,
+        rng: np.random.Generator,
+        pace: "_Pace",
+    ) -> None:
         config, weights = self.config, _trainable(self.catalog.model)
         # In a large catalog few ids are in a sample, and gradients are sparse: what is learned for ids stays.
         for weight in towers.sparse_weights():
@@ -209,28 +197,41 @@ class EncoderTuner:
             {"params": _trainable(towers), "lr": config.tower_learning_rate},
         ]
         optimizer = torch.optim.AdamW(groups)
-        schedule = _falling(optimizer, config.exact_steps)
+        schedule = pace.falling(optimizer, config.exact_steps)
         self.catalog.model.train(config.dropout)
         towers.train()
         for step in range(1, config.exact_steps + 1):
-            loss = cached_backward(self.catalog, losses.drawn(), seed=int(rng.integers(2**32)), table=self.table)
+            loss = cached_backward(self.catalog, losses.drawn(), seed=int(rng.integers(2**32)), table=table)
             self._step(optimizer, schedule, step=step, of=config.exact_steps, loss=loss)
+            if pace.is_over(step):
+                break
         _require_finite(weights)
 
-    def _stale_pass(self, towers: TwoTowers, losses: "_Losses", text_vectors: Scores, rng: np.random.Generator) -> None:
+    def _stale_pass(
+        self,
+        towers: TwoTowers,
+        losses: "_Losses",
+        text_vectors: Scores,
+        table: Callable[[Tensor], Tensor],
+        *,
+        rng: np.random.Generator,
+        pace: "_Pace",
+    ) -> None:
         # Dropout stays off: the table is encoded without, so its gradient belongs to that function.
         self.catalog.model.eval()
         towers.eval().requires_grad_(False)
         vectors = torch.from_numpy(text_vectors).to(towers.text.device)
-        loss, gradient = vector_gradient(vectors, losses.drawn(), table=self.table)
+        loss, gradient = vector_gradient(vectors, losses.drawn(), table=table)
         # The gradient shrinks with the catalog; AdamW needs its direction only, and has an epsilon beside it.
         gradient = gradient / gradient.norm(dim=1).mean().clamp(min=1e-12)
         chunks = [rows for rows in self.catalog.chunks if bool(gradient[torch.from_numpy(rows)].any())]
         optimizer = torch.optim.AdamW(_trainable(self.catalog.model), lr=self.config.learning_rate)
-        schedule = _falling(optimizer, len(chunks))
+        schedule = pace.falling(optimizer, len(chunks))
         for step, place in enumerate(rng.permutation(len(chunks)), start=1):
             self.catalog.carry_back_chunk(chunks[place], gradient)
             self._step(optimizer, schedule, step=step, of=len(chunks), loss=loss)
+            if pace.is_over(step):
+                break
         _require_finite(_trainable(self.catalog.model))
 
     def _step(
@@ -273,6 +274,7 @@ class _Losses:
             sampled_items=training.sampled_items,
             low_precision=self.low_precision,
             softmax=training.softmax,
+            target_counts=target_counts(self.examples, len(counts)) if training.in_batch_negatives else None,
         )
 
     def drawn(self) -> LossParts:
@@ -325,9 +327,30 @@ def merge_adapter(encoder: Any) -> None:
         encoder[0].model = encoder[0].model.merge_and_unload()
 
 
-def _falling(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """From the full rate to 0: the older a gradient, the shorter the step."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: max(0.0, 1 - done / max(steps, 1)))
+class _Pace:
+    """The clock of a round."""
+
+    def __init__(self, budget_minutes: float, words: str, say: Callable[[str], None]) -> None:
+        self.budget_minutes, self.words, self.say = budget_minutes, words, say
+        self.started = time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        """Share of the budget that is used up."""
+        return (time.monotonic() - self.started) / 60 / self.budget_minutes
+
+    def falling(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+        """From the full rate to 0, by steps from now on or by the clock: the older a gradient, the shorter the step."""
+        self.steps = steps
+        self.remaining = RemainingTime(steps, self.say, clock=time.monotonic)
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda done: max(0.0, 1 - max(done / max(steps, 1), self.spent if done else 0.0))
+        )
+
+    def is_over(self, done: int) -> bool:
+        """Whether no further step should be begun; tells how far it is."""
+        self.remaining.at(done, f"{self.words}: step {done} of {self.steps} at most")
+        return self.spent > 1
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -1,7 +1,8 @@
 """Fits a retriever on the training part, and selects and fuses on group B's validation items."""
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,19 @@ import scipy.sparse as sp
 import torch
 
 from data.schema import Candidates, Catalog, Histories, Holdout, Scores
+from eval.metrics import ndcg_at_k, relevance_of
 from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
 from retrieval.distributed import ALONE, Team
-from retrieval.encode import EncoderConfig, centred
+from retrieval.encode import EncoderConfig, TextSpace
 from retrieval.ensemble import Member, TowerEnsemble
-from retrieval.finetune import EncoderTuner, FinetuneMethod, Tuned, tune_encoder
+from retrieval.finetune import EncoderTuner, FinetuneMethod
 from retrieval.groundwork import Groundwork
 from retrieval.history_reader import HistoryReader
 from retrieval.objective import samples_softmax
 from retrieval.retriever import LAST_TEXT, Retriever, RetrieverConfig, transforms
+from retrieval.rounds import Tuned, tune_encoder
+from retrieval.short_histories import after_short, source_of
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log
 from retrieval.train import TrainConfig, TrainRecord, train_towers
@@ -31,6 +35,11 @@ from store.errors import BadInput
 LEAST_PULL, FEW_USERS_PULL = 1e-3, 3.0
 """Pull of the fusion's weights towards 0: the first for many users, the second shared by few, so that what is assumed
 beforehand weighs as much as a number of users and not as much as a share of them."""
+STIFFNESS_OF_OWN = 10.0
+"""Pull towards 0 of what short histories add to a weight, as a multiple of that of the weight itself."""
+FOLDS = 5
+LEAST_MINUTES = 1e-3
+"""Of a member's training, where those before it took more than theirs: a step and a look at validation."""
 MOST_COPIES = 100
 """Seeds of neighbouring fits stand this far apart, so that no member of one is a member of the other."""
 
@@ -43,6 +52,7 @@ class Recipe:
         epochs: member of the ensemble → how many epochs of its schedule to run.
         tower_weights: kind of tower → its weight in the search.
         tuning_rounds: rounds of tuning behind the text vectors; 0 where the frozen encoder was best.
+        schedule_shares: member of the ensemble → how far these epochs go in its schedule, where a budget hastened it.
     """
 
     transitions: TransitionsConfig
@@ -50,6 +60,7 @@ class Recipe:
     tower_weights: Mapping[UserTowerKind, float]
     fusion: LinearFusion
     tuning_rounds: int = 0
+    schedule_shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class FittedRetriever:
     Attributes:
         text_vectors: (N, E) float32 of length 1, by the encoder as it is now.
         encoder: the text encoder if it was tuned; None where it stayed frozen.
+        fused_ndcg10: validation NDCG@10 of the fused lists, whose weights were fitted on the same users; 0 without.
     """
 
     retriever: Retriever
@@ -66,6 +78,7 @@ class FittedRetriever:
     recipe: Recipe
     records: list[dict[str, Any]]
     encoder: Any | None
+    fused_ndcg10: float = 0.0
 
 
 def fit_retriever(
@@ -105,27 +118,33 @@ def fit_retriever(
     )
     stand_ins = groundwork.transitions.stand_ins
     training = _Training(train, validation, stand_ins, config, recipe, checkpoints, log=log, team=team, say=say)
+    started, tuning_minutes = time.monotonic(), 0.0
     tuned = training.tuned_encoder(catalog, text_vectors, load_encoder)
     if tuned is not None:
-        text_vectors = tuned.text_vectors
+        text_vectors, tuning_minutes = tuned.text_vectors, (time.monotonic() - started) / 60
     encoder = tuned.encoder if tuned else None
-    reader = None
+    reader, space = None, TextSpace.of(text_vectors, whiten=config.whiten_text)
     if config.text.copies:
         load = load_encoder if encoder is None else lambda settings: encoder
-        reader = HistoryReader(catalog.texts, text_vectors, load_encoder=load, config=config.reading, say=say)
-    towers, records = training.ensemble(centred(text_vectors), reader)
+        reader = HistoryReader(
+            catalog.texts, text_vectors, load_encoder=load, config=config.reading, space=space, say=say
+        )
+    towers, records = training.ensemble(space(text_vectors), reader, tuning_minutes=tuning_minutes)
     fusion = recipe.fusion if recipe else None
     retriever = groundwork.under(towers, text_vectors, config=config, build_index=build_index, fusion=fusion)
+    fused_ndcg10 = 0.0
     if recipe is None and len(validation):
-        retriever = with_fitted_fusion(retriever, validation, log)
+        retriever, fused_ndcg10 = with_fitted_fusion(retriever, validation, log)
     made_by = Recipe(
         groundwork.transitions.config,
         {record.name: record.best_epoch for record in records},
         retriever.towers.weights,
         retriever.fusion,
         tuned.number if tuned else 0,
+        {record.name: record.schedule_share for record in records if record.schedule_share},
     )
-    return FittedRetriever(retriever, text_vectors, made_by, [asdict(record) for record in records], encoder)
+    told = [asdict(record) for record in records]
+    return FittedRetriever(retriever, text_vectors, made_by, told, encoder, fused_ndcg10)
 
 
 @dataclass(frozen=True)
@@ -159,9 +178,19 @@ class _Training:
                 "text: set copies and text_dim of either above 0"
             )
 
-        def fit_towers(vectors: Scores) -> tuple[TwoTowers, float]:
-            member = self._untrained(kind, 1, centred(vectors), None)
-            return member.towers, self._trained(member).best_ndcg10
+        # Of equal length, so that each round has the same chance as the frozen encoder.
+        part_minutes = config.finetune.budget_share * config.train.budget_minutes / (2 * rounds + 1)
+        self.say(
+            f"tuning the text encoder: {rounds} rounds and {rounds + 1} trainings of towers to judge them, at most "
+            f"{part_minutes:.3g} minutes each, and the reading of the catalog after each round"
+        )
+
+        def fit_towers(vectors: Scores, number: int) -> tuple[TwoTowers, float]:
+            space = TextSpace.of(vectors, whiten=config.whiten_text)
+            member = self._untrained(kind, 1, space(vectors), None)
+            kept = self.checkpoints(f"tuning-{number}-{member.name}") if self.checkpoints else None
+            record = self._trained(member, budget_minutes=part_minutes, checkpoints=kept)
+            return member.towers, record.best_ndcg10
 
         # Tuning needs float32 weights; bfloat16 would lose small updates.
         loaded = config.reading if config.text.copies else config.encoder
@@ -174,22 +203,39 @@ class _Training:
             config=config.finetune,
             training=config.train,
             reading=config.encoder,
+            whiten=config.whiten_text,
             log=self.log,
+            say=self.say,
         )
-        selects = bool(len(self.validation))
-        best = tune_encoder(tuner, self.train, text_vectors, fit_towers=fit_towers, rounds=rounds, selects=selects)
+        best = tune_encoder(
+            tuner,
+            self.train,
+            text_vectors,
+            fit_towers=fit_towers,
+            rounds=rounds,
+            selects=bool(len(self.validation)),
+            minutes_a_round=part_minutes,
+            checkpoints=self.checkpoints,
+            team=self.team,
+        )
         encoder.max_seq_length = longest
         return best
 
-    def ensemble(self, text: Scores, reader: HistoryReader | None) -> tuple[TowerEnsemble, list[TrainRecord]]:
-        """All members, trained one after the other; each may take its share of the minutes that are left."""
-        towers = self.config.towers
+    def ensemble(
+        self, text: Scores, reader: HistoryReader | None, *, tuning_minutes: float
+    ) -> tuple[TowerEnsemble, list[TrainRecord]]:
+        """All members, trained one after the other; each may take its share of the minutes that are left.
+
+        Tuning leaves what it did not use of its share, and never less than the rest.
+        """
+        towers, budget = self.config.towers, self.config.train.budget_minutes
+        budget -= min(tuning_minutes, self.config.finetune.budget_share * budget)
         planned = [(kind, copy) for kind, of_kind in towers.items() for copy in range(1, of_kind.copies + 1)]
         members: list[Member] = []
         records: list[TrainRecord] = []
         for place, (kind, copy) in enumerate(planned):
             member = self._untrained(kind, copy, text, reader)
-            left = self.config.train.budget_minutes - sum(record.minutes for record in records)
+            left = max(budget - sum(record.minutes for record in records), LEAST_MINUTES)
             checkpoints = self.checkpoints(member.name) if self.checkpoints else None
             records.append(self._trained(member, budget_minutes=left / (len(planned) - place), checkpoints=checkpoints))
             members.append(member)
@@ -219,6 +265,7 @@ class _Training:
             seed=self._seed(member.copy),
             budget_minutes=budget_minutes,
             stop_after=self.recipe.epochs[member.name] if self.recipe else None,
+            schedule_share=self.recipe.schedule_shares.get(member.name, 0.0) if self.recipe else 0.0,
             checkpoints=checkpoints,
             team=self.team,
             say=self.say,
@@ -234,18 +281,23 @@ def drawn(validation: Holdout, config: TrainConfig) -> Holdout:
     return validation.take(np.sort(users))
 
 
-def with_fitted_fusion(retriever: Retriever, validation: Holdout, log: Log) -> Retriever:
-    """The same retriever with its sources weighed on the candidates of validation users."""
+def with_fitted_fusion(retriever: Retriever, validation: Holdout, log: Log) -> tuple[Retriever, float]:
+    """The same retriever with its sources weighed on the candidates of validation users, and their NDCG@10 then."""
     # Whole unions: lists cut by the present weights would lean towards them.
-    candidates = retriever.unions(validation.histories)
+    candidates = retriever.unions(validation.histories, exclude_known=validation.exclude_known)
     kinds = retriever.towers.kinds
     towers = LinearFusion.fit(candidates, validation.targets, dict.fromkeys(kinds, Transform.RAW))
-    fusion = fitted_fusion(candidates, validation.targets, transforms(kinds, retriever.trend), retriever.trend)
-    log({"stage": "fusion", "weights": {name: round(weight, 4) for name, weight in fusion.weights.items()}})
+    columns = transforms(kinds, retriever.trend)
+    if retriever.config.short_history:
+        columns = _by_length_where_it_helps(candidates, validation.targets, columns, retriever.trend, log)
+    fusion = fitted_fusion(candidates, validation.targets, columns, retriever.trend)
+    ndcg10 = float(_ndcg10(candidates.ranked_by(fusion.score(candidates)), validation.targets).mean())
+    weights = {name: round(weight, 4) for name, weight in fusion.weights.items()}
+    log({"stage": "fusion", "weights": weights, "validation_ndcg@10": round(ndcg10, 5)})
     if any(towers.weights.values()):
-        weights = {kind: towers.weights[kind] for kind in kinds}
-        retriever = replace(retriever, towers=replace(retriever.towers, weights=weights))
-    return replace(retriever, fusion=fusion)
+        of_kinds = {kind: towers.weights[kind] for kind in kinds}
+        retriever = replace(retriever, towers=replace(retriever.towers, weights=of_kinds))
+    return replace(retriever, fusion=fusion), ndcg10
 
 
 def fitted_fusion(
@@ -253,6 +305,40 @@ def fitted_fusion(
 ) -> LinearFusion:
     """The weights of all or some of a retriever's sources."""
     # Beside a profile the last item, beside late weeks all time: what is left is a contrast, of either sign.
-    signed = (LAST_TEXT, *trend.names)
+    own = [name for name in columns if source_of(name) != name]
+    signed = (LAST_TEXT, *trend.names, *own)
     pull = max(LEAST_PULL, FEW_USERS_PULL / max(len(candidates), 1))
-    return LinearFusion.fit(candidates, targets, columns, signed=signed, l2=pull)
+    return LinearFusion.fit(
+        candidates,
+        targets,
+        columns,
+        signed=signed,
+        l2=pull,
+        stiffness=dict.fromkeys(own, STIFFNESS_OF_OWN),
+        scaled_like={name: source_of(name) for name in own},
+    )
+
+
+def _by_length_where_it_helps(
+    candidates: Candidates, targets: Histories, columns: Mapping[str, Transform], trend: Trend, log: Log
+) -> dict[str, Transform]:
+    """With columns for short histories, if these gain by cross-validation over the users more than a standard error."""
+    more = {**columns, **{after_short(name): how for name, how in columns.items()}}
+    fold = np.arange(len(candidates)) % FOLDS
+    gains = np.zeros(len(candidates))
+    for left_out in range(FOLDS):
+        inside, outside = np.flatnonzero(fold != left_out), np.flatnonzero(fold == left_out)
+        if not len(inside) or not len(outside):
+            continue
+        asked, wanted = candidates.take(outside), targets.take(outside)
+        for sign, tried in ((1, more), (-1, columns)):
+            fitted = fitted_fusion(candidates.take(inside), targets.take(inside), tried, trend)
+            gains[outside] += sign * _ndcg10(asked.ranked_by(fitted.score(asked)), wanted)
+    helps = len(gains) > 1 and bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
+    log({"stage": "fusion by length", "gain_of_ndcg@10": round(float(gains.mean()), 5), "kept": helps})
+    return dict(more if helps else columns)
+
+
+def _ndcg10(candidates: Candidates, targets: Histories) -> np.ndarray:
+    """(B,) of lists as they stand."""
+    return ndcg_at_k(relevance_of(candidates.head(10), targets), targets.lengths, k=10)

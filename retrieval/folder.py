@@ -19,7 +19,7 @@ from safetensors.torch import save_file as save_tensors
 from data.schema import Scores
 from fusion.linear import LinearFusion
 from index.base import VectorIndex
-from retrieval.encode import EncoderConfig, centred, load_encoder
+from retrieval.encode import EncoderConfig, TextSpace, load_encoder
 from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.fit import FittedRetriever, Recipe
 from retrieval.history_reader import HistoryReader
@@ -46,6 +46,7 @@ class RetrieverCard:
         text_vectors: key of the text vectors that the towers were trained on.
         tuned: whether the folder holds a text encoder of its own.
         records: training records, for reports.
+        fused_ndcg10: validation NDCG@10 of the fused lists; 0 for a final fit, which asks nobody.
     """
 
     config: RetrieverConfig
@@ -53,14 +54,11 @@ class RetrieverCard:
     epochs: dict[str, int]
     tower_weights: dict[UserTowerKind, float]
     tuning_rounds: int
+    schedule_shares: dict[str, float]
     text_vectors: str
     tuned: bool
     records: list[dict[str, Any]]
-
-    @property
-    def validation_ndcg10(self) -> float:
-        """The best that a member of the ensemble reached on group B; 0 for a final fit, which asks nobody."""
-        return max((record["best_ndcg10"] for record in self.records), default=0.0)
+    fused_ndcg10: float
 
 
 def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) -> None:
@@ -72,7 +70,9 @@ def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) 
         for name, weight in member.towers.state_dict().items()
     }
     save_tensors(weights, folder / TOWERS)
-    save_file({"recent_popularity": retriever.recent_popularity}, folder / TABLES)
+    whitening = retriever.text_space.whitening
+    kept = {} if whitening is None else {"whitening": whitening}
+    save_file({"recent_popularity": retriever.recent_popularity, **kept}, folder / TABLES)
     retriever.transitions.save(folder)
     retriever.trend.save(folder)
     retriever.words.save(folder)
@@ -86,9 +86,11 @@ def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) 
         "epochs": dict(recipe.epochs),
         "tower_weights": dict(recipe.tower_weights),
         "tuning_rounds": recipe.tuning_rounds,
+        "schedule_shares": dict(recipe.schedule_shares),
         "text_vectors": text_vectors,
         "tuned": fitted.encoder is not None,
         "records": fitted.records,
+        "fused_ndcg10": fitted.fused_ndcg10,
     }
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
@@ -107,9 +109,12 @@ def read_card(folder: Path) -> RetrieverCard:
             epochs=card["epochs"],
             tower_weights={UserTowerKind(kind): weight for kind, weight in card["tower_weights"].items()},
             tuning_rounds=card["tuning_rounds"],
+            # Without these two a card of before they were told can still be served.
+            schedule_shares=card.get("schedule_shares", {}),
             text_vectors=card["text_vectors"],
             tuned=card["tuned"],
             records=card["records"],
+            fused_ndcg10=card.get("fused_ndcg10", 0.0),
         )
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise _corrupt(folder, error) from error
@@ -119,7 +124,12 @@ def read_recipe(folder: Path) -> Recipe:
     """What validation chose when this retriever was fitted."""
     card = read_card(folder)
     return Recipe(
-        card.transitions, card.epochs, card.tower_weights, LinearFusion.load(folder / FUSION), card.tuning_rounds
+        card.transitions,
+        card.epochs,
+        card.tower_weights,
+        LinearFusion.load(folder / FUSION),
+        card.tuning_rounds,
+        card.schedule_shares,
     )
 
 
@@ -141,11 +151,12 @@ def load_retriever(
         CorruptArtifact: when a file is missing or unreadable.
     """
     card = read_card(folder)
-    mean = text_vectors.mean(axis=0)
-    text = centred(text_vectors, mean)
     try:
-        towers = _load_towers(folder, card, text, _reader(folder, card, texts, text_vectors))
-        popularity = load_file(folder / TABLES)["recent_popularity"]
+        tables = load_file(folder / TABLES)
+        popularity = tables["recent_popularity"]
+        space = TextSpace(text_vectors.mean(axis=0), tables["whitening"] if card.config.whiten_text else None)
+        text = space(text_vectors)
+        towers = _load_towers(folder, card, text, _reader(folder, card, texts, text_vectors, space))
         stand_ins = load_stand_ins(folder, len(text))
         transitions = replace(Transitions.load(folder, len(text), card.transitions), stand_ins=stand_ins)
         trend = Trend.load(folder, card.config.trend_days)
@@ -161,7 +172,7 @@ def load_retriever(
         fusion=fusion,
         item_vectors=item_vectors,
         text=text,
-        text_mean=mean,
+        text_space=space,
         words=words,
         trend=trend,
         recent_popularity=popularity,
@@ -177,7 +188,9 @@ def load_own_encoder(folder: Path, settings: EncoderConfig) -> Any:
     return load_encoder(source.path_or_id, settings, revision=source.revision)
 
 
-def _reader(folder: Path, card: RetrieverCard, texts: Sequence[str], text_vectors: Scores) -> HistoryReader | None:
+def _reader(
+    folder: Path, card: RetrieverCard, texts: Sequence[str], text_vectors: Scores, space: TextSpace
+) -> HistoryReader | None:
     if not card.config.text.copies:
         return None
     return HistoryReader(
@@ -185,6 +198,7 @@ def _reader(folder: Path, card: RetrieverCard, texts: Sequence[str], text_vector
         text_vectors,
         load_encoder=lambda settings: load_own_encoder(folder, settings),
         config=card.config.reading,
+        space=space,
     )
 
 

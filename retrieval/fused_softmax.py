@@ -9,7 +9,9 @@ POSITIONS_AT_ONCE = 1024
 """Rows of scores held at a time: 1,024 over 30,000 items are 123 MB in float32."""
 
 
-def fused_softmax_loss(users: Tensor, items: Tensor, targets: Tensor, *, low_precision: bool = False) -> Tensor:
+def fused_softmax_loss(
+    users: Tensor, items: Tensor, targets: Tensor, *, low_precision: bool = False, label_smoothing: float = 0.0
+) -> Tensor:
     """Mean cross-entropy of users @ items.T, equal to `full_softmax_loss` of it.
 
     The plain graph writes and reads the (P, N) scores eight times, and memory, not arithmetic, is what a
@@ -21,14 +23,17 @@ def fused_softmax_loss(users: Tensor, items: Tensor, targets: Tensor, *, low_pre
         items: (N, D) float32.
         targets: (P,) int64, places among the N items.
         low_precision: multiply in bfloat16, with sums and the softmax in float32.
+        label_smoothing: share of the wanted distribution that is spread evenly over all N items.
     """
-    loss: Tensor = _FusedSoftmax.apply(users, items, targets, low_precision)  # type: ignore[no-untyped-call]
+    loss: Tensor = _FusedSoftmax.apply(users, items, targets, low_precision, label_smoothing)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _FusedSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, users: Tensor, items: Tensor, targets: Tensor, low_precision: bool) -> Tensor:
+    def forward(
+        ctx: Any, users: Tensor, items: Tensor, targets: Tensor, low_precision: bool, label_smoothing: float
+    ) -> Tensor:
         dtype = torch.bfloat16 if low_precision else users.dtype
         table = items.to(dtype)
         user_gradient = torch.empty_like(users)
@@ -40,11 +45,16 @@ class _FusedSoftmax(torch.autograd.Function):
             scores = (asked @ table.T).to(users.dtype)  # (p, N)
             largest = scores.amax(dim=1, keepdim=True)
             of_target = scores.gather(1, wanted) - largest
-            scores.sub_(largest).exp_()
+            scores.sub_(largest)
+            if label_smoothing:
+                total -= label_smoothing * scores.mean(dim=1).sum()
+            scores.exp_()
             mass = scores.sum(dim=1, keepdim=True)
-            total += (mass.log() - of_target).sum()
+            total += (mass.log() - (1 - label_smoothing) * of_target).sum()
             scores.div_(mass)
-            scores.scatter_add_(1, wanted, -torch.ones_like(mass))
+            scores.scatter_add_(1, wanted, torch.full_like(mass, label_smoothing - 1))
+            if label_smoothing:
+                scores.sub_(label_smoothing / len(items))
             error = scores.to(dtype)
             user_gradient[part] = error @ table
             item_gradient += error.T @ asked
@@ -52,7 +62,7 @@ class _FusedSoftmax(torch.autograd.Function):
         return total / len(users)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         user_gradient, item_gradient = ctx.saved_tensors
         scale = upstream[0] / len(user_gradient)
-        return user_gradient * scale, item_gradient * scale, None, None
+        return user_gradient * scale, item_gradient * scale, None, None, None

@@ -85,9 +85,11 @@ class CatalogEncoder:
         vectors.backward(gradient[torch.from_numpy(rows).to(gradient.device)].to(vectors.device))  # type: ignore[no-untyped-call]
 
 
-def centred_table(vectors: Tensor) -> Tensor:
-    """Vectors (N, E) less their mean, of length 1 again, as `encode.centred`; differentiable through the mean."""
+def centred_table(vectors: Tensor, whitening: Tensor | None = None) -> Tensor:
+    """What `encode.TextSpace` makes of vectors (N, E), differentiable through the mean; whitening is a constant."""
     shifted = vectors - vectors.mean(dim=0)
+    if whitening is not None:
+        shifted = shifted @ whitening
     length = torch.linalg.vector_norm(shifted, dim=1, keepdim=True)
     return torch.where(length > SHORTEST, shifted / length.clamp(min=SHORTEST), shifted.detach() / SHORTEST)
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from data.schema import Catalog, Histories, Holdout, Scores
 from fusion.linear import LinearFusion
 from index.base import VectorIndex
-from retrieval.encode import centred
+from retrieval.encode import TextSpace
 from retrieval.ensemble import TowerEnsemble
 from retrieval.likeness import Likeness
 from retrieval.retriever import TEXT, TRANSITIONS, Retriever, RetrieverConfig, transforms
@@ -60,7 +60,8 @@ class Groundwork:
         """
         taken = np.bincount(train.item_rows, minlength=len(catalog))
         words = Words.of(catalog.texts)
-        stand_ins = find_stand_ins(Likeness(centred(text_vectors), words), taken)
+        text = TextSpace.of(text_vectors, whiten=config.whiten_text)(text_vectors)
+        stand_ins = find_stand_ins(Likeness(text, words), taken)
         log({"stage": "stand-ins", "items_without_a_past": int((taken == 0).sum())})
         return cls(
             words=words,
@@ -86,14 +87,15 @@ class Groundwork:
             fusion: None: weights that are typical of real catalogs, until they are fitted.
         """
         item_vectors = towers.item_vectors()
+        space = TextSpace.of(text_vectors, whiten=config.whiten_text)
         return Retriever(
             config=config,
             towers=towers,
             transitions=self.transitions,
             fusion=fusion or _usual_fusion(towers, self.trend),
             item_vectors=item_vectors,
-            text=centred(text_vectors),
-            text_mean=text_vectors.mean(axis=0),
+            text=space(text_vectors),
+            text_space=space,
             words=self.words,
             trend=self.trend,
             recent_popularity=self.recent_popularity,

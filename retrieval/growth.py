@@ -107,7 +107,10 @@ def _transitions(transitions: Transitions, read: ReadItems, n_items: int) -> Tra
     present = read.stand_in_rows != NO_ITEM
     entries = (read.stand_in_weights[present], (np.nonzero(present)[0], read.stand_in_rows[present]))
     spoken = sp.csr_matrix(entries, shape=(len(read.rows), n_items), dtype=np.float32)
-    return replace(transitions, weights=weights, stand_ins=_replaced_rows(before, read.rows, spoken, n_items))
+    # Counts stay behind: a changed catalog is for use, and what is counted further is the log's own.
+    return replace(
+        transitions, weights=weights, counts=None, stand_ins=_replaced_rows(before, read.rows, spoken, n_items)
+    )
 
 
 def _towers(

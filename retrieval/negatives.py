@@ -37,7 +37,7 @@ class Negatives:
         hit[users, self.mined_place[users, places]] = True
         return hit
 
-    def loss(self, logits: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """The mean sampled-softmax loss of logits (B, C) of all positions with all columns."""
         at = logits.device
         positive = logits.gather(1, torch.from_numpy(self.target_place[:, None]).to(at))[:, 0]
@@ -49,6 +49,7 @@ class Negatives:
             log_expected=torch.from_numpy(self.log_expected).to(at),
             accidental=torch.from_numpy(self.accidental).to(at),
             mined=mined,
+            label_smoothing=label_smoothing,
         )
 
 

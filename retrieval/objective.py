@@ -63,14 +63,17 @@ class Objective:
             rng: draws the sample.
             mined: (P, M) hard negatives of each position for a sampled softmax; a full one has them all.
         """
+        smoothing, users = self.model.config.label_smoothing, users / self.model.config.temperature
         if self.sampler is None:
             items = self.model.item_vectors_at(self.warm)
-            return fused_softmax_loss(users, items, self.place[targets], low_precision=self.low_precision)
+            return fused_softmax_loss(
+                users, items, self.place[targets], low_precision=self.low_precision, label_smoothing=smoothing
+            )
         negatives = self.sampler.draw(targets.cpu().numpy(), rng, mined=mined)
         items = self.model.item_vectors_at(torch.from_numpy(negatives.rows).to(users.device))
         with torch.autocast(users.device.type, torch.bfloat16, enabled=self.low_precision):
             logits = users @ items.T
-        return negatives.loss(logits.float())
+        return negatives.loss(logits.float(), label_smoothing=smoothing)
 
 
 def samples_softmax(counts: Rows, softmax: Softmax = Softmax.AUTO) -> bool:

@@ -13,10 +13,11 @@ from data.schema import NO_ITEM, Candidates, Histories, Mask, Rows, Scores
 from fusion.linear import LinearFusion, Transform
 from index.base import VectorIndex
 from retrieval.distil import DistilConfig
-from retrieval.encode import EncoderConfig
+from retrieval.encode import EncoderConfig, TextSpace
 from retrieval.ensemble import TowerEnsemble
 from retrieval.finetune import FinetuneConfig
 from retrieval.likeness import Likeness
+from retrieval.short_histories import with_short
 from retrieval.towers import SequenceConfig, TextConfig, TowerConfig
 from retrieval.train import TrainConfig
 from retrieval.transitions import Transitions, TransitionsConfig
@@ -40,6 +41,9 @@ class RetrieverConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: EncoderConfig = Field(EncoderConfig(), description="the sentence-transformer")
+    whiten_text: bool = Field(
+        False, description="give all directions of the centred text vectors about the same spread over the catalog"
+    )
     finetune: FinetuneConfig = Field(FinetuneConfig(), description="tuning of the sentence-transformer itself")
     recency: TowerConfig = Field(TowerConfig(), description="towers that sum up the last items")
     sequence: SequenceConfig = Field(SequenceConfig(), description="towers that read the last items in order")
@@ -54,6 +58,12 @@ class RetrieverConfig(BaseModel):
     )
     trending: int = Field(
         50, ge=0, description="items taken most in each of the two shortest windows, which join the union; 0: none"
+    )
+    short_history: int = Field(
+        0,
+        ge=0,
+        description="histories of at most so many items weigh the sources in their own way, where cross-validation on "
+        "group B gains by it; 0: all alike",
     )
     recent_days: int = Field(30, ge=1, description="span of the popular items that an empty history is given")
 
@@ -100,8 +110,8 @@ class Retriever:
 
     Attributes:
         item_vectors: (N, ΣD) float32, those in the index.
-        text: (N, E) float32, mean-centred text vectors of length 1.
-        text_mean: (E,) float32, the mean by which they were centred.
+        text: (N, E) float32, text vectors as `text_space` maps them.
+        text_space: their map, by which other texts are compared with them.
         words: the same texts as weighted words.
         trend: how often each item was taken of late.
         recent_popularity: (N,) float32 interactions of the last days of the log.
@@ -114,7 +124,7 @@ class Retriever:
     fusion: LinearFusion
     item_vectors: Scores
     text: Scores
-    text_mean: Scores
+    text_space: TextSpace
     words: Words
     trend: Trend
     recent_popularity: Scores
@@ -164,7 +174,7 @@ class Retriever:
         """The items whose text is nearest to free-text queries, known items left out.
 
         Args:
-            query_vectors: (B, E) float32, centred like the catalog's text vectors.
+            query_vectors: (B, E) float32, mapped by `text_space` like the catalog's text vectors.
             where: (N,) the items that may be shown; None: all.
         """
         scores = query_vectors @ self.text.T  # (B, N)
@@ -233,6 +243,8 @@ class Retriever:
             LIKENESS: Likeness(self.text, self.words).to_recent(recent, safe),
             **self.trend.columns(safe, histories.asked_at),
         }
+        if self.config.short_history:
+            sources = with_short(sources, histories.lengths <= self.config.short_history)
         return Candidates(rows, np.zeros(rows.shape, dtype=np.float32), sources)
 
     def _last_text(self, histories: Histories) -> Scores:

@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from data.schema import NO_ITEM, Histories
+from data.schema import NO_ITEM, Histories, Words
 from retrieval.examples import Examples, Windows
 from retrieval.item_tower import ItemVectors
 
@@ -47,7 +47,7 @@ class SequenceTower(nn.Module):
         hidden = self.norm(hidden)
         return torch.cat([hidden, hidden.new_ones(*inputs.shape, 1)], dim=2)
 
-    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor) -> Tensor:
+    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor, about: Words | None = None) -> Tensor:
         """See UserTower."""
         length = (history_rows != NO_ITEM).sum(dim=1)
         history_rows = history_rows[:, : max(length.tolist(), default=1) or 1]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from data.schema import NO_ITEM, Histories
+from data.schema import NO_ITEM, Histories, Words
 from retrieval.examples import Examples, Readings
 from retrieval.history_reader import HistoryReader
 from retrieval.item_tower import RESIDUAL_SPREAD, ItemVectors, LinearMap
@@ -56,9 +56,9 @@ class TextTower(nn.Module):
         mapped = self.text_map(inputs) * self.log_scale.exp() + self.offset
         return torch.cat([mapped, mapped.new_ones(len(mapped), 1)], dim=1)
 
-    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor) -> Tensor:
+    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor, about: Words | None = None) -> Tensor:
         """See UserTower."""
-        read = torch.from_numpy(self.reader.vectors(history_rows.cpu().numpy())).to(self.offset.device)
+        read = torch.from_numpy(self.reader.vectors(history_rows.cpu().numpy(), about)).to(self.offset.device)
         vectors = self.vectors_at(items, text, read)
         # Who has taken nothing is offered what is popular: the last dimension alone stays.
         present = (history_rows != NO_ITEM).any(dim=1, keepdim=True)

@@ -41,6 +41,10 @@ class TowerConfig(BaseModel):
     epochs: int = Field(5, ge=0, description="passes over all positions, at most")
     batch_size: int = Field(512, ge=1, description="positions in one step")
     learning_rate: float = Field(2e-3, gt=0, description="largest learning rate, after warm-up")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of what the softmax is taught that is even over the catalog"
+    )
+    temperature: float = Field(1.0, gt=0, description="by which scores are divided before the softmax of training")
 
     @property
     def width(self) -> int:
@@ -214,8 +218,9 @@ class TwoTowers(nn.Module):
         vectors = np.empty((len(histories), self.item.dimension), dtype=np.float32)
         for start in range(0, len(order), USERS_AT_ONCE):
             users = order[start : start + USERS_AT_ONCE]
-            recent = torch.from_numpy(histories.take(users).last(self.user.history_items)).to(self.text.device)
-            vectors[users] = self.user.forward(items, self.text, recent).cpu().numpy()
+            part = histories.take(users)
+            recent = torch.from_numpy(part.last(self.user.history_items)).to(self.text.device)
+            vectors[users] = self.user.forward(items, self.text, recent, part.about).cpu().numpy()
         return vectors
 
 

@@ -32,7 +32,12 @@ class TrainConfig(BaseModel):
 
     patience: int = Field(2, ge=1, description="epochs without a better validation NDCG@10 before stopping")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises")
-    weight_decay: float = Field(1e-4, ge=0, description="AdamW's decoupled weight decay")
+    weight_decay: float = Field(
+        1e-4,
+        ge=0,
+        description="AdamW's decoupled weight decay; not of what is learned for each id where the softmax is sampled, "
+        "since SparseAdam has none",
+    )
     softmax: Softmax = Field(
         Softmax.AUTO,
         description=f"over all trained items, or sampled; auto: sampled from {FULL_SOFTMAX_ITEMS:,} items on",
@@ -62,7 +67,12 @@ class NotFinite(TandemError):
 
 @dataclass(frozen=True)
 class TrainRecord:
-    """What a training did: one dict an epoch, the best epoch's validation NDCG@10, and the minutes it took."""
+    """What a training did: one dict an epoch, the best epoch's validation NDCG@10, and the minutes it took.
+
+    Attributes:
+        schedule_share: of the learning-rate schedule that a budget hastened, as far as the best epoch went; 0 where
+            none did.
+    """
 
     name: str
     epochs: list[dict[str, Any]]
@@ -70,6 +80,7 @@ class TrainRecord:
     best_ndcg10: float
     minutes: float
     stopped: str
+    schedule_share: float = 0.0
 
 
 def train_towers(
@@ -84,6 +95,7 @@ def train_towers(
     seed: int = 0,
     budget_minutes: float | None = None,
     stop_after: int | None = None,
+    schedule_share: float = 0.0,
     checkpoints: Checkpoints | None = None,
     team: Team = ALONE,
     say: Callable[[str], None] = lambda line: None,
@@ -98,6 +110,8 @@ def train_towers(
         seed: of order, dropout and sample.
         budget_minutes: of this training; that of `config` unless given.
         stop_after: run this many epochs of the same learning-rate schedule, for a fit without validation.
+        schedule_share: how far these epochs go in the schedule, at least, where a budget hastened it back then:
+            otherwise they would end at a rate that was never validated.
         checkpoints: where an unfinished training is kept, and gone on from.
         team: the processes that train together; each takes its share of every batch.
         say: is told from time to time how long it will take.
@@ -121,7 +135,7 @@ def train_towers(
             sampled_items=config.sampled_items,
             low_precision=low_precision,
             softmax=config.softmax,
-            target_counts=_target_counts(examples, len(counts)) if config.in_batch_negatives else None,
+            target_counts=target_counts(examples, len(counts)) if config.in_batch_negatives else None,
         ),
         train=train,
         examples=examples,
@@ -138,6 +152,8 @@ def train_towers(
     if resumed:
         log({"stage": name, "event": "resumed", "epoch": run.state.epoch + 1, "step": run.state.step})
     planned = model.config.epochs if stop_after is None else stop_after
+    if schedule_share:
+        run.share_a_step = schedule_share / max(_steps(examples, model, seed=seed, epochs=planned), 1)
     pace = _Pace(name, planned, say)
     stopped = run.why_stop() if run.state.epoch else ""  # one that was resumed may have come to its end before
     while run.state.epoch < planned and len(run.examples.targets) and not stopped:
@@ -157,7 +173,13 @@ def train_towers(
     model.settle_cold_items(counts, stand_ins)
     model.cpu()
     return TrainRecord(
-        name, state.epochs, state.best_epoch, state.best_ndcg10, round(state.minutes, 3), stopped or "all epochs"
+        name,
+        state.epochs,
+        state.best_epoch,
+        state.best_ndcg10,
+        round(state.minutes, 3),
+        stopped or "all epochs",
+        state.best_share,
     )
 
 
@@ -174,6 +196,7 @@ class _Run:
     Attributes:
         mined: of the epoch under way, where it has any.
         spent: share of the budget used up at the last step, by the leader's clock: all processes stop at the same step.
+        share_a_step: of the learning-rate schedule, at least.
     """
 
     model: TwoTowers
@@ -188,6 +211,7 @@ class _Run:
     checkpoints: Checkpoints | None
     team: Team
     spent: float = 0.0
+    share_a_step: float = 0.0
     mined: HardNegatives | None = None
 
     def epoch(self, pace: "_Pace") -> float:
@@ -200,6 +224,7 @@ class _Run:
             self.team.seed_step(self.seed, state.epoch * len(batches) + state.step)
             loss = self._step(chosen)
             state.step += 1
+            state.steps += 1
             state.losses.append(loss)
             if not np.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {state.step} of {len(batches)}")
@@ -250,7 +275,7 @@ class _Run:
         for optimizer in self.state.optimizers:
             optimizer.step()
         for schedule in self.state.schedules:
-            _advance(schedule, self.spent)
+            _advance(schedule, max(self.spent, self.share_a_step * (self.state.steps + 1)))
         return summed_loss / positions
 
     def _clock(self) -> float:
@@ -273,6 +298,7 @@ class _Run:
         log(entry)
         if ndcg10 is None or ndcg10 > state.best_ndcg10:
             state.best_ndcg10, state.best_epoch = ndcg10 or 0.0, state.epoch
+            state.best_share = state.hastened
             state.best_weights = {key: value.clone() for key, value in state.model.state_dict().items()}
         if self.checkpoints is not None and self.team.leads:
             self.checkpoints.save(state)
@@ -316,12 +342,12 @@ def _begin(model: TwoTowers, examples: Examples, *, config: TrainConfig, seed: i
     if sparse:
         optimizers.append(SparseAdam(sparse, lr=rate))
     # Lists of like length fill batches unevenly, so that the number of batches is known by their order alone.
-    steps = 1 + sum(len(_order(examples, model, seed=seed, epoch=epoch)) for epoch in range(model.config.epochs))
+    steps = 1 + _steps(examples, model, seed=seed, epochs=model.config.epochs)
     schedules = [_schedule(optimizer, rate, steps=steps, warmup_share=config.warmup_share) for optimizer in optimizers]
     return TrainingState(model, optimizers, schedules, np.random.default_rng([seed, 1]))
 
 
-def _target_counts(examples: Examples, n_items: int) -> Rows:
+def target_counts(examples: Examples, n_items: int) -> Rows:
     """(N,) how many positions lead to each item."""
     return np.bincount(examples.targets, minlength=n_items)
 
@@ -329,6 +355,11 @@ def _target_counts(examples: Examples, n_items: int) -> Rows:
 def _order(examples: Examples, model: TwoTowers, *, seed: int, epoch: int) -> list[Rows]:
     """The batches of an epoch, by a generator of their own: a resumed epoch draws them again."""
     return examples.batches(model.config.batch_size, np.random.default_rng([seed, epoch]))
+
+
+def _steps(examples: Examples, model: TwoTowers, *, seed: int, epochs: int) -> int:
+    """How many there are in the first so many epochs."""
+    return sum(len(_order(examples, model, seed=seed, epoch=epoch)) for epoch in range(epochs))
 
 
 def _schedule(optimizer: Optimizer, rate: float, *, steps: int, warmup_share: float) -> OneCycleLR:
@@ -339,7 +370,7 @@ def _schedule(optimizer: Optimizer, rate: float, *, steps: int, warmup_share: fl
 
 
 def _advance(schedule: OneCycleLR, spent: float) -> None:
-    """One step on, or on to the share of the schedule that the share of the budget used up stands for.
+    """One step on, or on to the share `spent` of the schedule, such as the share of the budget that is used up.
 
     A training that its budget cuts short ends at small rates, too, instead of in the middle of the schedule.
     """

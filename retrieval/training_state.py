@@ -22,8 +22,10 @@ class TrainingState:
             epoch is not: draw it from a generator of its own, seeded by the epoch, and a resumed epoch has it again.
         epoch: whole epochs done.
         step: steps done of the epoch under way.
+        steps: of all epochs.
         losses: one a step of the epoch under way.
         epochs: one record a finished epoch, of plain values.
+        best_share: what `hastened` was at the end of the best epoch.
         best_weights: the model's state of the best epoch; at first, that of the start.
     """
 
@@ -33,10 +35,12 @@ class TrainingState:
     rng: np.random.Generator
     epoch: int = 0
     step: int = 0
+    steps: int = 0
     losses: list[float] = field(default_factory=list)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
     best_ndcg10: float = -1.0
+    best_share: float = 0.0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     _minutes_before: float = field(default=0.0, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
@@ -48,6 +52,14 @@ class TrainingState:
     def minutes(self) -> float:
         """Minutes of training, those before a kill among them, as far as they were saved."""
         return self._minutes_before + (time.monotonic() - self._started) / 60
+
+    @property
+    def hastened(self) -> float:
+        """Share of the learning-rate schedule that is gone through; 0 where no budget has hastened it."""
+        schedule = self.schedules[0]
+        if schedule.last_epoch <= self.steps:
+            return 0.0
+        return (schedule.last_epoch - 1) / max(schedule.total_steps - 2, 1)
 
     @property
     def place(self) -> str:
@@ -104,4 +116,4 @@ class TrainingState:
             torch.cuda.set_rng_state(random["cuda"], device)
 
 
-_PLAIN = ("epoch", "step", "losses", "epochs", "best_epoch", "best_ndcg10")
+_PLAIN = ("epoch", "step", "steps", "losses", "epochs", "best_epoch", "best_ndcg10", "best_share")

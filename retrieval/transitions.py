@@ -1,6 +1,6 @@
 """Item → item counts: what a low-rank tower cannot memorise, as a second, sparse source of candidates."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -10,6 +10,9 @@ import scipy.sparse as sp
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.schema import NO_ITEM, Histories
+
+ROUNDING = 1e-5
+"""What is left of a count that is taken from itself, as a share of it, is less."""
 
 
 class TransitionsConfig(BaseModel):
@@ -33,11 +36,13 @@ class Transitions:
 
     Attributes:
         stand_ins: (N, N) who speaks for each item that was never counted, see `retrieval.stand_ins`; None: nobody.
+        counts: (N, N) what `weights` was made of, to go on counting; None: only the weights are at hand.
     """
 
     weights: sp.csr_matrix
     config: TransitionsConfig
     stand_ins: sp.csr_matrix | None = None
+    counts: sp.csr_matrix | None = None
 
     @classmethod
     def fit(cls, train: Histories, n_items: int, config: TransitionsConfig) -> "Transitions":
@@ -51,7 +56,34 @@ class Transitions:
         column_sum = np.asarray(counts.sum(0)).ravel()
         scale_rows = sp.diags(_inverse_power(row_sum, config.row_power))
         scale_columns = sp.diags(_inverse_power(column_sum, config.column_power))
-        return cls((scale_rows @ counts @ scale_columns).tocsr().astype(np.float32), config)
+        return cls((scale_rows @ counts @ scale_columns).tocsr().astype(np.float32), config, counts=counts)
+
+    def with_more(self, lists: Histories, *, before: Histories | None = None) -> "Transitions":
+        """As if fitted on these lists as well, at the cost of counting them alone.
+
+        An item that is counted for the first time speaks for itself from then on.
+
+        Args:
+            lists: of users who were not counted, or whole lists that begin as those in `before`.
+            before: as many lists that were counted, of users whose lists have grown since; None: all are new.
+
+        Raises:
+            ValueError: when only the weights are at hand.
+        """
+        if self.counts is None:
+            raise ValueError("these transitions have no counts to go on from: load them with counted=True")
+        n_items = self.weights.shape[0]
+        more = count_pairs(lists, n_items, self.config)
+        if before is not None:
+            new = more - count_pairs(before, n_items, self.config)
+            more = new.multiply(new > ROUNDING * more)
+        counts = self.counts + more
+        stand_ins = self.stand_ins
+        if stand_ins is not None:
+            unknown = (np.asarray(counts.sum(0)).ravel() + np.asarray(counts.sum(1)).ravel()) == 0
+            stand_ins = (sp.diags(unknown.astype(np.float32)) @ stand_ins).tocsr()
+            stand_ins.eliminate_zeros()
+        return replace(Transitions.from_counts(counts.tocsr(), self.config), stand_ins=stand_ins)
 
     def history_weights(self, histories: Histories) -> sp.csr_matrix:
         """(B, N) float32: how much each item of a history counts, the most recent most."""
@@ -92,24 +124,31 @@ class Transitions:
         return self.stand_ins.T.tocsr()
 
     def save(self, folder: Path) -> None:
-        """Writes the non-zero weights as triples of row, column and weight."""
-        triples = self.weights.tocoo()
-        frame = pl.DataFrame(
-            {
-                "from_row": triples.row.astype(np.int32),
-                "to_row": triples.col.astype(np.int32),
-                "weight": triples.data,
-            }
-        )
-        frame.write_parquet(folder / "transitions.parquet")
+        """Writes the non-zero weights as triples of row, column and weight, with their counts where these are known."""
+        weights = self.weights.sorted_indices()
+        triples = weights.tocoo()
+        columns = {
+            "from_row": triples.row.astype(np.int32),
+            "to_row": triples.col.astype(np.int32),
+            "weight": triples.data,
+        }
+        if self.counts is not None:
+            columns["count"] = self.counts.sorted_indices().data.astype(np.float32)  # normalising moves no entry
+        pl.DataFrame(columns).write_parquet(folder / "transitions.parquet")
 
     @classmethod
-    def load(cls, folder: Path, n_items: int, config: TransitionsConfig) -> "Transitions":
-        """Reads what `save` wrote for a catalog of `n_items`."""
-        frame = pl.read_parquet(folder / "transitions.parquet")
-        rows, columns = frame["from_row"].to_numpy(), frame["to_row"].to_numpy()
-        weights = sp.csr_matrix((frame["weight"].to_numpy(), (rows, columns)), shape=(n_items, n_items))
-        return cls(weights, config)
+    def load(cls, folder: Path, n_items: int, config: TransitionsConfig, *, counted: bool = False) -> "Transitions":
+        """Reads what `save` wrote for a catalog of `n_items`.
+
+        Args:
+            counted: with the counts, which take as much memory again, and serve `with_more` alone.
+        """
+        wanted = ["from_row", "to_row", "weight", *(["count"] if counted else [])]
+        frame = pl.read_parquet(folder / "transitions.parquet", columns=wanted)
+        places = frame["from_row"].to_numpy(), frame["to_row"].to_numpy()
+        shape = (n_items, n_items)
+        counts = sp.csr_matrix((frame["count"].to_numpy(), places), shape=shape) if counted else None
+        return cls(sp.csr_matrix((frame["weight"].to_numpy(), places), shape=shape), config, counts=counts)
 
 
 def count_pairs(train: Histories, n_items: int, config: TransitionsConfig) -> sp.csr_matrix:

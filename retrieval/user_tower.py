@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from data.schema import NO_ITEM, Histories
+from data.schema import NO_ITEM, Histories, Words
 from retrieval.examples import Examples, Positions
 from retrieval.item_tower import RESIDUAL_SPREAD, ItemVectors, Join, LinearMap, joined
 
@@ -41,8 +41,12 @@ class UserTower(Protocol):
         """(*targets.shape, D) user vectors at each place that a batch of `examples` asks for."""
         ...
 
-    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor) -> Tensor:
-        """(B, D) from (N, E) text vectors and (B, H) item rows, most recent first, NO_ITEM as padding."""
+    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor, about: Words | None = None) -> Tensor:
+        """(B, D) from (N, E) text vectors and (B, H) item rows, most recent first, NO_ITEM as padding.
+
+        Args:
+            about: what is known of each user, in words, for a tower that reads them.
+        """
         ...
 
 
@@ -82,7 +86,7 @@ class RecencyTower(nn.Module):
         """See UserTower."""
         return self.forward(items, text, inputs)
 
-    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor) -> Tensor:
+    def forward(self, items: ItemVectors, text: Tensor, history_rows: Tensor, about: Words | None = None) -> Tensor:
         """See UserTower."""
         present = (history_rows != NO_ITEM).float()
         rows, width = history_rows.clamp(min=0), history_rows.shape[1]

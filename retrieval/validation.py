@@ -11,10 +11,10 @@ SCORES_AT_ONCE = 32_000_000
 
 
 def next_item_ndcg10(scores: Callable[[Histories], np.ndarray], asked: Holdout, *, n_items: int) -> float:
-    """NDCG@10 over the whole catalog, known items left out, of the item that each user took next.
+    """NDCG@10 over the whole catalog of the item that each user took next, known items left out where lists do so.
 
-    A tie with that item counts against it, so constant scores earn nothing; so does an item that is
-    known already, since it cannot be in the list. Reports use eval.protocol; this is the cheap,
+    A tie with that item counts against it, so constant scores earn nothing; nor does an item that is
+    known already earn anything where it cannot be in the list. Reports use eval.protocol; this is the cheap,
     equal-valued figure for leave one out that training watches.
 
     Args:
@@ -33,7 +33,8 @@ def next_item_ndcg10(scores: Callable[[Histories], np.ndarray], asked: Holdout, 
         if np.isnan(scored).any():
             raise FloatingPointError("a validation score is NaN")
         users = np.arange(len(part))
-        scored[part.histories.list_of_row, part.histories.item_rows] = -np.inf
+        if asked.exclude_known:
+            scored[part.histories.list_of_row, part.histories.item_rows] = -np.inf
         wanted = scored[users, target]
         rank = (scored >= wanted[:, None]).sum(axis=1)
         shown = (rank <= 10) & (wanted > -np.inf)

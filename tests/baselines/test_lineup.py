@@ -1,5 +1,7 @@
 """Settings are chosen on validation, and what is not fitted says why."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,15 @@ def test_the_setting_of_highest_validation_ndcg_is_taken(train: Histories, valid
     ]
     assert validation_ndcg(source, validation) == max(reached)
     assert "best of 4" in line
+
+
+def test_settings_are_chosen_by_lists_that_hold_what_people_take_again(train: Histories) -> None:
+    again = replace(holdout([[row] for row in range(N)], [[row] for row in range(N)]), exclude_known=False)
+    own = np.eye(N, dtype=np.float32)  # a text is like itself alone
+    (source,), _ = fitted(train, again, own, kinds=(BaselineKind.TRANSITIONS_TEXT,))
+    assert source.config.text_weight > 0
+    assert validation_ndcg(source, again) > 0.9
+    assert validation_ndcg(source, replace(again, exclude_known=True)) == 0
 
 
 def test_ease_is_skipped_above_its_limit_and_says_so(train: Histories, validation: Holdout) -> None:

@@ -62,7 +62,8 @@ def test_gradient_equals_finite_differences(seed, monkeypatch):
     seen = []
     real = linear.minimize
     monkeypatch.setattr(linear, "minimize", lambda loss, *args, **rest: seen.append(loss) or real(loss, *args, **rest))
-    linear._fit_listwise(columns, present, relevant, free=np.zeros(3, dtype=bool), l2=0.03)
+    pull = np.array([0.03, 0.3, 0.0])
+    linear._fit_listwise(columns, present, relevant, free=np.zeros(3, dtype=bool), pull=pull)
     at = rng.random(3)
     loss, gradient = seen[0](at)
     numeric = approx_fprime(at, lambda weights: seen[0](weights)[0], 1e-6)
@@ -71,7 +72,7 @@ def test_gradient_equals_finite_differences(seed, monkeypatch):
     for user in range(7):
         mass = np.exp(columns[user] @ at)
         by_hand.append(-np.log(mass[relevant[user]].sum() / mass[present[user]].sum()))
-    assert loss == pytest.approx(np.mean(by_hand) + 0.03 * at @ at)
+    assert loss == pytest.approx(np.mean(by_hand) + (pull * at) @ at)
 
 
 def test_of_many_targets_any_in_the_first_place_will_do():
@@ -186,3 +187,14 @@ def test_without_a_retrieved_target_a_signed_source_says_nothing():
     found = LinearFusion.fit(candidates, Histories.of([[99]] * 5), RAW2, signed=["b"])
     assert found.weights["a"] > 0
     assert found.weights["b"] == 0
+
+
+def test_a_stiff_source_is_pulled_to_nothing_harder_than_others():
+    candidates, targets = planted([1.0, 1.0])
+    even, stiff = (
+        LinearFusion.fit(candidates, targets, RAW2, l2=0.01, stiffness=stiffness).weights
+        for stiffness in (None, {"b": 20.0})
+    )
+    assert even["b"] == pytest.approx(even["a"], rel=0.2)
+    assert stiff["b"] < 0.7 * even["b"]
+    assert stiff["a"] > 0.9 * even["a"]

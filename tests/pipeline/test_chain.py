@@ -135,8 +135,10 @@ def test_several_seeds_are_trained_and_the_first_is_the_runs_own(shop, tmp_path)
     told = [json.loads(line) for line in (ws.run.root / "log.jsonl").read_text().splitlines()]
     (seeds,) = [entry for entry in told if entry.get("event") == "seeds"]
     figures = seeds["validation_ndcg@10"]
+    assert figures == [read_card(ws.run.artifact("retriever", key)).fused_ndcg10 for key in keys]
     assert seeds["mean"] == pytest.approx(np.mean(figures))
-    assert len(set(figures)) == 3
+    assert (seeds["lowest"], seeds["highest"]) == (min(figures), max(figures))
+    assert len(set(figures)) > 1  # ties happen among few users
     assert ws.config == open_workspace(ws.run.root).config
 
 

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from config import with_overrides
+from data.schema import Histories
+from pipeline import distil as module
+from pipeline import train_reranker as training
 from pipeline.build_index import build_index
 from pipeline.train_retriever import open_retriever, train_retriever
 from pipeline.workspace import FitKind, Workspace, open_workspace
+from retrieval.distil import Lessons
 from retrieval.folder import read_card
 from store.errors import BadInput, Mismatch, MissingStep
 from tests.pipeline.shop import quiet, weigh_reranker
@@ -47,6 +51,68 @@ def test_the_taught_retriever_is_one_of_its_own_with_the_same_items(weighed) -> 
         assert same == (record["best_epoch"] == 0)
         assert record["best_ndcg10"] >= record["before_ndcg10"]
     assert build_index(ws, log=quiet(ws)).retriever == key
+
+
+def lessons_of(ws: Workspace, monkeypatch, fit: FitKind = FitKind.EVALUATION) -> Lessons:
+    """What the towers of this workspace are taught."""
+    seen: list[Lessons] = []
+    true_distillation = module.distil_towers
+
+    def spied(ensemble, lessons, **settings):
+        seen.append(lessons)
+        return true_distillation(ensemble, lessons, **settings)
+
+    monkeypatch.setattr(module, "distil_towers", spied)
+    train_retriever(ws, log=quiet(ws), fit=fit, force=ws.run.has("retriever", ws.retriever_key(fit)))
+    return seen[-1]
+
+
+def lists(histories: Histories) -> list[list[int]]:
+    return [histories[place].tolist() for place in range(len(histories)) if len(histories[place])]
+
+
+def test_a_teacher_is_not_asked_about_what_it_was_taught(weighed, monkeypatch) -> None:
+    """Its lessons were group A's histories and the item after each."""
+    ws = taught_by(weighed, weighed.reranker_key(FitKind.EVALUATION))
+    found = lessons_of(ws, monkeypatch)
+    assert lists(found.histories) == lists(ws.learners.histories.without_last(1))
+    assert found.histories.asked_at is not None
+    assert found.histories.timestamps is not None
+    assert (found.histories.asked_at == found.histories.timestamps[found.histories.offsets[1:] - 1]).all()
+    final = lessons_of(ws, monkeypatch, FitKind.FINAL)
+    assert lists(final.histories) == lists(ws.dataset.interactions)
+
+
+def test_the_fused_first_stage_teaches_its_own_towers(weighed, monkeypatch) -> None:
+    ws = taught_by(weighed, "retrieval", "retriever.distil.depth=12")
+    found, base = lessons_of(ws, monkeypatch), open_retriever(weighed, FitKind.EVALUATION)
+    assert lists(found.histories) == lists(ws.learners.histories)
+    expected = base.candidates(found.histories, 12)
+    np.testing.assert_array_equal(found.candidates.item_rows, expected.item_rows)
+    np.testing.assert_allclose(found.scores[expected.present], expected.score[expected.present], rtol=1e-6)
+    after = open_retriever(ws, FitKind.EVALUATION)
+    np.testing.assert_array_equal(base.item_vectors, after.item_vectors)
+    assert ws.retriever_key(FitKind.EVALUATION) != weighed.retriever_key(FitKind.EVALUATION)
+
+
+def test_the_first_stage_teaches_a_reranker_that_does_not_learn_beside_it(weighed, monkeypatch) -> None:
+    with pytest.raises(BadInput, match=r"nothing to teach.*set residual to false"):
+        with_overrides(weighed.config, ["reranker.teacher=retrieval"])
+    ws = replace(
+        weighed, config=with_overrides(weighed.config, ["reranker.teacher=retrieval", "reranker.residual=false"])
+    )
+    seen = []
+    true_fit = training.fit_reranker
+
+    def spied(reranker, task, **settings):
+        seen.append(task)
+        return true_fit(reranker, task, **settings)
+
+    monkeypatch.setattr(training, "fit_reranker", spied)
+    training.make_reranker(ws, log=quiet(ws), fit=FitKind.EVALUATION)
+    (task,) = seen
+    head = task.learner_candidates.head(ws.config.reranker.depth)
+    np.testing.assert_array_equal(task.teacher_scores, np.where(head.present, head.score, 0))
 
 
 def test_a_final_fit_repeats_the_epochs(weighed) -> None:

@@ -1,13 +1,10 @@
 """Figures and exported files agree with each other, and with arithmetic done on the side."""
 
-from dataclasses import replace
-
 import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from config import with_overrides
 from data.split import group_of_users
 from pipeline.evaluate import EvaluationOptions, Part, evaluate_run
 from pipeline.export import Asked
@@ -112,9 +109,7 @@ def test_a_shallow_union_is_judged_as_it_is_served(shop, tmp_path):
 
 
 def test_repeats_allowed_are_judged_with_repeats(shop, tmp_path):
-    root = shop.copy(tmp_path)
-    ws = open_workspace(root)
-    ws = replace(ws, config=with_overrides(ws.config, ["recommend.exclude_known=false"]))
+    ws = train(tmp_path / "run", shop.log, shop, "recommend.exclude_known=false")
     evaluate_run(ws, EvaluationOptions(part=Part.TEST, baselines=False), log=quiet(ws))
     found = by_user(exported(ws, Asked.TEST, tmp_path, k=ITEMS))
     assert all(len(items) == ITEMS for items in found.values())

@@ -14,16 +14,17 @@ from recommend.release import load_reranker
 from rerank import fit as module
 from rerank.fit import request_of
 from rerank.hints import Hint
+from retrieval.folder import read_card
 from store.errors import BadInput
-from tests.pipeline.shop import log_rows, quiet, train, write_rows
+from tests.pipeline.shop import DAY_S, START_S, USERS, item_id, log_rows, quiet, train, write_rows
 
 
 def with_settings(ws: Workspace, *settings: str) -> Workspace:
     return replace(ws, config=with_overrides(ws.config, settings))
 
 
-def rounds_of(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[tuple]]:
-    """The key of what is made, and what each round was given."""
+def spied_rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What each round of a reranker's training will have been given."""
     seen: list[tuple] = []
     true_training = module.train_reranker
 
@@ -32,6 +33,12 @@ def rounds_of(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list
         return true_training(reranker, lists, **settings)
 
     monkeypatch.setattr(module, "train_reranker", spied)
+    return seen
+
+
+def rounds_of(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[tuple]]:
+    """The key of what is made, and what each round was given."""
+    seen = spied_rounds(monkeypatch)
     return make_reranker(ws, log=quiet(ws), fit=FitKind.EVALUATION), seen
 
 
@@ -95,3 +102,27 @@ def test_hints_reach_the_lists_and_the_requests(shop, tmp_path, monkeypatch, hin
     assert (hard.hints[hard.candidates >= 0] >= 0).all()
     assert len(np.unique(of_hard.hints)) > 1
     assert load_reranker(ws.run, key)[0].config.prompt.hint is hint
+
+
+def test_where_people_take_things_again_all_is_selected_and_taught_by_lists_that_hold_them(
+    shop, tmp_path, monkeypatch
+) -> None:
+    """Everybody takes two items in turn, so that whatever comes next is known."""
+    turns = [
+        [f"u{user:03d}", item_id(2 * user + step % 2), str(START_S + step * DAY_S)]
+        for user in range(USERS)
+        for step in range(6)
+    ]
+    log = write_rows(tmp_path / "log.csv", ["user_id", "item_id", "timestamp"], turns)
+    seen = spied_rounds(monkeypatch)
+    ws = train(tmp_path / "run", log, shop, "recommend.exclude_known=false")
+    card = read_card(ws.run.artifact("retriever", ws.retriever_key(FitKind.EVALUATION)))
+    assert all(record["best_ndcg10"] > 0.3 for record in card.records)
+    assert seen
+    for lists, validation, _ in seen:
+        assert not lists.exclude_known
+        assert not validation.exclude_known
+    hard = seen[-1][0]
+    assert len(hard.found) == len(hard) > 0  # what came next is among the candidates, though it is known
+    usual = with_settings(ws, "recommend.exclude_known=true")
+    assert usual.retriever_key(FitKind.EVALUATION) != ws.retriever_key(FitKind.EVALUATION)

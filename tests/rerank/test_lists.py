@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,21 @@ def test_easy_weights_are_followed() -> None:
     )
     assert set(seen) == {4, 7, 8}
     assert seen[7] / 2000 == pytest.approx(0.75, abs=0.05)
+
+
+@pytest.mark.parametrize("exclude_known", [True, False])
+def test_items_of_the_history_are_negatives_only_where_they_may_be_taken_again(exclude_known: bool) -> None:
+    lists = replace(LISTS, exclude_known=exclude_known).take(np.array([0]))  # 1 is known, and among the candidates
+    scored = replace(lists, prior=np.zeros(lists.candidates.shape, dtype=np.float32))
+    for one in (lists, scored, lists.after_last_item()):
+        assert one.exclude_known is exclude_known
+    for one in (lists, scored):
+        seen = {
+            row
+            for seed in range(40)
+            for row in draw_list(one, 0, size=6, hard_share=1.0, rng=np.random.default_rng(seed)).item_rows.tolist()
+        }
+        assert (1 in seen) is not exclude_known
 
 
 def test_one_seed_draws_one_list() -> None:

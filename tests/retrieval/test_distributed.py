@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from retrieval.distributed import ALONE, BUCKET_BYTES, Team, _buckets, device_of, joined_team
+from retrieval.rounds import tune_encoder
 from retrieval.training_state import TrainingState
 from store.checkpoint import CheckpointConfig, Checkpoints
 from store.errors import BadInput, Mismatch
@@ -213,6 +214,14 @@ def test_gradients_are_the_mean_over_all_positions_not_over_processes(two):
     assert found["nan"] == [True]
 
 
+def test_the_leader_alone_tunes_and_all_have_its_vectors_and_its_encoder(two):
+    told = [json.loads((two / f"tuned-{rank}.json").read_text()) for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert told[0]["vectors"] == [[2.0] * 3] * 4  # of the second of three rounds, which validation likes best
+    assert told[0]["encoder"] == [2.0, 2.0]
+    assert told[0]["seen"] == [0.0, 1.0, 2.0, 3.0]
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to list threads")
 def test_no_thread_of_the_team_outlives_it(two):
     # One that does crashes the end of the process, now and then.
@@ -244,6 +253,7 @@ def test_a_process_alone_changes_nothing():
         team.check_same("anything", "anything")
         assert team.sum([1.5, 2.0]) == [1.5, 2.0]
         assert team.from_leader(lambda: 0.25) == 0.25
+        assert team.array_from_leader(lambda: np.ones(3), like=np.zeros(3)).tolist() == [1, 1, 1]
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
     assert torch.equal(model.items.weight.grad, torch.ones(ITEMS, 6))
     assert torch.equal(drawn, torch.get_rng_state())
@@ -293,8 +303,44 @@ def main(folder: Path) -> None:
         keep("drawn", torch.rand(4).tolist())
         keep("refused", refusal(lambda: team.check_same({"seed": team.rank}, "settings")))
         keep("gradients", gradients(team))
+        keep("tuned", tuned_by(team))
     left = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
     (folder / f"threads-{team.rank}.json").write_text(json.dumps(left))
+
+
+class ToyTuner:
+    """An encoder of two weights, which each round raises by 1 where it is the leader's."""
+
+    def __init__(self, team: Team) -> None:
+        self.team, self.encoder, self.log = team, nn.Linear(2, 1, bias=False), lambda entry: None
+        nn.init.zeros_(self.encoder.weight)
+
+    def weights(self) -> list[torch.Tensor]:
+        return [self.encoder.weight.detach().clone()]
+
+    @torch.no_grad()
+    def round(self, towers, train, text_vectors, **_):
+        assert self.team.leads
+        self.encoder.weight.add_(1)
+        return text_vectors + 1
+
+    @torch.no_grad()
+    def finished(self, weights: list[torch.Tensor]) -> nn.Linear:
+        self.encoder.weight.copy_(weights[0])
+        return self.encoder
+
+
+def tuned_by(team: Team) -> dict[str, object]:
+    """Three rounds, judged by figures that all processes have alike."""
+    seen: list[float] = []
+
+    def fit_towers(vectors: np.ndarray, number: int) -> tuple[None, float]:
+        seen.append(float(vectors.mean()))
+        return None, [0.1, 0.2, 0.4, 0.3][number]
+
+    start = np.zeros((4, 3), dtype=np.float32)
+    found = tune_encoder(ToyTuner(team), None, start, fit_towers=fit_towers, rounds=3, selects=True, team=team)
+    return {"vectors": found.text_vectors.tolist(), "encoder": found.encoder.weight[0].tolist(), "seen": seen}
 
 
 def refusal(call: Callable[[], None]) -> str:

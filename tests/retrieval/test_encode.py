@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from scipy.linalg import sqrtm
 
 from retrieval import encode
-from retrieval.encode import EncoderConfig, centred, encode_texts
+from retrieval.encode import LEAST_SPREAD, EncoderConfig, TextSpace, centred, encode_texts
 from retrieval.hardware import Precision, computes_bfloat16
 from store.errors import BadInput
 
@@ -51,6 +52,24 @@ def test_centred_vectors_by_hand():
     root = np.sqrt(0.5)
     np.testing.assert_allclose(centred(vectors), [[root, -root], [-root, root], [0, 0]], atol=1e-6)
     np.testing.assert_allclose(centred(vectors[:1], np.array([1, -1], dtype=np.float32)), [[0, 1]], atol=1e-6)
+
+
+def test_whitened_vectors_are_those_of_the_inverse_root_of_their_covariance():
+    rng = np.random.default_rng(0)
+    vectors = (rng.standard_normal((500, 4)) @ np.diag([5, 1, 1, 0]) + [9, 0, 0, 1]).astype(np.float32)
+    shifted = vectors - vectors.mean(axis=0)
+    covariance = shifted.T @ shifted / 500
+    stretched = shifted @ np.linalg.inv(sqrtm(covariance + LEAST_SPREAD * np.trace(covariance) / 4 * np.eye(4)).real)
+    space = TextSpace.of(vectors, whiten=True)
+    expected = stretched / np.linalg.norm(stretched, axis=1, keepdims=True)
+    np.testing.assert_allclose(space(vectors), expected, atol=1e-5)
+    np.testing.assert_allclose(space(vectors[:3]), expected[:3], atol=1e-5)  # one by one, by the catalog's map
+    plain = TextSpace.of(vectors)
+    np.testing.assert_array_equal(plain(vectors), centred(vectors))
+    spread = [np.var(one(vectors), axis=0) for one in (plain, space)]
+    assert spread[0][0] > 5 * spread[0][1]
+    assert spread[1][0] < 3 * spread[1][1]
+    assert np.isfinite(TextSpace.of(vectors[:1], whiten=True)(vectors[:1])).all()
 
 
 @pytest.mark.parametrize(("precision", "expected"), [(Precision.FLOAT32, False), (Precision.BFLOAT16, True)])

@@ -18,9 +18,9 @@ from retrieval.finetune import (
     Schedule,
     add_adapter,
     merge_adapter,
-    tune_encoder,
 )
 from retrieval.hardware import Precision
+from retrieval.rounds import tune_encoder
 from retrieval.towers import SequenceConfig, TowerConfig, TwoTowers
 from retrieval.train import NotFinite, TrainConfig, train_towers, validation_ndcg10
 from tests.rerank.tiny_bert import WORDS, write_tiny_bert
@@ -161,7 +161,7 @@ def test_the_best_round_is_kept_with_its_vectors_and_its_encoder(encoder, figure
     vectors = encode_texts(encoder, TEXTS, READING)
     seen: list[tuple[TwoTowers, np.ndarray]] = []
 
-    def fit_towers(text_vectors: np.ndarray) -> tuple[TwoTowers, float]:
+    def fit_towers(text_vectors: np.ndarray, number: int) -> tuple[TwoTowers, float]:
         seen.append((trained(text_vectors), text_vectors))
         return seen[-1][0], figures[len(seen) - 1]
 
@@ -178,7 +178,7 @@ def test_the_best_round_is_kept_with_its_vectors_and_its_encoder(encoder, figure
 
 
 def test_the_towers_kept_are_those_of_the_best_figure(encoder):
-    def fit_towers(text_vectors: np.ndarray) -> tuple[TwoTowers, float]:
+    def fit_towers(text_vectors: np.ndarray, number: int) -> tuple[TwoTowers, float]:
         torch.manual_seed(0)
         model = TwoTowers(torch.from_numpy(centred(text_vectors)), RECENCY)
         record = train_towers(model, TRAIN, VALIDATION, config=TRAINING, name="toy", log=silent)
@@ -279,3 +279,36 @@ def test_lora_leaves_the_base_as_it_was(encoder):
     trainable = {name for name, weight in encoder.named_parameters() if weight.requires_grad}
     assert trainable
     assert all("lora_" in name for name in trainable)
+
+
+@pytest.mark.parametrize("schedule", [Schedule.EXACT, Schedule.STALE])
+def test_a_round_stops_at_the_end_of_its_minutes_and_its_rate_falls_in_time(encoder, schedule, monkeypatch):
+    vectors = encode_texts(encoder, TEXTS, READING)
+    model, rates, clock, told = trained(vectors), [], [0.0], []
+    plain = torch.optim.AdamW.step
+
+    def ticking(self: torch.optim.AdamW, closure: Any = None) -> None:
+        rates.append(self.param_groups[0]["lr"])
+        clock[0] += 60.0
+        plain(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", ticking)
+    monkeypatch.setattr(finetune.time, "monotonic", lambda: clock[0])
+    config = settings(schedule=schedule, chunk_texts=1, exact_steps=12, learning_rate=1e-3)
+    tuning = EncoderTuner(
+        encoder, TEXTS, config=config, training=TRAINING, reading=READING, log=silent, say=told.append
+    )
+    found = tuning.round(model, TRAIN, vectors, number=1, budget_minutes=3.5)
+    assert len(rates) == 4  # of 12
+    assert rates == pytest.approx([1e-3, *(1e-3 * (1 - minutes / 3.5) for minutes in (1, 2, 3))])
+    assert np.abs(found - vectors).max() > 1e-6
+    assert "round 1: step 1 of 12 at most: about" in told[0]
+
+
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_the_loss_of_tuning_shares_targets_as_that_of_training(encoder, in_batch):
+    vectors = encode_texts(encoder, TEXTS, READING)
+    training = TRAINING.model_copy(update={"softmax": objective.Softmax.SAMPLED, "in_batch_negatives": in_batch})
+    losses = finetune._Losses(trained(vectors), TRAIN, training=training, positions=50, rng=np.random.default_rng(0))
+    alone, among = (losses.objective.sampler.expected(np.arange(N), batch=size) for size in (1, 30))
+    assert (among > alone).all() == in_batch

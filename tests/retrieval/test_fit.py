@@ -12,6 +12,7 @@ from data.schema import Histories, Holdout
 from fusion.linear import LinearFusion, Transform
 from index.faiss_index import FlatIndex
 from retrieval import fit as fit_module
+from retrieval.encode import TextSpace, centred
 from retrieval.fit import FittedRetriever, drawn, fit_retriever, with_fitted_fusion
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
 from retrieval.groundwork import fit_transitions, recent_popularity
@@ -65,9 +66,9 @@ def made() -> FittedRetriever:
     return fitted()
 
 
-def first_places(found: FittedRetriever, asked: Holdout) -> float:
+def first_places(found: FittedRetriever, asked: Holdout, *, exclude_known: bool = True) -> float:
     """Share of users whose next item comes first; the circle says which one it is."""
-    rows = found.retriever.candidates(asked.histories, 1).item_rows[:, 0]
+    rows = found.retriever.candidates(asked.histories, 1, exclude_known=exclude_known).item_rows[:, 0]
     return float((rows == asked.targets.item_rows).mean())
 
 
@@ -102,6 +103,15 @@ def test_the_kinds_are_weighed_in_the_search_as_validation_says(made):
     assert weights == pytest.approx(expected.weights, rel=1e-3, abs=1e-5)
     assert made.recipe.tower_weights == weights
     assert max(weights.values()) > 0
+
+
+def test_where_people_take_again_what_they_have_the_fusion_is_fitted_on_lists_that_hold_it(made):
+    last = Histories.of(VALIDATION.histories.last(1).tolist())
+    again = replace(VALIDATION, targets=last, exclude_known=False)
+    found, ndcg10 = with_fitted_fusion(made.retriever, again, silent)
+    assert first_places(replace(made, retriever=found), again, exclude_known=False) > 0.5
+    _, nothing = with_fitted_fusion(made.retriever, replace(again, exclude_known=True), silent)
+    assert ndcg10 > nothing == 0
 
 
 def test_a_member_of_one_fit_is_no_member_of_a_fit_with_the_next_seed(made):
@@ -162,6 +172,20 @@ def test_members_share_the_budget_and_what_one_leaves_goes_to_the_others(monkeyp
     assert shares == [16 / 4, (16 - 1) / 3, (16 - 5) / 2, 16 - 9]
 
 
+def test_a_member_whose_minutes_others_took_still_ends(monkeypatch):
+    """A budget below 0 would never be used up."""
+    shares = []
+
+    def spent(model, train, validation, *, budget_minutes, name, **_):
+        shares.append(budget_minutes)
+        return TrainRecord(name, [], 0, 0.0, 20.0, "")
+
+    monkeypatch.setattr(fit_module, "train_towers", spent)
+    settings = config(copies=2)
+    fitted(settings=settings.model_copy(update={"train": settings.train.model_copy(update={"budget_minutes": 16.0})}))
+    assert all(share > 0 for share in shares)
+
+
 def test_one_kind_alone_can_be_trained():
     for left_out, kept in (("recency", "sequence"), ("sequence", "recency")):
         settings = config(epochs=5)
@@ -200,7 +224,7 @@ def test_fitting_the_fusion_again_does_not_depend_on_the_weights_before(made):
     log = []
     weights = dict.fromkeys(made.retriever.fusion.weights, 0.0) | {TEXT: 9.0}
     lopsided = replace(unweighed(made.retriever), fusion=replace(made.retriever.fusion, weights=weights))
-    found = with_fitted_fusion(lopsided, VALIDATION, log.append)
+    found, _ = with_fitted_fusion(lopsided, VALIDATION, log.append)
     assert found.fusion.weights == pytest.approx(made.retriever.fusion.weights, rel=1e-2, abs=1e-3)
     assert found.fusion.typical == pytest.approx(made.retriever.fusion.typical)
     assert log[0]["stage"] == "fusion"
@@ -255,6 +279,34 @@ def test_a_saved_retriever_gives_equal_candidates(made, tmp_path):
     card = read_card(tmp_path)
     assert (card.text_vectors, card.tuned, card.records) == ("key-of-vectors", False, made.records)
     assert read_recipe(tmp_path) == made.recipe
+
+
+def test_the_card_tells_what_the_fused_lists_reach_on_validation(made, tmp_path):
+    lists = made.retriever.candidates(VALIDATION.histories, 10)
+    places = (lists.item_rows == VALIDATION.targets.item_rows[:, None]).argmax(axis=1) + 1
+    found = (lists.item_rows == VALIDATION.targets.item_rows[:, None]).any(axis=1)
+    assert made.fused_ndcg10 == pytest.approx(np.where(found, 1 / np.log2(places + 1), 0).mean(), abs=0.02)
+    save_retriever(tmp_path, made, text_vectors="key")
+    assert read_card(tmp_path).fused_ndcg10 == made.fused_ndcg10
+    assert fitted(nobody(), recipe=made.recipe).fused_ndcg10 == 0
+
+
+def test_whitened_texts_are_what_all_reads_and_the_map_is_kept(tmp_path):
+    skewed = VECTORS * np.linspace(1, 4, VECTORS.shape[1], dtype=np.float32)
+    skewed /= np.linalg.norm(skewed, axis=1, keepdims=True)
+    settings = config(epochs=1).model_copy(update={"whiten_text": True})
+    found = fitted(vectors=skewed, settings=settings)
+    white = TextSpace.of(skewed, whiten=True)(skewed)
+    np.testing.assert_array_equal(found.retriever.text, white)
+    np.testing.assert_array_equal(found.retriever.towers.members[0].towers.text.numpy(), white)
+    assert np.abs(white - centred(skewed)).max() > 0.05
+    save_retriever(tmp_path, found, text_vectors="key")
+    loaded = load_retriever(tmp_path, texts=TEXTS, text_vectors=skewed, index=FlatIndex)
+    query = np.ones((1, skewed.shape[1]), dtype=np.float32)
+    np.testing.assert_array_equal(loaded.text_space(query), found.retriever.text_space(query))
+    np.testing.assert_array_equal(loaded.text, white)
+    asked = Histories.of([[1, 2, 3], [7]])
+    np.testing.assert_array_equal(loaded.candidates(asked, 8).item_rows, found.retriever.candidates(asked, 8).item_rows)
 
 
 def test_a_fresh_process_gives_equal_candidates(made, tmp_path):

@@ -22,22 +22,34 @@ def value_and_gradients(loss, users, table):
     return loss.item(), *torch.autograd.grad(loss, (users, table))
 
 
-@given(st.integers(1, 12), st.integers(1, 9), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))
+@given(
+    st.integers(1, 12),
+    st.integers(1, 9),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.3]),
+    st.integers(0, 99),
+)
 @settings(max_examples=40)
-def test_value_and_gradients_are_those_of_plain_cross_entropy(positions, items, width, at_once, seed):
+def test_value_and_gradients_are_those_of_plain_cross_entropy(positions, items, width, at_once, smoothing, seed):
     users, table, targets = drawn(positions, items, width, seed=seed)
-    plain = value_and_gradients(F.cross_entropy(users @ table.T, targets), users, table)
+    loss = F.cross_entropy(users @ table.T, targets, label_smoothing=smoothing)
+    plain = value_and_gradients(loss, users, table)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "POSITIONS_AT_ONCE", at_once)  # several parts of the positions, the last one shorter
-        fused = value_and_gradients(fused_softmax_loss(users, table, targets), users, table)
+        fused_loss = fused_softmax_loss(users, table, targets, label_smoothing=smoothing)
+        fused = value_and_gradients(fused_loss, users, table)
     assert fused[0] == pytest.approx(plain[0], rel=1e-12, abs=1e-14)
     for found, expected in zip(fused[1:], plain[1:], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_its_gradient_is_that_of_finite_differences():
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_its_gradient_is_that_of_finite_differences(smoothing):
     users, table, targets = drawn(5, 7, 3)
-    assert torch.autograd.gradcheck(lambda u, t: 3 * fused_softmax_loss(u, t, targets), (users, table))
+    assert torch.autograd.gradcheck(
+        lambda u, t: 3 * fused_softmax_loss(u, t, targets, label_smoothing=smoothing), (users, table)
+    )
 
 
 def test_it_is_the_full_softmax_loss_of_the_formula():

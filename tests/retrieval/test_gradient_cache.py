@@ -9,7 +9,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from torch import nn
 from torch.nn import functional as F
 
-from retrieval.encode import EncoderConfig, centred, encode_texts
+from retrieval.encode import EncoderConfig, TextSpace, centred, encode_texts
 from retrieval.gradient_cache import CatalogEncoder, _noise, cached_backward, centred_table, vector_gradient
 from tests.rerank.tiny_bert import WORDS, write_tiny_bert
 
@@ -119,6 +119,8 @@ def test_the_table_equals_what_the_catalog_is_encoded_to(encoder):
     vectors = encode_texts(encoder, TEXTS, EncoderConfig())
     np.testing.assert_allclose(found, vectors, atol=1e-6)
     np.testing.assert_allclose(centred_table(found), centred(vectors), atol=1e-5)
+    space = TextSpace.of(vectors, whiten=True)
+    np.testing.assert_allclose(centred_table(found, torch.from_numpy(space.whitening)), space(vectors), atol=1e-4)
 
 
 def test_a_text_at_the_mean_has_a_finite_gradient():

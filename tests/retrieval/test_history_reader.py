@@ -78,6 +78,23 @@ def test_nothing_is_loaded_for_empty_histories():
     assert reader.vectors(np.zeros((0, 4), dtype=np.int64)).shape == (0, WIDTH)
 
 
+def test_what_is_known_of_the_user_is_read_before_the_history_and_remembered_with_it():
+    encoder = BagEncoder()
+    reader = bag_reader(TEXTS, encoder=encoder)
+    rows = padded([[5, 2], [5, 2], [5, 2], []])
+    found = reader.vectors(rows, ["old hand", "newcomer", "", "newcomer"])
+    words = ["old hand; red kind2 name5; red kind2 name2", "newcomer; red kind2 name5; red kind2 name2"]
+    np.testing.assert_allclose(found[:2], centred(vectors_of(words), MEAN), atol=1e-3)
+    np.testing.assert_allclose(found[2], by_hand([5, 2]), atol=1e-3)
+    assert not found[3].any()
+    read = encoder.read
+    np.testing.assert_array_equal(reader.vectors(rows[:3], ["newcomer", "old hand", ""]), found[[1, 0, 2]])
+    assert encoder.read == read
+    first = bag_reader(TEXTS, encoder=BagEncoder(max_words=3))  # the history is cut, not what is known
+    one, two = first.vectors(padded([[5], [3]]), ["a very old hand"] * 2)
+    np.testing.assert_array_equal(one, two)
+
+
 def test_another_encoder_than_the_catalogs_is_refused():
     other = bag_reader(TEXTS, encoder=BagEncoder(salt="x"))
     with pytest.raises(Mismatch, match=r"'minilm-l6' reads 'red kind0 name0' otherwise.*train-retriever"):

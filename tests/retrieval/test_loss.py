@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from retrieval.loss import full_softmax_loss, sampled_softmax_loss
 
@@ -51,6 +52,48 @@ def test_a_sample_of_every_item_once_gives_the_full_loss():
         accidental=torch.arange(N)[None, :] == targets[:, None],
     )
     assert sampled.item() == pytest.approx(full_softmax_loss(logits, targets).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("mined", [False, True])
+def test_smoothed_labels_of_a_sample_of_every_item_once_are_those_of_the_full_loss(mined):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, N, generator=generator).requires_grad_()
+    targets = torch.tensor([0, 3, 3, 11, 7])
+    places = torch.tensor([[1, 2], [4, 5], [6, -1], [0, 1], [8, 9]])  # the third has one mined item only
+    accidental = torch.arange(N)[None, :] == targets[:, None]
+    hard = None
+    if mined:
+        hard = logits.gather(1, places.clamp(min=0)).masked_fill(places < 0, -torch.inf)
+        accidental = accidental | (torch.arange(N)[None, None, :] == places[:, :, None]).any(dim=1)
+    sampled = sampled_softmax_loss(
+        logits[torch.arange(5), targets],
+        logits,
+        log_expected=torch.zeros(N),
+        accidental=accidental,
+        mined=hard,
+        label_smoothing=0.3,
+    )
+    expected = F.cross_entropy(logits, targets, label_smoothing=0.3)
+    assert sampled.item() == pytest.approx(expected.item(), rel=1e-5)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (sampled, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_smoothed_labels_of_a_sample_come_near_those_of_the_full_loss_and_forget_a_constant():
+    drawn = np.random.default_rng(0).choice(N, 50_000, p=SHARE)
+    target = torch.tensor([TARGET])
+    found = [
+        sampled_softmax_loss(
+            logits[target],
+            logits[torch.from_numpy(drawn)][None, :],
+            log_expected=torch.from_numpy(np.log(SHARE[drawn] * len(drawn))).float(),
+            accidental=torch.from_numpy(drawn == TARGET)[None, :],
+            label_smoothing=0.4,
+        ).item()
+        for logits in (LOGITS, LOGITS + 7)
+    ]
+    assert found[0] == pytest.approx(F.cross_entropy(LOGITS[None, :], target, label_smoothing=0.4).item(), rel=0.01)
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 def test_full_softmax_by_hand():

@@ -45,6 +45,18 @@ def test_the_softmax_runs_over_all_items_that_were_ever_taken():
 
 
 @pytest.mark.parametrize("sampled", [False, True])
+def test_labels_are_smoothed_and_scores_divided_as_the_towers_say(sampled, monkeypatch):
+    if sampled:
+        monkeypatch.setattr(module, "FULL_SOFTMAX_ITEMS", 0)
+    model, users = model_and_users()
+    model.config = model.config.model_copy(update={"label_smoothing": 0.2, "temperature": 2.5})
+    scores = users @ torch.from_numpy(model.item_vectors()[:-1]).T / 2.5
+    expected = F.cross_entropy(scores, TARGETS, label_smoothing=0.2)
+    found = objective(model, sampled_items=200_000)(users, TARGETS, np.random.default_rng(0))
+    torch.testing.assert_close(found, expected, rtol=0.02 if sampled else 1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
 def test_an_item_never_taken_is_never_pushed_away(sampled, monkeypatch):
     if sampled:
         monkeypatch.setattr(module, "FULL_SOFTMAX_ITEMS", 0)

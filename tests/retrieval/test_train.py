@@ -152,6 +152,34 @@ def test_the_rate_falls_in_time_for_the_end_of_the_budget(monkeypatch, minutes_a
     assert (np.diff(rates[rates.index(max(rates)) :]) <= 0).all()
 
 
+def test_a_fit_without_validation_repeats_the_rates_of_one_that_its_budget_hastened(monkeypatch):
+    """Be the clock as it may: at the same number of steps it ends at the same share of the schedule."""
+    clock, rates = {"minutes": 0.0}, []
+    step = training._Run._step
+
+    def ticking(run, chosen):
+        clock["minutes"] += clock["a_step"]
+        rates[-1].append(run.state.optimizers[0].param_groups[0]["lr"])
+        return step(run, chosen)
+
+    monkeypatch.setattr(training._Run, "_step", ticking)
+    monkeypatch.setattr(training.TrainingState, "minutes", property(lambda state: clock["minutes"]))
+
+    def fit(asked: Holdout, a_step: float, **more) -> training.TrainRecord:
+        clock.update(minutes=0.0, a_step=a_step)
+        rates.append([])
+        return trained(fresh(epochs=40), TRAIN, asked, budget_minutes=2.0, **more)
+
+    hastened = fit(VALIDATION, 0.045)  # for 44 of 440 steps
+    assert hastened.stopped.startswith("budget")
+    assert 0.5 < hastened.schedule_share <= 1
+    again = fit(nobody(), 0.0, stop_after=hastened.best_epoch, schedule_share=hastened.schedule_share)
+    assert again.best_epoch == hastened.best_epoch
+    assert rates[1][-1] == pytest.approx(rates[0][len(rates[1]) - 1], rel=0.2, abs=1e-3)
+    assert rates[1][-1] < 0.5 * max(rates[1])
+    assert fit(VALIDATION, 0.0).schedule_share == 0
+
+
 def test_the_budget_of_the_config_is_that_of_a_training_without_one_of_its_own():
     record = trained(fresh(epochs=50), config=CONFIG.model_copy(update={"budget_minutes": 1e-9}))
     assert record.stopped == "budget of 1e-09 minutes"

@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,3 +80,55 @@ def test_saved_and_loaded_weights_are_equal(tmp_path):
     loaded = Transitions.load(tmp_path, N, config)
     np.testing.assert_array_equal(loaded.weights.toarray(), fitted.weights.toarray())
     assert loaded.weights.dtype == np.float32
+
+
+@given(LISTS, LISTS, st.sampled_from([0.0, 0.5]))
+@settings(max_examples=40, deadline=None)
+def test_counting_on_from_a_part_equals_counting_the_whole(first, second, backward):
+    config = TransitionsConfig(window=3, backward=backward)
+    part = Transitions.fit(Histories.of(first), N, config)
+    whole = Transitions.fit(Histories.of([*first, *second]), N, config)
+    found = part.with_more(Histories.of(second))
+    np.testing.assert_allclose(found.weights.toarray(), whole.weights.toarray(), rtol=1e-4, atol=1e-6)
+
+
+@given(LISTS, LISTS)
+@settings(max_examples=40, deadline=None)
+def test_lists_that_have_grown_take_the_place_of_what_they_were(before, more):
+    config = TransitionsConfig(window=4)
+    longer = [[*items, *(more[place] if place < len(more) else [])] for place, items in enumerate(before)]
+    whole = Transitions.fit(Histories.of(longer), N, config)
+    grown = Transitions.fit(Histories.of(before), N, config).with_more(
+        Histories.of(longer), before=Histories.of(before)
+    )
+    np.testing.assert_allclose(grown.weights.toarray(), whole.weights.toarray(), rtol=1e-3, atol=1e-5)
+
+
+def test_counts_are_saved_and_go_on_after_a_reload(tmp_path):
+    fitted = Transitions.fit(Histories.of([[0, 1, 2], [0, 1], [5, 4, 5]]), N, TransitionsConfig())
+    fitted.save(tmp_path)
+    loaded = Transitions.load(tmp_path, N, fitted.config, counted=True)
+    more = Histories.of([[2, 3], [1, 0, 2]])
+    np.testing.assert_allclose(
+        loaded.with_more(more).weights.toarray(), fitted.with_more(more).weights.toarray(), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="counted=True"):
+        Transitions.load(tmp_path, N, fitted.config).with_more(more)
+
+
+def test_a_log_without_a_pair_is_saved_and_counted_on(tmp_path):
+    nothing = Transitions.fit(Histories.of([[1], []]), N, TransitionsConfig())
+    nothing.save(tmp_path)
+    found = Transitions.load(tmp_path, N, nothing.config, counted=True).with_more(Histories.of([[1, 2]]))
+    assert found.weights[1, 2] > 0
+
+
+def test_an_item_counted_for_the_first_time_speaks_for_itself():
+    stand_ins = sp.csr_matrix(([1.0, 1.0], ([5, 6], [0, 0])), shape=(N, N), dtype=np.float32)
+    part = replace(Transitions.fit(Histories.of([[0, 1]]), N, TransitionsConfig()), stand_ins=stand_ins)
+    found = part.with_more(Histories.of([[5, 2]]))
+    assert found.stand_ins is not None
+    assert found.stand_ins.toarray().nonzero()[0].tolist() == [6]
+    scores = found.scores(Histories.of([[5]])).toarray()[0]
+    assert scores[2] > 0
+    assert scores[1] == 0

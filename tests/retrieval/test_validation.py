@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import log2
 
 import numpy as np
@@ -44,6 +45,13 @@ def test_by_hand_over_several_batches(monkeypatch):
     found = next_item_ndcg10(lambda part: np.tile(line, (len(part), 1)), question, n_items=20)
     # places 1, 3 (0 and 1 are known), 1 (0 is known), 10 (19 is known but behind), 10 (5 is known)
     assert found == pytest.approx((1 + 1 / log2(4) + 1 + 1 / log2(11) + 1 / log2(11)) / 5)
+
+
+def test_an_item_that_may_be_taken_again_earns_its_place_and_takes_that_of_others():
+    line = np.arange(20, 0, -1, dtype=np.float32)  # item 0 is best
+    question = replace(asked([[0, 1], [0]], [[1], [4]]), exclude_known=False)
+    found = next_item_ndcg10(lambda part: np.tile(line, (len(part), 1)), question, n_items=20)
+    assert found == pytest.approx((1 / log2(3) + 1 / log2(6)) / 2)
 
 
 def test_constant_scores_earn_nothing():

@@ -11,7 +11,7 @@ from data.schema import ITEM_ID, TEXT, TITLE, Catalog, Histories, Holdout
 from data.vocabulary import Vocabulary
 from fusion.linear import LinearFusion
 from index.faiss_index import FlatIndex
-from retrieval.encode import centred
+from retrieval.encode import TextSpace, centred
 from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.likeness import Likeness
 from retrieval.retriever import TEXT as TEXT_SOURCE
@@ -140,7 +140,7 @@ def retriever(n_items: int, *, per_source: int = 5, train: Histories | None = No
         ),
         item_vectors=vectors,
         text=text,
-        text_mean=text_vectors(n_items).mean(axis=0),
+        text_space=TextSpace.of(text_vectors(n_items)),
         words=words,
         trend=trend,
         recent_popularity=np.random.default_rng(seed + 1).permutation(n_items).astype(np.float32),
