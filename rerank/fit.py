@@ -247,7 +247,7 @@ def next_item_lists(
     with_prior: bool = False,
     hint: Hint = Hint.NONE,
 ) -> TrainingLists:
-    """For each user asked, a list whose target is the next item they took.
+    """For each user asked, a list whose target is the next item they took; their later ones are no negatives.
 
     Args:
         with_prior: with retrieval's score as a prior.
@@ -256,7 +256,16 @@ def next_item_lists(
     targets = asked.targets.item_rows[asked.targets.offsets[:-1]]
     prior = retrieval_column(candidates) if with_prior else None
     hints = None if hint is Hint.NONE else hint_codes(candidates)[hint]
-    return TrainingLists(texts, asked.histories, targets, candidates.item_rows, easy_weights, prior, hints=hints)
+    return TrainingLists(
+        texts,
+        asked.histories,
+        targets,
+        candidates.item_rows,
+        easy_weights,
+        prior,
+        hints=hints,
+        also_taken=asked.targets,
+    )
 
 
 def with_reranker_scores(
