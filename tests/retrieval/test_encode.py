@@ -3,8 +3,8 @@ import pytest
 
 from retrieval import encode
 from retrieval.encode import EncoderConfig, centred, encode_texts
-from retrieval.hardware import Precision, computes_bfloat16
 from store.errors import BadInput
+from store.hardware import Precision, computes_bfloat16
 
 
 class Letters:
