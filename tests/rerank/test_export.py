@@ -52,7 +52,7 @@ def test_the_template_writes_the_very_prompt(tiny_llama: Path) -> None:
     reranker = llama.untrained(tiny_llama)
     tokenizer = reranker.prompter.tokenizer
     tokenizer.chat_template = export.chat_template(tokenizer)
-    messages = [{"role": "query", "content": "ab cd\nef"}, {"role": "document", "content": "gh"}]
+    messages = [{"role": "query", "content": "ab  cd\nef"}, {"role": "document", "content": "\ngh\n"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     assert text.startswith(tokenizer.bos_token)
     assert text.endswith("- gh\nAnswer:")
