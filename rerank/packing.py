@@ -28,12 +28,14 @@ class Prompt:
         ages: (P,) int64, 0 for tokens of the most recent item, 1 for the one before; NO_AGE for tokens of none.
         candidates: (T_i,) int64 for each candidate, none of them empty.
         cut_candidates: how many candidates lost tokens at their end.
+        block_items: how many of the oldest items fall out of the history together.
     """
 
     prefix: Ids
     ages: Ids
     candidates: tuple[Ids, ...]
     cut_candidates: int = 0
+    block_items: int = 1
 
     @property
     def tokens(self) -> int:
@@ -50,6 +52,7 @@ class Packed:
         position_ids: (L,) int64; each candidate begins at the length of its prefix.
         segments: (L,) int64, counted through the row: the prefix of the first prompt is 0, its candidates 1, 2, …
         ages: (L,) int64, as in `Prompt`; NO_AGE outside of a prefix.
+        oldest: the largest of the ages, or NO_AGE; known here, so that nobody has to wait for a GPU to tell it.
         spans: where each prompt lies.
     """
 

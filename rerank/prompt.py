@@ -214,4 +214,5 @@ class Prompter:
                 for ids in candidates
             ),
             cut_candidates=sum(len(ids) > candidate_limit for ids in candidates),
+            block_items=block,
         )
