@@ -233,7 +233,8 @@ class _Training:
         loss = self._backward(prompts, drawn)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
         if not (math.isfinite(loss) and torch.isfinite(norm)):
-            self.log({"event": "not finite", "step": len(self.losses) + 1, "loss": str(loss)})
+            step = len(self.losses) + 1
+            self.log({"event": "not finite", "step": step, "loss": str(loss), "lists": places.tolist()})
             return False
         self.optimizer.step()
         self.ranks.step(progress)
