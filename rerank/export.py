@@ -90,7 +90,8 @@ def _as_model(merged: PackedReranker[Any], folder: Path) -> np.ndarray:
         base=merged.base,
         config=merged.config,
     )
-    return again.predict(SAMPLE)
+    scores: np.ndarray = again.predict(SAMPLE)
+    return scores
 
 
 def _as_cross_encoder(merged: PackedReranker[Any], folder: Path) -> np.ndarray:
