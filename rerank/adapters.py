@@ -345,4 +345,6 @@ def _without_deprecations() -> Iterator[None]:
     with warnings.catch_warnings():
         # PEFT asks transformers for this under its old name; nothing that a caller could mend.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # It takes AdaLoRA's pattern of ranks for LoRA's, which names other modules; it is obeyed all the same.
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
         yield

@@ -80,13 +80,17 @@ class Blocks:
         """(L, H, d) from queries (H, L, d), keys and values (h, V + L, d) and those (h, V + P, d) of known prefixes."""
         virtual = pair[0].shape[1] - query.shape[1]
         groups = len(query) // len(pair[0])
-        sides = []
-        for side, whole in enumerate(pair):
-            bank = torch.cat([whole[:, :virtual], *(states[side] for states in remembered), whole[:, virtual:]], dim=1)
+
+        def side(which: int) -> torch.Tensor:
+            whole = pair[which]
+            known = [states[which] for states in remembered]
+            bank = torch.cat([whole[:, :virtual], *known, whole[:, virtual:]], dim=1)
             # Shared heads are written out: with a mask, the fast kernels know no sharing.
-            sides.append(_gathered(bank, self.keys).repeat_interleave(groups, dim=1))
+            return _gathered(bank, self.keys).repeat_interleave(groups, dim=1)
+
+        asking = _gathered(query, self.queries)
         found = F.scaled_dot_product_attention(
-            _gathered(query, self.queries), *sides, attn_mask=self.visible, scale=scaling
+            asking, side(0), side(1), attn_mask=self.visible, scale=scaling
         )  # (B, H, Q, d)
         return found.transpose(1, 2).flatten(0, 1).index_select(0, self.flat)
 
@@ -100,4 +104,5 @@ def too_uneven(spans: Sequence[Span]) -> bool:
 
 def _gathered(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """(B, H, T, d) of (H, N, d) at (B, T) places."""
-    return states.index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
+    heads, _, width = states.shape
+    return states.index_select(1, places.flatten()).view(heads, *places.shape, width).transpose(0, 1)

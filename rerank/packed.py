@@ -5,7 +5,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -327,7 +327,7 @@ class PackedReranker(PairScorer, ABC, Generic[ConfigT]):
 
     def _states(self, packed: Packed, row: Row, autocast: torch.dtype | None) -> torch.Tensor:
         """(L, D) float32 of the last layer."""
-        with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
+        with nullcontext() if autocast is None else torch.autocast(self.device.type, dtype=autocast):
             return self.states(packed, row).float()
 
     def prompt_of(self, request: RerankRequest) -> Prompt:

@@ -119,9 +119,9 @@ def pack(
         ages += [prompt.ages[:inside], np.full(lengths.sum(), NO_AGE)]
         spans.append(Span(start, inside, lengths, segment, states, device))
         start, segment = start + inside + int(lengths.sum()), segment + 1 + len(lengths)
-    tensors = (_row(part, device) for part in (ids, positions, segments, ages))
+    input_ids, position_ids, segment_of, age = (_row(part, device) for part in (ids, positions, segments, ages))
     oldest = max(int(part.max(initial=NO_AGE)) for part in ages)
-    return Packed(*tensors, oldest, tuple(spans))
+    return Packed(input_ids, position_ids, segment_of, age, oldest, tuple(spans))
 
 
 def split_long(prompt: Prompt, *, max_tokens: int) -> list[Prompt]:

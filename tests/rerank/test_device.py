@@ -1,5 +1,6 @@
 """Everything that goes through a model is on its device: on a GPU, and on one that PyTorch only reckons with."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rerank import packed
-from rerank.adapters import AdapterKind
+from rerank import blocks, packed
+from rerank.adapters import AdapterKind, RankSchedule
 from rerank.packed import PackedReranker
 from rerank.precision import Precision, at_precision
+from rerank.shared_prefix import Row
 from rerank.train import train_reranker
 from tests.rerank import tiny_bert, tiny_llama
 from tests.rerank.test_adapters import adapted, folder
@@ -26,41 +28,49 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 
 
 @contextmanager
-def moved_to_a_reckoned_gpu(reranker: PackedReranker[Any]) -> Iterator[None]:
-    """Every weight is on "cuda", without values; an operation on two devices is refused, as by a real one."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        for part in (reranker.backbone, reranker.head):
-            for module in part.modules():
-                for kept in (module._parameters, module._buffers):
-                    for name, value in kept.items():
-                        if value is None:
-                            continue
-                        there = mode.from_tensor(value.detach()).to("cuda")
-                        kept[name] = (
-                            torch.nn.Parameter(there, requires_grad=value.requires_grad)
-                            if isinstance(value, torch.nn.Parameter)
-                            else there
-                        )
-        yield
+def moved(reranker: PackedReranker[Any]) -> Iterator[torch.device]:
+    """Every weight is on a second device, which reckons with shapes alone and refuses tensors of another, as a GPU."""
+    there = torch.device("meta")
+    with torch._functorch.config.patch(fake_tensor_allow_meta=True), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for module in [*reranker.backbone.modules(), *reranker.head.modules()]:
+            for name, value in module._parameters.items():
+                if value is not None:
+                    gone = mode.from_tensor(value.detach()).to(there)
+                    module._parameters[name] = torch.nn.Parameter(gone, requires_grad=value.requires_grad)
+            for name, value in module._buffers.items():
+                module._buffers[name] = None if value is None else mode.from_tensor(value).to(there)
+        yield there
 
 
 def prompts_of(reranker: PackedReranker[Any]) -> list[Any]:
     return [reranker.prompt_of(request) for request in some_requests()]
 
 
+def test_the_second_device_refuses_tensors_of_the_first(tiny_bert: Path) -> None:
+    reranker = untrained(tiny_bert)
+    whole = packed.pack(prompts_of(reranker))
+    with moved(reranker), pytest.raises(RuntimeError, match="same device"):
+        reranker.row_scores(whole, reranker.row_of(whole), autocast=None)
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
 @pytest.mark.parametrize("tiny", KINDS)
 @pytest.mark.parametrize("kind", [AdapterKind.LORA, AdapterKind.ADALORA, AdapterKind.BOTTLENECK, AdapterKind.PREFIX])
-def test_a_step_mixes_no_devices(tiny: Any, kind: AdapterKind, request: pytest.FixtureRequest) -> None:
+def test_a_step_mixes_no_devices(
+    tiny: Any, kind: AdapterKind, in_blocks: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if tiny is tiny_bert and kind is AdapterKind.PREFIX:
         pytest.skip("prefix tuning is for decoders")
+    monkeypatch.setattr(blocks, "MOST_PADDING", math.inf)
     reranker = tiny.untrained(folder(tiny, request), config=adapted(tiny, kind))
-    prompts = prompts_of(reranker)
-    with moved_to_a_reckoned_gpu(reranker), reranker.training():
+    monkeypatch.setattr(reranker, "row_of", lambda whole: Row(whole.spans, causal=reranker.causal, in_blocks=in_blocks))
+    ranks, prompts = RankSchedule(reranker.backbone), prompts_of(reranker)
+    with moved(reranker) as there, reranker.training():
         scores = reranker.forward(prompts)
-        assert scores.device.type == "cuda"
-        torch.autograd.backward(scores[torch.isfinite(scores)].sum())
-        devices = {value.grad.device.type for value in reranker.trainable().values() if value.grad is not None}
-    assert devices == {"cuda"}
+        assert scores.device == there
+        loss = scores.clamp(min=-9).log_softmax(-1).sum() + ranks.penalty()
+        torch.autograd.backward(loss)
+        assert {value.grad.device for value in reranker.trainable().values() if value.grad is not None} == {there}
 
 
 @pytest.mark.parametrize("tiny", KINDS)
@@ -68,22 +78,17 @@ def test_remembered_prefixes_and_grades_mix_no_devices(tiny: Any, request: pytes
     config = tiny.CONFIG.model_copy(update={"grades": (1.0, 2.0, 5.0)})
     reranker = tiny.untrained(folder(tiny, request), config=config)
     prompts = prompts_of(reranker)
-    with moved_to_a_reckoned_gpu(reranker):
-        assert reranker.grade_logits(prompts).device.type == "cuda"
+    with moved(reranker) as there:
+        assert reranker.grade_logits(prompts).device == there
         if tiny is tiny_llama:
-            whole = packed.pack(prompts, device=reranker.device)
+            whole = packed.pack(prompts, device=there)
             row = reranker.row_of(whole, remember=True)
             reranker.row_scores(whole, row, autocast=None)
-            again = packed.pack(prompts, [row.prefix_states(0), *[None] * 7], device=reranker.device)
-            assert reranker.row_scores(again, reranker.row_of(again), autocast=None).device.type == "cuda"
-
-
-def test_a_row_is_read_in_blocks_on_a_gpu_alone(tiny_bert: Path) -> None:
-    reranker = untrained(tiny_bert)
-    prompts = prompts_of(reranker)
-    assert not reranker.row_of(packed.pack(prompts)).in_blocks
-    with moved_to_a_reckoned_gpu(reranker):
-        assert reranker.row_of(packed.pack(prompts, device=reranker.device)).in_blocks
+            known = [row.prefix_states(0), *[None] * 7]
+            again = packed.pack(prompts, known, device=there)
+            for in_blocks in (False, True):
+                row = Row(again.spans, causal=True, in_blocks=in_blocks)
+                assert reranker.row_scores(again, row, autocast=None).device == there
 
 
 def on_the_cpu(tiny: Any, base: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
