@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -32,11 +32,13 @@ class LinearFusion:
         transforms: source → how its scores become a column.
         weights: source → its weight; 0 leaves the source out.
         typical: source → mean of its positive scores where the fusion was fitted, the unit of Transform.LOG.
+        ranges: source → lowest and highest score that it may add, for sources that cannot be trusted with more.
     """
 
     transforms: Mapping[str, Transform]
     weights: Mapping[str, float]
     typical: Mapping[str, float]
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def score(self, candidates: Candidates) -> Scores:
         """(B, K) float32 fused scores; -inf where there is no item."""
@@ -48,7 +50,8 @@ class LinearFusion:
     def parts(self, candidates: Candidates) -> dict[str, Scores]:
         """source → (B, K) float32, what it adds to the fused score; sources of weight 0 are left out."""
         return {
-            name: np.float32(weight) * column(candidates, name, self.transforms[name], typical=self.typical[name])
+            name: np.float32(weight)
+            * column(candidates, name, self.transforms[name], typical=self.typical[name], within=self.ranges.get(name))
             for name, weight in self.weights.items()
             if weight
         }
@@ -103,15 +106,16 @@ class LinearFusion:
 
     def save(self, path: Path) -> None:
         """Writes the weights as JSON."""
-        saved = {name: dict(getattr(self, name)) for name in ("transforms", "weights", "typical")}
+        saved = {name: dict(getattr(self, name)) for name in ("transforms", "weights", "typical", "ranges")}
         path.write_text(json.dumps(saved, indent=2))
 
     @classmethod
     def load(cls, path: Path) -> "LinearFusion":
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote, also before there were ranges."""
         saved = json.loads(path.read_text())
+        ranges = {name: (low, high) for name, (low, high) in saved.get("ranges", {}).items()}
         transforms = {name: Transform(how) for name, how in saved["transforms"].items()}
-        return cls(transforms, saved["weights"], saved["typical"])
+        return cls(transforms, saved["weights"], saved["typical"], ranges)
 
 
 def typical_score(candidates: Candidates, name: str) -> float:
@@ -121,9 +125,12 @@ def typical_score(candidates: Candidates, name: str) -> float:
     return float(positive.mean()) if len(positive) else 1.0
 
 
-def column(candidates: Candidates, name: str, how: Transform, *, typical: float) -> Scores:
-    """(B, K) float32, one source as a column; 0 where there is no item."""
-    scores = np.where(candidates.present, candidates.sources[name], 0.0).astype(np.float32)
+def column(
+    candidates: Candidates, name: str, how: Transform, *, typical: float, within: tuple[float, float] | None = None
+) -> Scores:
+    """(B, K) float32, one source as a column, its scores clipped to a range; 0 where there is no item."""
+    given = candidates.sources[name] if within is None else np.clip(candidates.sources[name], *within)
+    scores = np.where(candidates.present, given, 0.0).astype(np.float32)
     if how is Transform.RAW:
         return scores
     logs = np.log(np.maximum(scores, 0.0) / np.float32(typical) + np.float32(LOG_FLOOR))

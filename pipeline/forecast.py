@@ -9,9 +9,9 @@ import torch
 from pipeline.workspace import Workspace
 from retrieval.encode import encode_texts, load_encoder
 from retrieval.fused_softmax import fused_softmax_loss
-from retrieval.hardware import computes_bfloat16, device
 from retrieval.objective import samples_softmax
 from retrieval.towers import SequenceConfig, TextConfig, TowerConfig
+from store.hardware import computes_bfloat16, device
 
 PROBE_TEXTS = 192
 PROBE_POSITIONS, PROBE_ITEMS = 512, 8192

@@ -119,6 +119,7 @@ def save(model: Any, config: AdapterConfig, folder: Path, *, base: str) -> None:
     if config.kind in PEFT_KINDS:
         # PEFT would write the folder the base was loaded from, which means nothing on another machine.
         model.peft_config["default"].base_model_name_or_path = base
+        _keep_ranks_in_use(model)
         # Left at "auto", saving asks the model hub whether the vocabulary has changed.
         model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # a form to fill in, with the base's path
@@ -127,6 +128,18 @@ def save(model: Any, config: AdapterConfig, folder: Path, *, base: str) -> None:
     save_file(opened, folder / WEIGHTS)
     card = {"kind": config.kind.value, "base_model": base}
     (folder / "adapter.json").write_text(json.dumps(card) + "\n", encoding="utf-8")
+
+
+def _keep_ranks_in_use(model: Any) -> None:
+    """AdaLoRA saves the ranks of its last allocation, but weights of an earlier step may have been put back since."""
+    pattern = getattr(model.peft_config["default"], "rank_pattern", None)
+    if not pattern or not isinstance(model.peft_config["default"], AdaLoraConfig):
+        return
+    weights = dict(model.base_model.model.named_parameters())
+    for name, kept in pattern.items():
+        used = (weights[name if name in weights else f"{name}.default"].flatten() != 0).tolist()
+        if len(used) == len(kept):  # others were cut when they were loaded, and are all in use
+            pattern[name] = [one or other for one, other in zip(kept, used, strict=True)]
 
 
 def merged(model: Any) -> Any:
@@ -190,20 +203,31 @@ class RankSchedule:
         self._last = now
 
     def parts(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it: how far it is, and what AdaLoRA remembers of the importance of each rank."""
-        remembered = {name: dict(getattr(self._allocator, name)) for name in _IMPORTANCE} if self._model else {}
-        return {"last": self._last, "importance": remembered}
+        """What a checkpoint keeps of it: how far it is, each rank's importance, and which of them have been kept."""
+        if self._model is None:
+            return {"last": self._last, "importance": {}, "pattern": None}
+        remembered = {name: dict(getattr(self._allocator, name)) for name in _IMPORTANCE}
+        return {"last": self._last, "importance": remembered, "pattern": self._config.rank_pattern}
 
     def restore(self, parts: Mapping[str, Any]) -> None:
         """Takes on what `parts` gave."""
         self._last = parts["last"]
+        if self._model is None:
+            return
+        device = next(self._model.parameters()).device
         for name, values in parts["importance"].items():
-            setattr(self._allocator, name, dict(values))
+            setattr(self._allocator, name, {weight: value.to(device) for weight, value in values.items()})
+        self._config.rank_pattern = parts["pattern"]
 
     @property
     def _allocator(self) -> Any:
         assert self._model is not None
         return self._model.rankallocator
+
+    @property
+    def _config(self) -> Any:
+        assert self._model is not None
+        return self._model.peft_config["default"]
 
 
 _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
@@ -321,4 +345,6 @@ def _without_deprecations() -> Iterator[None]:
     with warnings.catch_warnings():
         # PEFT asks transformers for this under its old name; nothing that a caller could mend.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # It takes AdaLoRA's pattern of ranks for LoRA's, which names other modules; it is obeyed all the same.
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
         yield

@@ -109,8 +109,9 @@ class Pace:
 def plan(prompt: Prompt, limits: dict[Cap, int], *, remembered: bool = False) -> Plan:
     """The most of a prompt that fits into the narrowest of some limits.
 
-    First the last candidates go. Where fewer than two would be left, the oldest items of the history go, too, and
-    where that does not help nothing is read.
+    First the last candidates go. Where fewer than two would be left, the oldest items of the history go, too, in whole
+    blocks, so that prefixes come back and are remembered; one by one where not even the last block fits. Where that
+    does not help nothing is read.
 
     Args:
         prompt: with its candidates in retrieval order.
@@ -133,12 +134,18 @@ def plan(prompt: Prompt, limits: dict[Cap, int], *, remembered: bool = False) ->
     if depth >= least:
         return Plan(replace(prompt, candidates=prompt.candidates[:depth]), Cut.DEPTH, cap)
     if not remembered:
-        for oldest in range(int(prompt.ages.max(initial=0)), 0, -1):
-            shorter = without_older(prompt, oldest)
+        for kept in _shorter(1 + int(prompt.ages.max(initial=0)), prompt.block_items):
+            shorter = without_older(prompt, kept)
             depth = depth_behind(len(shorter.prefix))
             if depth >= least:
                 return Plan(replace(shorter, candidates=prompt.candidates[:depth]), Cut.HISTORY, cap)
     return Plan(replace(prompt, candidates=()), Cut.PASSED, cap)
+
+
+def _shorter(items: int, block: int) -> list[int]:
+    """How many of the most recent of so many items may be kept, the most first."""
+    whole = range(items - block, 0, -block)
+    return [*whole, *range((whole[-1] if whole else items) - 1, 0, -1)]
 
 
 def without_older(prompt: Prompt, age: int) -> Prompt:

@@ -139,13 +139,12 @@ class DecoderReranker(PackedReranker[DecoderConfig]):
     def states(self, packed: Packed, row: Row) -> torch.Tensor:
         """(L, D) of the last layer, after its norm."""
         model = plain(self.backbone)
-        device = model.device
-        positions, virtual = packed.position_ids[None].to(device), None
+        positions, virtual = packed.position_ids[None], None
         if is_prefix(self.backbone):
             virtual = self.backbone.get_prompt(batch_size=1)
             positions = positions + virtual.get_seq_length()
         found: torch.Tensor = model.model(
-            input_ids=packed.input_ids[None].to(device),
+            input_ids=packed.input_ids[None],
             position_ids=positions,
             past_key_values=virtual,
             row=row,
@@ -169,8 +168,8 @@ class DecoderReranker(PackedReranker[DecoderConfig]):
     def score_row(self, parts: Sequence[Prompt], autocast: torch.dtype | None) -> tuple[list[Scores], list[int]]:
         """As the base, with prefixes from the cache, where new ones go."""
         known = [self.cache.get(part.prefix, autocast) for part in parts]
-        packed = pack(parts, known)
-        row = Row(packed.spans, causal=True, remember=self.cache.max_bytes > 0)
+        packed = pack(parts, known, device=self.device)
+        row = self.row_of(packed, remember=self.cache.max_bytes > 0)
         flat = self.row_scores(packed, row, autocast=autocast)
         for place, (part, states) in enumerate(zip(parts, known, strict=True)):
             if row.remember and states is None:

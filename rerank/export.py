@@ -19,7 +19,7 @@ from rerank.backbone import without_progress_bars
 from rerank.card import CARD_FILE, HEAD_FILE
 from rerank.decoder import DecoderReranker, yes_and_no
 from rerank.packed import PackedReranker
-from rerank.prompt import BULLET, NEWLINE, OPENING, QUESTION
+from rerank.prompt import ANSWER, BULLET, NEWLINE, OPENING, QUESTION
 from rerank.quantization import is_quantized
 from store.errors import BadInput, Mismatch
 
@@ -90,7 +90,8 @@ def _as_model(merged: PackedReranker[Any], folder: Path) -> np.ndarray:
         base=merged.base,
         config=merged.config,
     )
-    return again.predict(SAMPLE)
+    scores: np.ndarray = again.predict(SAMPLE)
+    return scores
 
 
 def _as_cross_encoder(merged: PackedReranker[Any], folder: Path) -> np.ndarray:
@@ -132,10 +133,10 @@ def chat_template(tokenizer: Any) -> str:
         begin + "{{ " + quoted(OPENING) + " }}"
         "{% for message in messages %}{% if message['role'] == 'query' %}"
         "{% for line in message['content'].split('\\n') %}{% if line %}"
-        "{{ " + quoted(BULLET + " ") + " + line + " + quoted(NEWLINE) + " }}"
+        "{{ " + quoted(BULLET + " ") + " + line.split() | join(' ') + " + quoted(NEWLINE) + " }}"
         "{% endif %}{% endfor %}{% endif %}{% endfor %}"
         "{{ " + quoted(QUESTION) + " }}"
         "{% for message in messages %}{% if message['role'] == 'document' %}"
-        "{{ " + quoted(BULLET + " ") + " + message['content'] + " + quoted(NEWLINE + "Answer:") + " }}"
+        "{{ " + quoted(BULLET + " ") + " + message['content'].split() | join(' ') + " + quoted(ANSWER) + " }}"
         "{% endif %}{% endfor %}"
     )

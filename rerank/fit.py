@@ -19,9 +19,10 @@ from rerank.hints import Hint, hint_codes
 from rerank.lists import TrainingLists, earlier_positions
 from rerank.objective import Objective
 from rerank.packed import PackedReranker
-from rerank.train import Log, TrainingRecord, train_reranker
+from rerank.train import Log, StopReason, TrainingRecord, train_reranker
 from rerank.train_config import RerankTrainConfig
 from store.checkpoint import CheckpointConfig, Checkpoints
+from store.errors import NotFinite
 
 USERS_AT_ONCE = 64
 """Users whose candidates are scored between two lines of progress."""
@@ -156,9 +157,13 @@ def fit_reranker(
 
     Args:
         checkpoints: gives the place where a round of training, by its name, is kept until all is done.
+
+    Raises:
+        NotFinite: when a loss is NaN or infinite before anything was learnt; later the best weights are kept.
     """
     graded = config.train.objective is Objective.GRADED
     planned = [_graded_round(task, config, reranker.config.grades)] if graded else _rounds(reranker, task, config)
+    planned = [one for one in planned if len(one.lists) and one.config.budget_minutes > 0]
     rounds = [
         train_reranker(
             reranker,
@@ -169,8 +174,8 @@ def fit_reranker(
             checkpoints=checkpoints(one.name) if checkpoints else None,
         )
         for one in planned
-        if len(one.lists) and one.config.budget_minutes > 0
     ]
+    _check_learnt(planned, rounds)
     asked = np.arange(min(len(task.selectors), config.fusion_users))
     candidates = task.selector_candidates.take(asked).head(config.depth)
     scored = with_reranker_scores(reranker.merged(), task.texts, candidates, task.selectors.histories.take(asked))
@@ -178,6 +183,18 @@ def fit_reranker(
     gate = Gate.fit(candidates, task.selectors.histories.take(asked).lengths, gains)
     log({"event": "fusion", **record.as_json()})
     return fusion, gate, RerankerRecord(rounds, record)
+
+
+def _check_learnt(planned: Sequence[Round], rounds: Sequence[TrainingRecord]) -> None:
+    if any(record.best_step for record in rounds):
+        return
+    for one, record in zip(planned, rounds, strict=True):
+        if record.stop is StopReason.NOT_FINITE:
+            raise NotFinite(
+                f"the reranker's loss is NaN or infinite at step {record.steps + 1} of the {one.name} lists, before"
+                f" anything was learnt: lower reranker.train.learning_rate (now {one.config.learning_rate:g}), or set"
+                " reranker.train.precision to float32"
+            )
 
 
 def _rounds(reranker: PackedReranker[Any], task: TaskData, config: RerankerConfig) -> list[Round]:
@@ -260,7 +277,7 @@ def next_item_lists(
     with_prior: bool = False,
     hint: Hint = Hint.NONE,
 ) -> TrainingLists:
-    """For each user asked, a list whose target is the next item they took.
+    """For each user asked, a list whose target is the next item they took; their later ones are no negatives.
 
     Args:
         with_prior: with retrieval's score as a prior.
@@ -278,6 +295,7 @@ def next_item_lists(
         prior,
         hints=hints,
         exclude_known=asked.exclude_known,
+        also_taken=asked.targets,
     )
 
 

@@ -48,6 +48,9 @@ def fit_rerank_fusion(
     higher than that of the retrieval order alone by more than one standard error of their difference:
     by a mere "higher", half of all rerankers that know nothing would be kept.
 
+    Later scores are clipped to the range of these: a text may be written to please a language model, and is not to
+    be lifted further than any other ever was.
+
     Args:
         candidates: in retrieval order, with sources `RETRIEVAL` and `RERANKER`.
         targets: what those users took next.
@@ -61,6 +64,9 @@ def fit_rerank_fusion(
     used = fusion.weights[RERANKER] > 0 and _helps(gains)
     if not used:
         fusion = replace(fusion, weights={RETRIEVAL: 1.0, RERANKER: 0.0})
+    if candidates.present.any():
+        seen = candidates.sources[RERANKER][candidates.present]
+        fusion = replace(fusion, ranges={RERANKER: (float(seen.min()), float(seen.max()))})
     record = FusionRecord(
         users=len(without),
         ndcg10_without=float(without.mean()) if len(without) else 0.0,

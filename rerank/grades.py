@@ -106,7 +106,7 @@ def graded_figures(
     for start in range(0, len(prompts), LISTS_AT_ONCE):
         part = slice(start, start + LISTS_AT_ONCE)
         with torch.inference_mode():
-            logits = reranker.grade_logits(prompts[part], autocast=autocast).float()  # (ΣK, G)
+            logits = reranker.grade_logits(prompts[part], autocast=autocast).float().cpu()  # (ΣK, G)
         expected = (logits.softmax(dim=-1) @ scale).numpy()
         chances = logits.log_softmax(dim=-1).numpy()
         ends = np.cumsum([len(made.item_rows) for made in drawn[part]])

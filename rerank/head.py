@@ -28,16 +28,15 @@ def pooled_segments(states: torch.Tensor, packed: Packed, decay: torch.Tensor) -
     count = sum(1 + k for k in packed.candidates)
     aged = packed.ages != NO_AGE
     ages = packed.ages.clamp(min=0)
-    longest = int(ages.max()) + 1
+    longest = max(packed.oldest, 0) + 1
     place = segments * longest + ages
-    item_tokens = torch.zeros(count * longest, dtype=states.dtype).index_add_(0, place, aged.to(states.dtype))
+    item_tokens = states.new_zeros(count * longest).index_add_(0, place, aged.to(states.dtype))
     recency = aged * decay**ages / item_tokens[place].clamp(min=1)  # (L,)
-    with_items = torch.zeros(count, dtype=torch.bool)
-    with_items[segments[aged]] = True
+    with_items = item_tokens.view(count, longest).sum(dim=1) > 0  # (S,)
     weights = torch.where(with_items[segments], recency, torch.ones_like(recency))
-    total = torch.zeros(count, dtype=weights.dtype).index_add(0, segments, weights).clamp(min=1e-9)
+    total = weights.new_zeros(count).index_add(0, segments, weights).clamp(min=1e-9)
     weighed = states * (weights / total[segments])[:, None]
-    return torch.zeros(count, states.shape[1], dtype=states.dtype).index_add(0, segments, weighed)
+    return states.new_zeros(count, states.shape[1]).index_add(0, segments, weighed)
 
 
 class PairHead(nn.Module):
@@ -79,10 +78,7 @@ class PairHead(nn.Module):
         """(ΣK,) of history and candidate, and what the MLP gives, (ΣK, outputs)."""
         decay = torch.sigmoid(self.decay_logit)
         pooled = pooled_segments(states, packed, decay)  # (S, D)
-        owner = torch.repeat_interleave(
-            torch.tensor([span.segment for span in packed.spans]), torch.tensor(packed.candidates)
-        )
-        history = F.normalize(pooled[owner], dim=-1)
+        history = F.normalize(pooled[packed.prefix_segments], dim=-1)
         candidates = F.normalize(pooled[packed.candidate_segments], dim=-1)
         product = history * candidates  # (ΣK, D)
         # Unit vectors have components near D^-1/2; the MLP gets them at the usual scale of 1.

@@ -29,6 +29,7 @@ class TrainingLists:
             of each rating in its scale.
         hints: (E, K) int64 beside `candidates`, what retrieval knows of each; see `rerank.hints`.
         exclude_known: whether items of the history are never negatives, as they are in no list that is served.
+        also_taken: E lists of items that were taken after the history, the target among them or not; never negatives.
     """
 
     texts: Sequence[str]
@@ -41,9 +42,12 @@ class TrainingLists:
     grades: Rows | None = None
     hints: Rows | None = None
     exclude_known: bool = True
+    also_taken: Histories | None = None
 
     def __post_init__(self) -> None:
         counts = {"histories": len(self.histories), "targets": len(self.targets), "candidates": len(self.candidates)}
+        if self.also_taken is not None:
+            counts["also_taken"] = len(self.also_taken)
         columns = {"prior": self.prior, "teacher": self.teacher, "grades": self.grades, "hints": self.hints}
         for name, scores in columns.items():
             if scores is not None and scores.shape != self.candidates.shape:
@@ -67,7 +71,16 @@ class TrainingLists:
             None if self.grades is None else self.grades[places],
             None if self.hints is None else self.hints[places],
             self.exclude_known,
+            None if self.also_taken is None else self.also_taken.take(places),
         )
+
+    def no_negatives(self, place: int) -> Rows:
+        """The history, where none of it may be taken again, and what was taken after it besides the target."""
+        known = self.histories[place] if self.exclude_known else np.empty(0, dtype=np.int64)
+        if self.also_taken is None:
+            return known
+        also = self.also_taken[place]
+        return np.concatenate([known, also[also != self.targets[place]]])
 
     def after_last_item(self) -> "TrainingLists":
         """The same examples, of whose histories only the last item is known; all negatives are easy ones."""
@@ -75,11 +88,15 @@ class TrainingLists:
         offsets = np.concatenate([[0], np.cumsum(rows != NO_ITEM)]).astype(np.int64)
         last = Histories(rows[rows != NO_ITEM], offsets, about=self.histories.about)
         none = np.empty((len(self), 0), dtype=np.int64)
-        return TrainingLists(self.texts, last, self.targets, none, self.easy_weights, exclude_known=self.exclude_known)
-
-    def known(self, place: int) -> Rows:
-        """The items that must not stand in the list of the example at `place`."""
-        return self.histories[place] if self.exclude_known else np.empty(0, dtype=np.int64)
+        return TrainingLists(
+            self.texts,
+            last,
+            self.targets,
+            none,
+            self.easy_weights,
+            exclude_known=self.exclude_known,
+            also_taken=self.also_taken,
+        )
 
     @property
     def scored(self) -> bool:
@@ -116,10 +133,10 @@ class DrawnList:
 def draw_list(lists: TrainingLists, place: int, *, size: int, hard_share: float, rng: np.random.Generator) -> DrawnList:
     """The target of one example among `size` − 1 negatives, in random order.
 
-    Items of the history are negatives only where they may be taken again. Where hard ones are too few, easy ones fill
-    up; where the catalog is too small for `size`, the list is shorter. Where candidates have scores beside them all
-    items are drawn from them, and the target stands among these only if the retriever found it. Of rated items all
-    are taken.
+    Items of the history are negatives only where they may be taken again, what was taken later never. Where hard ones
+    are too few, easy ones fill up; where the catalog is too small for `size`, the list is shorter. Where candidates
+    have scores beside them all items are drawn from them, and the target stands among these only if the retriever
+    found it. Of rated items all are taken.
 
     Args:
         lists: the examples.
@@ -134,7 +151,7 @@ def draw_list(lists: TrainingLists, place: int, *, size: int, hard_share: float,
     if lists.scored:
         return _draw_scored(lists, place, size=size, rng=rng)
     target = int(lists.targets[place])
-    taken = {target, NO_ITEM, *lists.known(place).tolist()}
+    taken = {target, NO_ITEM, *lists.no_negatives(place).tolist()}
     hard = np.array([row for row in lists.candidates[place].tolist() if row not in taken], dtype=np.int64)
     count = min(len(hard), int(rng.binomial(size - 1, hard_share)))
     negatives: list[int] = rng.choice(hard, count, replace=False).tolist() if count else []
@@ -149,7 +166,7 @@ def _draw_scored(lists: TrainingLists, place: int, *, size: int, rng: np.random.
     """At most `size` candidates with their scores."""
     rows = lists.candidates[place]
     target = int(lists.targets[place])
-    fresh = (rows != NO_ITEM) & ~np.isin(rows, lists.known(place))
+    fresh = (rows != NO_ITEM) & ~np.isin(rows, lists.no_negatives(place))
     at_target = np.flatnonzero(fresh & (rows == target))
     others = np.flatnonzero(fresh & (rows != target))
     count = min(len(others), size - len(at_target))

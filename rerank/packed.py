@@ -5,7 +5,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,9 +26,12 @@ from rerank.budget import Cap, Cut, Pace, Plan, plan
 from rerank.card import ADAPTER_DIR, CARD_FILE, FORMAT, HEAD_FILE, BaseModelName, corrupt, read_card
 from rerank.hints import led
 from rerank.packing import Packed, Prompt, pack, split_long
+from rerank.pairs import PairScorer
 from rerank.prompt import PromptConfig, Prompter
+from rerank.quantization import is_quantized
 from rerank.shared_prefix import Row
 from store.errors import Mismatch
+from store.hardware import device
 
 
 class PackedConfig(BaseModel):
@@ -57,7 +60,7 @@ class PackedConfig(BaseModel):
 ConfigT = TypeVar("ConfigT", bound=PackedConfig)
 
 
-class PackedReranker(ABC, Generic[ConfigT]):
+class PackedReranker(PairScorer, ABC, Generic[ConfigT]):
     """Reranker with an adapter inside a frozen model and a head on top; see `packing` for the layout.
 
     Make one with `create` or `load`.
@@ -73,8 +76,9 @@ class PackedReranker(ABC, Generic[ConfigT]):
         self, *, backbone: Any, head: torch.nn.Module, prompter: Prompter, base: BaseModelName, config: ConfigT
     ) -> None:
         self.name = self.kind
-        self.backbone = backbone
-        self.head = head
+        # Four bits stay where bitsandbytes has put them.
+        self.backbone = backbone if is_quantized(adapters.plain(backbone)) else backbone.to(device())
+        self.head = head.to(self.device)
         self.prompter = prompter
         self.base = base
         self.config = config
@@ -83,6 +87,12 @@ class PackedReranker(ABC, Generic[ConfigT]):
         self.pace = Pace()
         self.backbone.eval()
         self.head.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model and its head are: on a GPU where there is one."""
+        found: torch.device = adapters.plain(self.backbone).device
+        return found
 
     # --- what the kinds decide
 
@@ -235,16 +245,16 @@ class PackedReranker(ABC, Generic[ConfigT]):
         Returns:
             (B, K) float32, K the largest number of candidates; -inf beyond a prompt's own.
         """
-        packed = pack(prompts)
-        flat = self.row_scores(packed, Row(packed.spans, self.causal), autocast=autocast)
+        packed = pack(prompts, device=self.device)
+        flat = self.row_scores(packed, self.row_of(packed), autocast=autocast)
         lists = list(torch.split(flat, packed.candidates))
         return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=float("-inf"))
 
     def grade_logits(self, prompts: Sequence[Prompt], *, autocast: torch.dtype | None = None) -> torch.Tensor:
         """(ΣK, G) float32 logits of the grades of all candidates, with a graph; of a reranker with `config.grades`."""
-        packed = pack(prompts)
+        packed = pack(prompts, device=self.device)
         head: Any = self.head
-        logits: torch.Tensor = head.logits(self._states(packed, Row(packed.spans, self.causal), autocast), packed)
+        logits: torch.Tensor = head.logits(self._states(packed, self.row_of(packed), autocast), packed)
         return logits
 
     # --- scoring
@@ -254,26 +264,6 @@ class PackedReranker(ABC, Generic[ConfigT]):
         plans = [self._plan(request) for request in requests]
         found = self.score_prompts([made.prompt for made in plans], autocast=self.scoring_type)
         return replace(found, cuts=[(made.cut, made.cap) for made in plans])
-
-    def predict(self, pairs: Sequence[tuple[str, str]]) -> Scores:
-        """(n,) float32 scores of pairs, for code that was written for CrossEncoder.predict without an activation.
-
-        Args:
-            pairs: a history, one item a line, oldest first, and a candidate. Pairs of one history are read together.
-        """
-        together: dict[str, list[int]] = {}
-        for place, (history, _) in enumerate(pairs):
-            together.setdefault(history, []).append(place)
-        requests = [
-            RerankRequest(
-                tuple(line for line in history.split("\n") if line), tuple(pairs[place][1] for place in places)
-            )
-            for history, places in together.items()
-        ]
-        scores = np.empty(len(pairs), dtype=np.float32)
-        for places, found in zip(together.values(), self.score(requests).scores, strict=True):
-            scores[places] = found
-        return scores
 
     def calibrate(self) -> None:
         """Reads made-up prompts of several lengths, twice each, until the pace is known."""
@@ -323,19 +313,22 @@ class PackedReranker(ABC, Generic[ConfigT]):
 
     def score_row(self, parts: Sequence[Prompt], autocast: torch.dtype | None) -> tuple[list[Scores], list[int]]:
         """(k,) float32 for each of the prompts of one row, and how many of its tokens did not have to be read."""
-        packed = pack(parts)
-        flat = self.row_scores(packed, Row(packed.spans, self.causal), autocast=autocast)
+        packed = pack(parts, device=self.device)
+        flat = self.row_scores(packed, self.row_of(packed), autocast=autocast)
         return split(flat, packed), [0] * len(parts)
+
+    def row_of(self, packed: Packed, *, remember: bool = False) -> Row:
+        """What the attention has to know; on a GPU one call for all prompts is faster than many small ones."""
+        return Row(packed.spans, self.causal, remember=remember, in_blocks=self.device.type == "cuda")
 
     def row_scores(self, packed: Packed, row: Row, *, autocast: torch.dtype | None) -> torch.Tensor:
         """(ΣK,) float32."""
         return self.scores_of(self._states(packed, row, autocast), packed)
 
     def _states(self, packed: Packed, row: Row, autocast: torch.dtype | None) -> torch.Tensor:
-        """(L, D) float32 of the last layer, on the CPU, where the head is; the model may be on a GPU."""
-        device = adapters.plain(self.backbone).device.type
-        with torch.autocast(device, dtype=autocast, enabled=autocast is not None):
-            return self.states(packed, row).float().cpu()
+        """(L, D) float32 of the last layer."""
+        with nullcontext() if autocast is None else torch.autocast(self.device.type, dtype=autocast):
+            return self.states(packed, row).float()
 
     def prompt_of(self, request: RerankRequest) -> Prompt:
         """What a request makes the model read if nothing caps it."""
@@ -361,8 +354,8 @@ class PackedReranker(ABC, Generic[ConfigT]):
 
 
 def split(flat: torch.Tensor, packed: Packed) -> list[Scores]:
-    """(k,) for each prompt from (ΣK,)."""
-    return [scores.numpy() for scores in torch.split(flat, packed.candidates)]
+    """(k,) float32 for each prompt from (ΣK,), which may be on a GPU."""
+    return [scores.numpy() for scores in torch.split(flat.float().cpu(), packed.candidates)]
 
 
 def _filled(parts: Sequence[tuple[int, Prompt]], limit: int) -> Iterator[list[tuple[int, Prompt]]]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rerank.shared_prefix import PrefixStates, Span
+from rerank.spans import CPU, PrefixStates, Span
 
 NO_AGE = -1
 
@@ -28,12 +28,14 @@ class Prompt:
         ages: (P,) int64, 0 for tokens of the most recent item, 1 for the one before; NO_AGE for tokens of none.
         candidates: (T_i,) int64 for each candidate, none of them empty.
         cut_candidates: how many candidates lost tokens at their end.
+        block_items: how many of the oldest items fall out of the history together.
     """
 
     prefix: Ids
     ages: Ids
     candidates: tuple[Ids, ...]
     cut_candidates: int = 0
+    block_items: int = 1
 
     @property
     def tokens(self) -> int:
@@ -50,6 +52,7 @@ class Packed:
         position_ids: (L,) int64; each candidate begins at the length of its prefix.
         segments: (L,) int64, counted through the row: the prefix of the first prompt is 0, its candidates 1, 2, …
         ages: (L,) int64, as in `Prompt`; NO_AGE outside of a prefix.
+        oldest: the largest of the ages, or NO_AGE; known here, so that nobody has to wait for a GPU to tell it.
         spans: where each prompt lies.
     """
 
@@ -57,6 +60,7 @@ class Packed:
     position_ids: torch.Tensor
     segments: torch.Tensor
     ages: torch.Tensor
+    oldest: int
     spans: tuple[Span, ...]
 
     @property
@@ -67,21 +71,34 @@ class Packed:
     @property
     def candidate_segments(self) -> torch.Tensor:
         """(ΣK,) int64 segments that are candidates, in order."""
-        return torch.cat([torch.arange(len(span.lengths)) + span.segment + 1 for span in self.spans])
+        own = [np.arange(len(span.lengths)) + span.segment + 1 for span in self.spans]
+        return _row(own, self.input_ids.device)
+
+    @property
+    def prefix_segments(self) -> torch.Tensor:
+        """(ΣK,) int64 segment of the prefix that each candidate belongs to."""
+        own = [np.full(len(span.lengths), span.segment) for span in self.spans]
+        return _row(own, self.input_ids.device)
 
     @property
     def candidate_ends(self) -> torch.Tensor:
         """(ΣK,) int64 places of each candidate's last token."""
         ends = [span.start + span.prefix + np.cumsum(span.lengths) - 1 for span in self.spans]
-        return torch.from_numpy(np.concatenate(ends).astype(np.int64))
+        return _row(ends, self.input_ids.device)
 
 
-def pack(prompts: Sequence[Prompt], remembered: Sequence[PrefixStates | None] | None = None) -> Packed:
+def pack(
+    prompts: Sequence[Prompt],
+    remembered: Sequence[PrefixStates | None] | None = None,
+    *,
+    device: torch.device = CPU,
+) -> Packed:
     """Lays prompts out as prefix, candidate 1, candidate 2, …, the next prompt's prefix, …
 
     Args:
         prompts: B prompts.
         remembered: for each prompt the states of its prefix, which then stays out of the row; None: of nobody.
+        device: where the model is that reads them, and all tensors that are made of the row.
 
     Raises:
         ValueError: when there is no prompt, or a candidate has no token.
@@ -100,9 +117,11 @@ def pack(prompts: Sequence[Prompt], remembered: Sequence[PrefixStates | None] | 
         positions += [np.arange(inside), *(len(prompt.prefix) + np.arange(length) for length in lengths)]
         segments.append(segment + np.repeat(np.arange(1 + len(lengths)), [inside, *lengths]))
         ages += [prompt.ages[:inside], np.full(lengths.sum(), NO_AGE)]
-        spans.append(Span(start, inside, lengths, segment, states))
+        spans.append(Span(start, inside, lengths, segment, states, device))
         start, segment = start + inside + int(lengths.sum()), segment + 1 + len(lengths)
-    return Packed(_row(ids), _row(positions), _row(segments), _row(ages), tuple(spans))
+    input_ids, position_ids, segment_of, age = (_row(part, device) for part in (ids, positions, segments, ages))
+    oldest = max(int(part.max(initial=NO_AGE)) for part in ages)
+    return Packed(input_ids, position_ids, segment_of, age, oldest, tuple(spans))
 
 
 def split_long(prompt: Prompt, *, max_tokens: int) -> list[Prompt]:
@@ -123,5 +142,5 @@ def split_long(prompt: Prompt, *, max_tokens: int) -> list[Prompt]:
     return [*parts, Prompt(prompt.prefix, prompt.ages, tuple(taken), prompt.cut_candidates)]
 
 
-def _row(parts: Sequence[Ids]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+def _row(parts: Sequence[Ids], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)

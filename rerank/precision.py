@@ -40,7 +40,7 @@ def at_precision(reranker: RerankerT, precision: Precision) -> RerankerT:
     if precision is Precision.BFLOAT16:
         twin.scoring_type = torch.bfloat16
         return twin
-    twin.backbone = _rounded(copy.deepcopy(twin.backbone))
+    twin.backbone, twin.head = _rounded(copy.deepcopy(twin.backbone).cpu()), twin.head.cpu()
     return twin
 
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 
 from rerank.packing import Ids
-from rerank.shared_prefix import PrefixStates
+from rerank.spans import PrefixStates
 
 Key = tuple[bytes, torch.dtype | None]
 

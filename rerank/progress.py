@@ -3,10 +3,12 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
+
+from rerank.packing import Prompt
 
 
 class ProgressLine:
@@ -53,3 +55,9 @@ class JsonLines:
         """Append `record`."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def rates(prompts: Sequence[Prompt], seconds: float) -> dict[str, float]:
+    """What a step of a training got through in a second."""
+    items, tokens = sum(len(prompt.candidates) for prompt in prompts), sum(prompt.tokens for prompt in prompts)
+    return {"items_per_second": round(items / seconds, 1), "tokens_per_second": round(tokens / seconds, 1)}

@@ -1,5 +1,6 @@
 """Texts → token ids: histories cut in blocks, candidates cut at their end, every text tokenised once."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,8 @@ def bert_wording(tokenizer: Any) -> Wording:
     return Wording(start, before_item=none, after_item=end, ask=none, before_candidate=none, after_candidate=end)
 
 
+GAPS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
+"""White space and control characters."""
 OPENING = "Items that one person chose, oldest first:\n"
 QUESTION = "Would this person choose the next one, too? Answer yes or no.\n"
 BULLET, NEWLINE, ANSWER = "-", "\n", "\nAnswer:"
@@ -158,11 +161,15 @@ class Prompter:
         self.tokenizer.save_pretrained(str(folder))
 
     def tokenize(self, texts: Sequence[str]) -> list[Ids]:
-        """Token ids of each text, uncut, without special tokens; unknown texts are tokenised in one batch."""
+        """Token ids of each text, uncut, without special tokens; unknown texts are tokenised in one batch.
+
+        A text is one line here, however it was written: a line break would let it pass for what stands around texts.
+        """
         known = {text: self._ids[text] for text in texts if text in self._ids}
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
-            led = [self.wording.lead + text if text else text for text in new]
+            lines = [GAPS.sub(" ", text).strip() for text in new]
+            led = [self.wording.lead + line if line else line for line in lines]
             # A text that spells a special token is not to become one.
             encoded = self.tokenizer(led, add_special_tokens=False, split_special_tokens=True, verbose=False)[
                 "input_ids"
@@ -207,4 +214,5 @@ class Prompter:
                 for ids in candidates
             ),
             cut_candidates=sum(len(ids) > candidate_limit for ids in candidates),
+            block_items=block,
         )

@@ -3,88 +3,22 @@
 With a mask, k candidates of T tokens behind P tokens of prefix cost (P + kT)² products in every head, nearly all of
 them thrown away. Here the prefix attends to itself (P²), each candidate to the prefix (kT · P) and to itself (k · T²),
 under one softmax.
+
+On a GPU one masked call for all prompts, side by side, is faster than many small products (`rerank.blocks`).
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from rerank.blocks import Blocks, too_uneven
+from rerank.spans import PrefixStates, Span
+
 NAME = "shared_prefix"
 """Of the attention, as transformers' `attn_implementation`."""
-
-
-@dataclass(frozen=True, eq=False)
-class PrefixStates:
-    """What the layers made of a prefix, for candidates that come later.
-
-    Attributes:
-        layers: for each layer keys and values, (heads, P, d) each.
-    """
-
-    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-
-    @property
-    def bytes(self) -> int:
-        """Memory that it takes."""
-        return sum(tensor.numel() * tensor.element_size() for pair in self.layers for tensor in pair)
-
-
-@dataclass(frozen=True, eq=False)
-class Span:
-    """Where one prompt lies in a row.
-
-    Attributes:
-        start: its first token.
-        prefix: tokens of its prefix that are in the row; 0 where it is remembered.
-        lengths: (k,) tokens of each candidate, none 0.
-        segment: number of its prefix among the segments of the row; its candidates follow.
-        remembered: the states of its prefix from before.
-    """
-
-    start: int
-    prefix: int
-    lengths: npt.NDArray[np.int64]
-    segment: int
-    remembered: PrefixStates | None = None
-
-    @property
-    def end(self) -> int:
-        """Behind its last token."""
-        return self.start + self.prefix + int(self.lengths.sum())
-
-    @cached_property
-    def padded(self) -> torch.Tensor:
-        """(k, T) int64 places of the candidates' tokens behind the prefix; beyond a candidate's end, its last one."""
-        ends = np.cumsum(self.lengths)
-        steps = np.arange(int(self.lengths.max(initial=0)))
-        return torch.from_numpy(np.minimum((ends - self.lengths)[:, None] + steps, ends[:, None] - 1))
-
-    @cached_property
-    def flat(self) -> torch.Tensor:
-        """(C,) int64: where each token of the candidates stands in `padded`, read row by row."""
-        width = int(self.lengths.max(initial=0))
-        rows = np.repeat(np.arange(len(self.lengths)), self.lengths)
-        starts = np.repeat(np.cumsum(self.lengths) - self.lengths, self.lengths)
-        return torch.from_numpy(rows * width + np.arange(len(rows)) - starts)
-
-    @cached_property
-    def beyond(self) -> torch.Tensor:
-        """(C, T) true where a candidate has no such token."""
-        lengths = np.repeat(self.lengths, self.lengths)
-        return torch.from_numpy(np.arange(int(self.lengths.max(initial=0))) >= lengths[:, None])
-
-    @cached_property
-    def later(self) -> torch.Tensor:
-        """(C, T) true where the token of the same candidate stands further back, or is none."""
-        starts = np.repeat(np.cumsum(self.lengths) - self.lengths, self.lengths)
-        own = np.arange(len(starts)) - starts
-        return self.beyond | torch.from_numpy(np.arange(int(self.lengths.max(initial=0))) > own[:, None])
 
 
 @dataclass(eq=False)
@@ -95,18 +29,28 @@ class Row:
         spans: its prompts.
         causal: whether no token may see a later one.
         remember: whether keys and values of the prefixes are kept.
+        in_blocks: whether one masked call is made for all prompts, unless they are too different in length.
         kept: layer → those of each span, where they are kept.
     """
 
     spans: tuple[Span, ...]
     causal: bool
     remember: bool = False
+    in_blocks: bool = False
     kept: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
+    _blocks: Blocks | None = None
 
     def prefix_states(self, place: int) -> PrefixStates:
         """Of the prompt at `place`, after a pass with `remember`."""
         pairs = (self.kept[layer][place] for layer in sorted(self.kept))
         return PrefixStates(tuple((key.clone(), value.clone()) for key, value in pairs))
+
+    def blocks(self, virtual: int) -> Blocks | None:
+        """The same for all layers, which have equally many virtual tokens; None where prompts are taken one by one."""
+        if self.in_blocks and self._blocks is None:
+            self.in_blocks = not too_uneven(self.spans)
+            self._blocks = Blocks.of(self.spans, causal=self.causal, virtual=virtual) if self.in_blocks else None
+        return self._blocks
 
 
 def attention(
@@ -136,35 +80,36 @@ def attention(
     """
     # Keys beyond the queries' number come first: virtual tokens, which every token sees.
     virtual = key.shape[2] - query.shape[2]
-    before = key[0, :, :virtual], value[0, :, :virtual]
-    key, value = key[:, :, virtual:], value[:, :, virtual:]
-    parts: list[torch.Tensor] = []
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     layer = int(getattr(module, "layer_idx", None) or 0)
-    for span in row.spans:
-        places = slice(span.start, span.end)
-        own_query, own_key, own_value = query[:, :, places], key[:, :, places], value[:, :, places]
-        behind = slice(span.prefix, None)
-        if span.remembered is None:
-            inside = own_key[0, :, : span.prefix], own_value[0, :, : span.prefix]
-            seen = torch.cat([before[0], inside[0]], dim=1), torch.cat([before[1], inside[1]], dim=1)
-        else:
-            seen = span.remembered.layers[layer]
-        kept.append(seen)
-        if span.prefix:
-            parts.append(_prefix(own_query[:, :, : span.prefix], *seen, causal=row.causal, scaling=scaling))
-        if len(span.lengths):
-            found = _candidates(
-                own_query[0, :, behind] * scaling,
-                (own_key[0, :, behind], own_value[0, :, behind]),
-                seen,
-                span,
-                causal=row.causal,
-            )
-            parts.append(found)
+    pair = key[0], value[0]
+    blocks = row.blocks(virtual)
+    seen = [_seen(span, pair, layer, virtual) for span in row.spans] if row.remember or blocks is None else []
     if row.remember:
-        row.kept[layer] = kept
+        row.kept[layer] = seen
+    if blocks is not None:
+        remembered = [span.remembered.layers[layer] for span in row.spans if span.remembered is not None]
+        return blocks.attend(query[0], pair, remembered, scaling=scaling)[None], None
+    parts: list[torch.Tensor] = []
+    for span, known in zip(row.spans, seen, strict=True):
+        own_query = query[:, :, span.start : span.end]
+        behind = slice(virtual + span.start + span.prefix, virtual + span.end)
+        if span.prefix:
+            parts.append(_prefix(own_query[:, :, : span.prefix], *known, causal=row.causal, scaling=scaling))
+        if len(span.lengths):
+            own = pair[0][:, behind], pair[1][:, behind]
+            parts.append(_candidates(own_query[0, :, span.prefix :] * scaling, own, known, span, causal=row.causal))
     return torch.cat(parts, dim=1).transpose(0, 1)[None].contiguous(), None
+
+
+def _seen(
+    span: Span, pair: tuple[torch.Tensor, torch.Tensor], layer: int, virtual: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values, (h, V + P, d) each, that all tokens of a prompt see, from those of the row (h, V + L, d)."""
+    if span.remembered is not None:
+        return span.remembered.layers[layer]
+    inside = slice(virtual + span.start, virtual + span.start + span.prefix)
+    key, value = (torch.cat([whole[:, :virtual], whole[:, inside]], dim=1) for whole in pair)
+    return key, value
 
 
 def _prefix(
@@ -198,8 +143,8 @@ def _candidates(
     (key, value), (prefix_key, prefix_value) = own, prefix
     heads, tokens, width = query.shape
     kv_heads, groups = len(key), heads // len(key)
-    padded, flat = span.padded.to(query.device), span.flat.to(query.device)
-    hidden = (span.later if causal else span.beyond).to(query.device)
+    padded, flat = span.padded, span.flat
+    hidden = span.later if causal else span.beyond
     n, longest = padded.shape
     grouped = query.reshape(kv_heads, groups * tokens, width)
     to_prefix = grouped @ prefix_key.transpose(1, 2)  # (h, g·C, P)

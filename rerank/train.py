@@ -19,7 +19,7 @@ from rerank.lists import DrawnList, TrainingLists, batches, draw_list
 from rerank.objective import Objective, graded_loss, loss_of
 from rerank.packed import PackedReranker
 from rerank.packing import Ids, Prompt
-from rerank.progress import ProgressLine
+from rerank.progress import ProgressLine, rates
 from rerank.schedule import hard_share, make_optimizer, set_rates
 from rerank.train_config import RerankTrainConfig, autocast_type
 from store.checkpoint import Checkpoints
@@ -97,7 +97,8 @@ def train_reranker(
     """
     if not len(examples):
         raise ValueError("there is nothing to learn from: no training list was given")
-    with torch.random.fork_rng(devices=[]), ProgressLine() as progress:
+    on_gpu = [reranker.device] if reranker.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=on_gpu), ProgressLine() as progress:
         torch.manual_seed(config.seed)
         return _Training(reranker, examples, validation, config=config, log=log).run(progress, checkpoints)
 
@@ -199,7 +200,11 @@ class _Training:
             "reserved_s": self.reserved_s,
             "stop": self.stop.value if self.stop else None,
             "judged": self._judged,
-            "random": {"numpy": self.rng.bit_generator.state, "torch": torch.get_rng_state()},
+            "random": {
+                "numpy": self.rng.bit_generator.state,
+                "torch": torch.get_rng_state(),
+                "cuda": self._cuda_state(),
+            },
         }
 
     def restore(self, parts: Mapping[str, Any]) -> None:
@@ -217,9 +222,16 @@ class _Training:
         self._judged = parts["judged"]
         self.rng.bit_generator.state = parts["random"]["numpy"]
         torch.set_rng_state(parts["random"]["torch"])
+        if self._cuda_state() is not None and (state := parts["random"].get("cuda")) is not None:
+            torch.cuda.set_rng_state(state, self.reranker.device)
+
+    def _cuda_state(self) -> torch.Tensor | None:
+        device = self.reranker.device
+        return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def _step(self, places: Ids) -> bool:
         """One batch of lists; false, and nothing changed, where loss or gradient is not finite."""
+        began = time.perf_counter()
         progress = self._progress()
         share = hard_share(progress, self.config)
         drawn = [
@@ -233,7 +245,8 @@ class _Training:
         loss = self._backward(prompts, drawn)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
         if not (math.isfinite(loss) and torch.isfinite(norm)):
-            self.log({"event": "not finite", "step": len(self.losses) + 1, "loss": str(loss)})
+            step = len(self.losses) + 1
+            self.log({"event": "not finite", "step": step, "loss": str(loss), "lists": places.tolist()})
             return False
         self.optimizer.step()
         self.ranks.step(progress)
@@ -247,6 +260,7 @@ class _Training:
                 "gradient_norm": round(norm.item(), 4),
                 "learning_rate": rate,
                 "hard_share": round(share, 3),
+                **rates(prompts, time.perf_counter() - began),
                 "elapsed_s": round(time.monotonic() - self.start, 2),
             }
         )

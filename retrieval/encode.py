@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 
 from data.schema import Rows, Scores
-from retrieval.hardware import Precision, computes_bfloat16, device
 from retrieval.unpadded import UnpaddedBert, runs_unpadded
 from store.errors import BadInput, CorruptArtifact, FetchFailed
+from store.hardware import Precision, computes_bfloat16, device
 
 ENCODE_CHUNK = 4096
 """Texts between two lines of progress."""

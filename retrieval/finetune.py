@@ -25,11 +25,12 @@ from data.schema import Histories, Scores
 from retrieval.encode import EncoderConfig, TextSpace, encode_texts
 from retrieval.examples import Examples
 from retrieval.gradient_cache import CatalogEncoder, LossParts, cached_backward, centred_table, vector_gradient
-from retrieval.hardware import Precision, computes_bfloat16, device
 from retrieval.objective import Objective
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log, RemainingTime
-from retrieval.train import NotFinite, TrainConfig, target_counts
+from retrieval.train import TrainConfig, target_counts
+from store.errors import NotFinite
+from store.hardware import Precision, computes_bfloat16, device
 
 EXACT_ITEMS = 1_000
 """Without a GPU, `auto` takes exact steps up to this many items; each step reads all of them twice."""

@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 from data.schema import Histories, Holdout, Rows
 from retrieval.distributed import ALONE, Team
 from retrieval.examples import Examples
-from retrieval.hardware import Precision, computes_bfloat16, device
 from retrieval.mining import HardNegatives, MiningConfig
 from retrieval.objective import FULL_SOFTMAX_ITEMS, Objective, Softmax
 from retrieval.towers import TwoTowers
@@ -22,7 +21,8 @@ from retrieval.trackers import Log, RemainingTime, TrackerConfig
 from retrieval.training_state import TrainingState
 from retrieval.validation import next_item_ndcg10
 from store.checkpoint import CheckpointConfig, Checkpoints
-from store.errors import TandemError
+from store.errors import NotFinite
+from store.hardware import Precision, computes_bfloat16, device
 
 
 class TrainConfig(BaseModel):
@@ -57,12 +57,6 @@ class TrainConfig(BaseModel):
     )
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="what a killed training goes on from")
     tracking: TrackerConfig = Field(TrackerConfig(), description="curves beside log.jsonl")
-
-
-class NotFinite(TandemError):
-    """Training met a loss, a weight or a score that is NaN or infinite."""
-
-    exit_code = 12
 
 
 @dataclass(frozen=True)

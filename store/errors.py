@@ -73,6 +73,12 @@ class FetchFailed(TandemError):
     exit_code = 11
 
 
+class NotFinite(TandemError):
+    """Training met a loss, a weight or a score that is NaN or infinite."""
+
+    exit_code = 12
+
+
 class OutOfMemory(TandemError):
     """Memory ran out; the message names settings that need less."""
 

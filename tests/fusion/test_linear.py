@@ -165,7 +165,7 @@ def test_saved_and_loaded_fusion_scores_alike(tmp_path):
     assert loaded == fusion
     assert loaded.transforms["b"] is Transform.LOG
     np.testing.assert_array_equal(loaded.score(candidates), fusion.score(candidates))
-    assert set(json.loads((tmp_path / "fusion.json").read_text())) == {"transforms", "weights", "typical"}
+    assert set(json.loads((tmp_path / "fusion.json").read_text())) == {"transforms", "weights", "typical", "ranges"}
 
 
 def test_ties_keep_the_present_order():

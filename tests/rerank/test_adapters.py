@@ -38,7 +38,7 @@ def folder(tiny: ModuleType, request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue("tiny_bert" if tiny is tiny_bert else "tiny_llama")
 
 
-def trained(reranker: Any, *, steps: int = 12) -> Any:
+def trained(reranker: Any, *, steps: int = 12, of: int | None = None) -> Any:
     """Real gradient steps towards the first candidate, the ranks moving along."""
     parameters, ranks = reranker.trainable(), RankSchedule(reranker.backbone)
     optimizer = torch.optim.AdamW(parameters.values(), lr=3e-3)
@@ -50,7 +50,7 @@ def trained(reranker: Any, *, steps: int = 12) -> Any:
             optimizer.zero_grad()
             torch.autograd.backward(loss)
         optimizer.step()
-        ranks.step((step + 1) / steps)
+        ranks.step((step + 1) / (of or steps))
     return reranker
 
 
@@ -113,6 +113,25 @@ def test_ranks_really_move_to_the_budget(tiny_llama):
     end = [int((values != 0).sum()) for values in singular_values(trained(reranker, steps=60))]
     assert 0 < sum(end) <= 4 * len(end)
     assert len(set(end)) > 1
+
+
+def test_ranks_that_weights_put_back_use_are_saved(tiny_llama, tmp_path):
+    """The weights of an early step come back when the later ones were worse, and more ranks were in use then."""
+    import tests.rerank.tiny_llama as tiny
+
+    reranker = trained(tiny_llama_with(tiny_llama, rank=4), steps=5, of=60)
+    early = {name: value.detach().clone() for name, value in reranker.trainable().items()}
+    trained(reranker, steps=60)
+    with torch.no_grad():
+        for name, value in reranker.trainable().items():
+            value.copy_(early[name])
+    in_use = [int((values != 0).sum()) for values in singular_values(reranker)]
+    assert max(in_use) > 4
+    before = scores(reranker)
+    reranker.save(tmp_path)
+    again = type(reranker).load(tmp_path, model_dir=tiny_llama, model_fingerprint=tiny.BASE.fingerprint)
+    for ours, theirs in zip(scores(again), before, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
 
 
 def tiny_llama_with(base: Path, *, rank: int) -> Any:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -34,6 +36,20 @@ def test_candidates_go_first_then_history_then_all(limit, cut, depth, prefix):
     made = plan(WHOLE, {Cap.TOKENS: limit})
     assert (made.cut, made.depth, len(made.prompt.prefix)) == (cut, depth, prefix)
     assert made.cap == (Cap.NONE if cut is Cut.NONE else Cap.TOKENS)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(26, 9), (25, 5), (18, 5), (17, 1), (10, 1), (9, None)])
+def test_history_goes_in_whole_blocks_so_that_prefixes_come_back(limit, kept):
+    whole = replace(prompt([2] * 9, [3, 3]), block_items=4)  # 2 + 18 + 6 tokens
+    made = plan(whole, {Cap.TOKENS: limit})
+    ages = made.prompt.ages[made.prompt.ages != NO_AGE]
+    assert (len(set(ages.tolist())) if made.depth else None) == kept
+
+
+def test_of_a_single_block_items_go_one_by_one():
+    whole = replace(prompt([2] * 3, [3, 3]), block_items=4)  # 2 + 6 + 6 tokens
+    kept = [len(plan(whole, {Cap.TOKENS: limit}).prompt.prefix) for limit in (14, 13, 12, 11, 10)]
+    assert kept == [8, 6, 6, 4, 4]
 
 
 def test_the_narrowest_cap_is_named():

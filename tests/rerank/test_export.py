@@ -39,6 +39,24 @@ def test_predict_is_the_score_of_each_pair_alone(kind: str, tiny_bert: Path, tin
     assert reranker.predict([]).shape == (0,)
 
 
+def test_predict_takes_what_cross_encoders_take(tiny_llama: Path) -> None:
+    reranker = llama.shaken(tiny_llama)
+    wanted = reranker.predict(PAIRS)
+    one = reranker.predict(PAIRS[4])
+    assert isinstance(one, np.float32)
+    assert one == pytest.approx(wanted[4], abs=1e-5)
+    assert reranker.predict(list(PAIRS[4]), convert_to_tensor=True).shape == ()
+    assert reranker.predict([list(pair) for pair in PAIRS[:2]]) == pytest.approx(wanted[:2], abs=1e-5)
+    tensor = reranker.predict(PAIRS, batch_size=2, show_progress_bar=True, convert_to_tensor=True)
+    assert isinstance(tensor, torch.Tensor)
+    assert tensor.numpy() == pytest.approx(wanted, abs=1e-5)
+    apart = reranker.predict(PAIRS, convert_to_numpy=False)
+    assert [one.item() for one in apart] == pytest.approx(wanted.tolist(), abs=1e-5)
+    assert all(isinstance(one, torch.Tensor) for one in apart)
+    bounded = reranker.predict(PAIRS, activation_fn=torch.nn.Sigmoid())
+    assert bounded == pytest.approx(1 / (1 + np.exp(-wanted)), abs=1e-5)
+
+
 def test_cross_encoder_loads_and_scores_equally(tiny_llama: Path, tmp_path: Path) -> None:
     reranker = llama.shaken(tiny_llama)
     export_reranker(reranker, tmp_path / "out", Shape.CROSS_ENCODER)
@@ -52,7 +70,7 @@ def test_the_template_writes_the_very_prompt(tiny_llama: Path) -> None:
     reranker = llama.untrained(tiny_llama)
     tokenizer = reranker.prompter.tokenizer
     tokenizer.chat_template = export.chat_template(tokenizer)
-    messages = [{"role": "query", "content": "ab cd\nef"}, {"role": "document", "content": "gh"}]
+    messages = [{"role": "query", "content": "ab  cd\nef"}, {"role": "document", "content": "\ngh\n"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     assert text.startswith(tokenizer.bos_token)
     assert text.endswith("- gh\nAnswer:")

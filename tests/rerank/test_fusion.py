@@ -1,5 +1,8 @@
 """The reranker gets a weight where it helps users it was not weighed on, and none elsewhere."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -119,10 +122,39 @@ def test_lists_that_end_early():
     assert (fused.item_rows[::3, 7:] == NO_ITEM).all()
 
 
+def test_a_score_beyond_all_that_were_seen_lifts_no_further_than_the_highest_of_them():
+    candidates, targets = lists(knowing)
+    fusion, *_ = fit_rerank_fusion(candidates, targets)
+    seen = candidates.sources[RERANKER]
+    hostile = seen.copy()
+    hostile[:, -1], hostile[:, 0] = 1e6, -1e6
+    fused = fusion.score(candidates.with_source(RERANKER, hostile))
+    most, least = seen.copy(), candidates.sources[RETRIEVAL]
+    most[:, -1], most[:, 0] = seen.max(), seen.min()
+    expected = fusion.weights[RETRIEVAL] * least + fusion.weights[RERANKER] * most
+    np.testing.assert_allclose(fused, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        fusion.parts(candidates.with_source(RERANKER, hostile))[RERANKER], fusion.weights[RERANKER] * most, rtol=1e-5
+    )
+    # What the weights were fitted on is scored as it was.
+    plain = replace(fusion, ranges={})
+    np.testing.assert_array_equal(fusion.score(candidates), plain.score(candidates))
+
+
+def test_a_fusion_saved_before_there_were_ranges_clips_nothing(tmp_path):
+    fusion, *_ = fit_rerank_fusion(*lists(knowing))
+    fusion.save(tmp_path / "fusion.json")
+    saved = json.loads((tmp_path / "fusion.json").read_text())
+    assert set(saved.pop("ranges")) == {RERANKER}
+    (tmp_path / "fusion.json").write_text(json.dumps(saved))
+    assert LinearFusion.load(tmp_path / "fusion.json") == replace(fusion, ranges={})
+
+
 def test_weights_survive_saving(tmp_path):
     candidates, targets = lists(knowing)
     fusion, *_ = fit_rerank_fusion(candidates, targets)
     fusion.save(tmp_path / "fusion.json")
-    np.testing.assert_array_equal(
-        LinearFusion.load(tmp_path / "fusion.json").score(candidates), fusion.score(candidates)
-    )
+    loaded = LinearFusion.load(tmp_path / "fusion.json")
+    assert loaded == fusion
+    far = candidates.with_source(RERANKER, 10 * candidates.sources[RERANKER])
+    np.testing.assert_array_equal(loaded.score(far), fusion.score(far))

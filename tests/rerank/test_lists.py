@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 from dataclasses import replace
 
@@ -6,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.schema import NO_ITEM, Histories
+from data.schema import NO_ITEM, Candidates, Histories, Holdout
+from rerank.fit import next_item_lists
 from rerank.lists import TrainingLists, batches, draw_list, earlier_positions
 
 TEXTS = [f"item {row}" for row in range(30)]
@@ -79,6 +81,30 @@ def test_items_of_the_history_are_negatives_only_where_they_may_be_taken_again(e
 def test_one_seed_draws_one_list() -> None:
     first, second = (draw_list(LISTS, 0, size=9, hard_share=0.4, rng=np.random.default_rng(5)) for _ in range(2))
     assert first.item_rows.tolist() == second.item_rows.tolist()
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_what_was_also_taken_later_is_no_negative(scored: bool) -> None:
+    lists = dataclasses.replace(SCORED if scored else LISTS, also_taken=Histories.of([[3, 11, 13], [4], [6]]))
+    rng = np.random.default_rng(0)
+    drawn = [draw_list(lists, 0, size=27, hard_share=0.5, rng=rng) for _ in range(20)]
+    # 0, 1 and 2 are known, 11 and 13 were taken later; of the candidates 1 is known.
+    wanted = {3, 10, 12} if scored else {*range(30)} - {0, 1, 2, 11, 13}
+    assert all(set(made.item_rows.tolist()) == wanted for made in drawn)
+    assert all(made.item_rows[made.target_place] == 3 for made in drawn)
+    kept = lists.take(np.array([1, 0]))
+    assert kept.no_negatives(1).tolist() == [0, 1, 2, 11, 13]
+    assert kept.after_last_item().no_negatives(1).tolist() == [2, 11, 13]
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_of_a_user_asked_for_several_items_none_is_a_negative(with_prior: bool) -> None:
+    asked = Holdout("validation", np.array([4]), Histories.of([[0, 1]]), Histories.of([[3, 5, 29]]))
+    found = Candidates(np.array([[5, 3, 7, 8]]), np.array([[4, 3, 2, 1]], dtype=np.float32), {})
+    lists = next_item_lists(TEXTS, asked, found, None, with_prior=with_prior)
+    drawn = draw_list(lists, 0, size=28, hard_share=1.0, rng=np.random.default_rng(0))
+    assert set(drawn.item_rows.tolist()) == ({3, 7, 8} if with_prior else {*range(2, 29)} - {5})
+    assert drawn.item_rows[drawn.target_place] == 3
 
 
 def test_unequal_lengths_are_refused() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rerank.packing import NO_AGE, Prompt, pack, split_long
-from rerank.shared_prefix import PrefixStates
+from rerank.spans import PrefixStates
 
 
 def prompt(prefix: list[int], candidates: list[list[int]], *, cut: int = 0) -> Prompt:

@@ -36,9 +36,11 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 ADAPTERS = [AdapterConfig(rank=4, dropout=0.2), AdapterConfig(kind=AdapterKind.ADALORA, rank=4)]
 
 
+# In the middle of the second epoch, and where AdaLoRA's ranks are final.
+@pytest.mark.parametrize("steps", [13, 18])
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda config: config.kind.value)
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(
-    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: AdapterConfig
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: AdapterConfig, steps: int
 ) -> None:
     shape = CONFIG.model_copy(update={"adapter": adapter})
     config = FAST.model_copy(update={"epochs": 2})
@@ -58,12 +60,12 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     whole, record, _ = run(None)
     kept = Checkpoints(tmp_path / "kept", {"seed": 0}, config=CheckpointConfig(every_minutes=0))
     with monkeypatch.context() as patch:
-        killed_after(patch, 13)  # in the middle of the second epoch
+        killed_after(patch, steps)
         with pytest.raises(Killed):
             run(kept)
     torch.manual_seed(99)
     resumed, again, log = run(kept)
-    assert log[0] == {"event": "resumed", "step": 13}
+    assert log[0] == {"event": "resumed", "step": steps}
     assert again.losses == record.losses
     assert (again.best, again.best_step, again.before) == (record.best, record.best_step, record.before)
     assert all(torch.equal(value, resumed.trainable()[name]) for name, value in whole.trainable().items())

@@ -1,5 +1,7 @@
 """The attention against the same with a mask over all pairs of tokens."""
 
+import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rerank import blocks
 from rerank.packing import NO_AGE, Packed, Prompt, pack
 from rerank.shared_prefix import Row, attention
 
@@ -46,13 +49,23 @@ def run(packed: Packed, tensors: list[torch.Tensor], row: Row) -> torch.Tensor:
     return found[0]
 
 
-@given(PROMPTS, st.booleans(), st.sampled_from([(2, 2), (4, 2), (3, 1)]))
-@settings(max_examples=60, deadline=None)
-def test_values_and_gradients_equal_those_of_a_mask(lengths, causal, heads):
+@pytest.fixture(autouse=True, scope="module")
+def any_padding() -> Iterator[None]:
+    """The drawn prompts are of all lengths, and are to go through blocks all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "MOST_PADDING", math.inf)
+        yield
+
+
+@given(PROMPTS, st.booleans(), st.sampled_from([(2, 2), (4, 2), (3, 1)]), st.booleans())
+@settings(max_examples=120, deadline=None)
+def test_values_and_gradients_equal_those_of_a_mask(lengths, causal, heads, in_blocks):
     packed = pack([prompt(*one) for one in lengths])
     ours = drawn(len(packed.input_ids), heads=heads[0], kv_heads=heads[1])
     theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
-    found = run(packed, ours, Row(packed.spans, causal))
+    row = Row(packed.spans, causal, in_blocks=in_blocks)
+    found = run(packed, ours, row)
+    assert (row.blocks(0) is not None) == in_blocks
     expected = masked(packed, *theirs, causal=causal)
     torch.testing.assert_close(found, expected)
     shake = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=found.dtype)
@@ -62,19 +75,54 @@ def test_values_and_gradients_equal_those_of_a_mask(lengths, causal, heads):
         torch.testing.assert_close(one.grad, other.grad)
 
 
+@pytest.mark.parametrize("in_blocks", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_remembered_prefix_gives_what_reading_it_again_gives(causal):
+def test_a_remembered_prefix_gives_what_reading_it_again_gives(causal, in_blocks):
     prompts = [prompt(4, [2, 3]), prompt(3, [1])]
     whole = pack(prompts)
     tensors = [tensor.detach() for tensor in drawn(len(whole.input_ids), heads=4, kv_heads=2)]
-    row = Row(whole.spans, causal, remember=True)
+    row = Row(whole.spans, causal, remember=True, in_blocks=in_blocks)
     expected = run(whole, tensors, row)
     # The first prompt's prefix is remembered, the second one's read again.
     again = pack(prompts, [row.prefix_states(0), None])
     kept = [tensor[:, 4:] for tensor in tensors]
     assert len(again.input_ids) == len(whole.input_ids) - 4
     torch.testing.assert_close(again.position_ids, whole.position_ids[4:])
-    torch.testing.assert_close(run(again, kept, Row(again.spans, causal)), expected[4:])
+    torch.testing.assert_close(run(again, kept, Row(again.spans, causal, in_blocks=in_blocks)), expected[4:])
+
+
+@given(PROMPTS, st.booleans(), st.integers(0, 3), st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_blocks_give_what_prompts_one_by_one_give_behind_virtual_tokens_and_remembered_prefixes(
+    lengths, causal, virtual, seed
+):
+    prompts = [prompt(size, candidates or [1]) for size, candidates in lengths]
+    whole = pack(prompts)
+    query, key, value = drawn(len(whole.input_ids) + virtual, heads=4, kv_heads=2)
+    first = Row(whole.spans, causal, remember=True)
+    expected = run(whole, [query[:, virtual:], key, value], first)
+    known = [bool(seed >> place & 1) for place in range(len(prompts))]
+    again = pack(prompts, [first.prefix_states(place) if there else None for place, there in enumerate(known)])
+    inside = torch.cat(
+        [
+            torch.arange(span.start + (span.prefix if there else 0), span.end)
+            for span, there in zip(whole.spans, known, strict=True)
+        ]
+    )
+    before = torch.arange(virtual)
+    tensors = [query[:, virtual + inside], *(side[:, torch.cat([before, virtual + inside])] for side in (key, value))]
+    row = Row(again.spans, causal, remember=True, in_blocks=True)
+    torch.testing.assert_close(run(again, tensors, row), expected[inside])
+    for place in range(len(prompts)):
+        for ours, theirs in zip(row.prefix_states(place).layers[0], first.prefix_states(place).layers[0], strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_prompts_of_very_different_lengths_are_not_padded_to_one(monkeypatch):
+    monkeypatch.setattr(blocks, "MOST_PADDING", 3.0)
+    alike, unlike = pack([prompt(9, [2, 2])] * 3), pack([prompt(90, [2]), *[prompt(2, [2])] * 20])
+    assert Row(alike.spans, causal=True, in_blocks=True).blocks(0) is not None
+    assert Row(unlike.spans, causal=True, in_blocks=True).blocks(0) is None
 
 
 def test_states_know_their_bytes_and_do_not_change_with_the_row():

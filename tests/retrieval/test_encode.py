@@ -4,8 +4,8 @@ from scipy.linalg import sqrtm
 
 from retrieval import encode
 from retrieval.encode import LEAST_SPREAD, EncoderConfig, TextSpace, centred, encode_texts
-from retrieval.hardware import Precision, computes_bfloat16
 from store.errors import BadInput
+from store.hardware import Precision, computes_bfloat16
 
 
 class Letters:

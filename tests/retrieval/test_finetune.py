@@ -19,10 +19,11 @@ from retrieval.finetune import (
     add_adapter,
     merge_adapter,
 )
-from retrieval.hardware import Precision
 from retrieval.rounds import tune_encoder
 from retrieval.towers import SequenceConfig, TowerConfig, TwoTowers
-from retrieval.train import NotFinite, TrainConfig, train_towers, validation_ndcg10
+from retrieval.train import TrainConfig, train_towers, validation_ndcg10
+from store.errors import NotFinite
+from store.hardware import Precision
 from tests.rerank.tiny_bert import WORDS, write_tiny_bert
 from tests.retrieval.toy import circle, nobody
 

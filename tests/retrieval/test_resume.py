@@ -10,9 +10,8 @@ import torch
 from retrieval import train as training
 from retrieval.distributed import Team
 from retrieval.mining import MiningConfig
-from retrieval.train import NotFinite
 from store.checkpoint import CheckpointConfig, Checkpoints
-from store.errors import Mismatch
+from store.errors import Mismatch, NotFinite
 from tests.retrieval.lesson import CONFIG, fresh, same, sample, trained, weights
 
 

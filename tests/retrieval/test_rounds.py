@@ -14,11 +14,11 @@ from retrieval import fit as fit_module
 from retrieval.encode import EncoderConfig, centred, encode_texts
 from retrieval.finetune import EncoderTuner, FinetuneConfig
 from retrieval.fit import fit_retriever
-from retrieval.hardware import Precision
 from retrieval.rounds import tune_encoder
 from retrieval.towers import TowerConfig, TwoTowers
 from retrieval.train import TrainConfig, TrainRecord, train_towers
 from store.checkpoint import Checkpoints
+from store.hardware import Precision
 from tests.rerank.tiny_bert import WORDS, write_tiny_bert
 from tests.retrieval.toy import catalog, circle, config, nobody
 

@@ -8,8 +8,9 @@ from retrieval import train as training
 from retrieval.distributed import Team
 from retrieval.encode import centred
 from retrieval.towers import TwoTowers
-from retrieval.train import NotFinite, validation_ndcg10
+from retrieval.train import validation_ndcg10
 from retrieval.validation import next_item_ndcg10
+from store.errors import NotFinite
 from tests.retrieval.bag_encoder import bag_reader
 from tests.retrieval.lesson import CONFIG, KINDS, TRAIN, VALIDATION, N, fresh, same, sample, trained, weights
 from tests.retrieval.toy import SEQUENCE, SMALL, circle, item_texts, nobody, text_vectors
