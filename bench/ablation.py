@@ -280,6 +280,7 @@ def tuned_encoder(bench: Bench, method: FinetuneMethod) -> tuple[Candidates, flo
 
 
 SAMPLED = {"softmax": Softmax.SAMPLED}
+FEW_DRAWN = {**SAMPLED, "sampled_items": 512}
 ROWS: dict[str, Row] = {
     "recency": _tower_row("recency", "text and ids", "", kind=RECENCY),
     "recency-text": _tower_row("recency", "text alone", "recency", kind=RECENCY, changes=TEXT_ONLY),
@@ -291,9 +292,7 @@ ROWS: dict[str, Row] = {
     "towers": Row("recency + sequence", "one search", "sequence", both_in_one_search),
     "transitions": Row("transitions", "counted, nothing trained", "recency", counted_alone),
     "fused": Row("all sources", "fused", "towers", fused),
-    "fused-without-transitions": Row(
-        "all sources", "without transitions, as candidates and as a column", "fused", fused_without_transitions
-    ),
+    "fused-without-transitions": Row("all sources", "without transitions", "fused", fused_without_transitions),
     "fused-with-text": Row("all sources", "and text towers", "fused", fused_with_text),
     "sampled": _tower_row("recency, loss", "softmax over 4,096 drawn items", "recency", kind=RECENCY, training=SAMPLED),
     "in-batch": _tower_row(
@@ -303,9 +302,7 @@ ROWS: dict[str, Row] = {
         kind=RECENCY,
         training={**SAMPLED, "in_batch_negatives": True},
     ),
-    "few-drawn": _tower_row(
-        "recency, negatives", "512 drawn", "sampled", kind=RECENCY, training={**SAMPLED, "sampled_items": 512}
-    ),
+    "few-drawn": _tower_row("recency, negatives", "512 drawn", "sampled", kind=RECENCY, training=FEW_DRAWN),
     "few-in-batch": _tower_row(
         "recency, negatives",
         "512 drawn, and the step's targets",

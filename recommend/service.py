@@ -5,14 +5,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from data.schema import Histories, Rows, Scores
-from recommend.answer import Answer
+from recommend.asking import Ask, Forgotten, Served
 from recommend.batched import PLANNED
 from recommend.events import Event, Events, Stored
 from recommend.histories import Known, known_of
@@ -21,7 +20,7 @@ from recommend.keeper import Keeper
 from recommend.ledger import LEDGER, Spent, add_to_ledger
 from recommend.microbatch import Crowded
 from recommend.overload import OverloadConfig
-from recommend.recommender import RecommendConfig, Rerank
+from recommend.recommender import RecommendConfig
 from recommend.serving import Opener, Serving, ServingPlan
 from recommend.supervised import RerankerFailure, supervised
 from rerank.base import Reranker, RerankRequest, RerankResult
@@ -37,55 +36,6 @@ AGAIN_S, AT_LAST_S = 1.0, 60.0
 """Between two attempts to open a release that cannot be served: twice as long after each."""
 NOBODY = np.zeros(0, dtype=np.int64)
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What a request wants: for exactly one of a user, a history of item ids (oldest first) and a query in words."""
-
-    user_id: str | None = None
-    history: Sequence[str] | None = None
-    query: str | None = None
-    limit: int | None = None
-    depth: int | None = None
-    budget: Budget = field(default_factory=Budget)
-    where: str | None = None
-    exclude_items: Sequence[str] = ()
-    exclude_known: bool | None = None
-    rerank: Rerank = Rerank.AUTO
-    explain: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """An answer, and what it was made from.
-
-    Attributes:
-        unknown_items: ids that were asked with and that the catalog lacks; they were passed over.
-        known_user: whether log or events have the user; True where none was named.
-        lookup_ms: of finding the history or reading the query.
-    """
-
-    answer: Answer
-    serving: Serving
-    unknown_items: tuple[str, ...]
-    known_user: bool
-    lookup_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Forgotten:
-    """What a deletion took away.
-
-    Attributes:
-        events: deleted.
-        history_items: of the log, which are not used any more.
-        in_data: whether the published data set has the user, and so holds what the log had.
-    """
-
-    events: int
-    history_items: int
-    in_data: bool
 
 
 class Service:

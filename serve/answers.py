@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from recommend.answer import RecommendedItem
+from recommend.asking import Served
 from recommend.ledger import Prices
-from recommend.service import Served
 
 
 class ReasonAnswer(BaseModel):

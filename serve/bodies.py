@@ -5,9 +5,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints, model_validator
 
+from recommend.asking import Ask
 from recommend.events import Event
 from recommend.recommender import Rerank
-from recommend.service import Ask
 from rerank.budget import Budget
 from serve.limits import ServeConfig
 from store.errors import BadInput

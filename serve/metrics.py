@@ -12,7 +12,8 @@ from prometheus_client import (
     multiprocess,
 )
 
-from recommend.service import Served, Service
+from recommend.asking import Served
+from recommend.service import Service
 from rerank.base import RerankResult
 from serve.workers import SHARED_FOLDER
 

@@ -10,8 +10,9 @@ import pytest
 
 from pipeline.change_index import remove_items
 from pipeline.run_log import RunLog
+from recommend.asking import Ask
 from recommend.recommender import RecommendConfig
-from recommend.service import Ask, Service
+from recommend.service import Service
 from serve.context import Server
 from serve.limits import ServeConfig
 from store.artifacts import Run
