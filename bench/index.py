@@ -12,6 +12,7 @@ trained run, --vectors FILE (.npy or .safetensors) those of texts. Results: benc
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as cli.py does
 
 import faiss
 import numpy as np
