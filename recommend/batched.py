@@ -1,14 +1,37 @@
 """A reranker whose calls from several threads are put together."""
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from recommend.microbatch import MicroBatch
 from rerank.base import Reranker, RerankRequest, RerankResult
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Requests of one caller, and when they came by `time.perf_counter`."""
+
+    requests: Sequence[RerankRequest]
+    came: float
+
+    @property
+    def timed(self) -> bool:
+        """Whether any of them has a cap of time."""
+        return any(request.max_ms is not None for request in self.requests)
+
+    def now(self) -> list[RerankRequest]:
+        """The same with the time that is left of their caps."""
+        waited_ms = (time.perf_counter() - self.came) * 1000
+        return [request.later(waited_ms) for request in self.requests]
+
+
 class BatchedReranker:
     """Meets `Reranker`; what several callers ask at about the same time is read in one call of `inside`.
+
+    Requests with a cap of time share no call with others, who would wait for each other: they divide the time of their
+    call among themselves, and what they have waited for it is deducted.
 
     Args:
         inside: the reranker.
@@ -24,8 +47,8 @@ class BatchedReranker:
         self.inside = inside
         self.name = inside.name
         self.timeout_s = timeout_s
-        self._calls: MicroBatch[Sequence[RerankRequest], RerankResult] = MicroBatch(
-            self._score_all, most=most, window_ms=window_ms, expected=expected
+        self._calls: MicroBatch[_Call, RerankResult] = MicroBatch(
+            self._score_all, most=most, window_ms=window_ms, expected=expected, kind=lambda call: call.timed
         )
 
     def score(self, requests: Sequence[RerankRequest]) -> RerankResult:
@@ -35,17 +58,17 @@ class BatchedReranker:
             Crowded: when others were served for too long.
             Exception: what `inside` raised.
         """
-        return self._calls(requests, timeout_s=self.timeout_s)
+        return self._calls(_Call(requests, time.perf_counter()), timeout_s=self.timeout_s)
 
     def calibrate(self) -> None:
         """See `Reranker`."""
         self.inside.calibrate()
 
-    def _score_all(self, calls: Sequence[Sequence[RerankRequest]]) -> list[RerankResult]:
-        found = self.inside.score([request for requests in calls for request in requests])
+    def _score_all(self, calls: Sequence[_Call]) -> list[RerankResult]:
+        found = self.inside.score([request for call in calls for request in call.now()])
         if len(calls) == 1:
             return [found]
-        ends = accumulate(map(len, calls), initial=0)
+        ends = accumulate((len(call.requests) for call in calls), initial=0)
         return [
             RerankResult(
                 found.scores[start:end],
