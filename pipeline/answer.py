@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from data.schema import Rows
+from data.schema import Histories, Rows
 from pipeline.workspace import Workspace
 from recommend.answer import Answer
 from recommend.item_filter import ALL_ITEMS, ItemFilter
-from recommend.ledger import LEDGER, Ledger, add_to_ledger
+from recommend.ledger import LEDGER, add_to_ledger
 from recommend.recommender import Recommender, Rerank
 from recommend.release import load_stages
 from recommend.table import answer_as_json, print_answer
@@ -54,28 +54,26 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     """
     wish.check()
     ledger = ws.run.root / LEDGER
-    recommender = Recommender(
-        load_stages(ws.run, ws.run.release()), ws.config.recommending, spent_today=Ledger.read(ledger).today.fed_tokens
-    )
+    recommender = Recommender(load_stages(ws.run, ws.run.release()), ws.config.recommending, ledger=ledger)
     history = _history(recommender, wish)
     about = recommender.about_of(wish.user) if wish.user is not None else ""
     where = wish.items.mask(recommender.catalog, recommender.retriever.available)
     vector = None
     if wish.query is not None:
         vector = WishReader(ws.run, ws.run.release()).vector(wish.query, recommender)
-    # The first pass through a model pays for its threads and caches; the cost line is of a warm one.
-    for _ in range(2):
-        found = recommender.recommend(
-            history,
-            k=wish.k,
-            depth=wish.depth,
-            rerank=wish.rerank,
-            budget=wish.budget,
-            query_vector=vector,
-            about=about,
-            where=where,
-        )
-        add_to_ledger(ledger, found.cost.spent)
+    # The first search pays for threads and caches, as a server has done before it is asked.
+    recommender.retrieve(Histories.of([history.tolist()]), 1)
+    found = recommender.recommend(
+        history,
+        k=wish.k,
+        depth=wish.depth,
+        rerank=wish.rerank,
+        budget=wish.budget,
+        query_vector=vector,
+        about=about,
+        where=where,
+    )
+    add_to_ledger(ledger, found.cost.spent)
     if as_json:
         print(json.dumps(answer_as_json(found), ensure_ascii=False))
         return found

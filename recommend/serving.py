@@ -7,7 +7,7 @@ from typing import Protocol
 from recommend.batched import BatchedReranker
 from recommend.catalog import LiveCatalog
 from recommend.item_filter import Conditions
-from recommend.ledger import LEDGER, Ledger
+from recommend.ledger import LEDGER
 from recommend.overload import OverloadConfig, RerankLoad
 from recommend.recommender import RecommendConfig, Recommender
 from recommend.search import Directory
@@ -56,7 +56,6 @@ class Serving:
         catalog: the items as they are now, for whoever changes them.
         name: of the release, short; the same wherever the same artifacts are served.
         child: who holds the model, in a process of its own; None where the release has no reranker.
-        reranker: the same for callers of several threads at once.
     """
 
     release: Release
@@ -68,7 +67,6 @@ class Serving:
     conditions: Conditions
     load: RerankLoad
     child: ServedReranker | None
-    reranker: Reranker | None
 
     @property
     def reranker_is_ready(self) -> bool:
@@ -134,18 +132,16 @@ class ServingPlan:
         wishes = WishReader(self.run, release)
         catalog = LiveCatalog(self.run, wishes.encode, opened=opened)
         stages, load = catalog.stages, RerankLoad(self.overload)
-        spent = Ledger.read(self.run.root / LEDGER).today.fed_tokens
         return Serving(
             release=catalog.published.release,
             name=release_name(catalog.published.release),
             catalog=catalog,
-            recommender=Recommender(stages, config, spent_today=spent, load=load),
+            recommender=Recommender(stages, config, ledger=self.run.root / LEDGER, load=load),
             wishes=wishes,
             directory=Directory(stages.dataset, stages.retriever.available),
             conditions=Conditions(stages.dataset.catalog),
             load=load,
             child=child,
-            reranker=stages.reranker,
         )
 
 
