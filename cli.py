@@ -151,10 +151,19 @@ def build_index(
 
 
 @app.command(epilog=example("python cli.py train-reranker --run runs/shop --set reranker.train.budget_minutes=20"))
-def train_reranker(run: RunOption = DEFAULT_RUN, settings: SetOption = None, force: ForceOption = False) -> None:
+def train_reranker(
+    run: RunOption = DEFAULT_RUN,
+    budget_minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="minutes for all rounds; short for reranker.train.budget_minutes")
+    ] = None,
+    settings: SetOption = None,
+    force: ForceOption = False,
+) -> None:
     """Train the LoRA reranker on the retriever's candidates and weigh it on validation."""
     from pipeline import train_reranker as step
 
+    if budget_minutes is not None:
+        settings = [*(settings or []), f"reranker.train.budget_minutes={budget_minutes:g}"]
     ws, log = opened("train-reranker", run, settings, needs="build-index")
     print(step.train_reranker(ws, log=log, force=force).reranker)
     keep(ws, settings)
@@ -248,7 +257,7 @@ def recommend(
     ws, log = opened("recommend", run, None, needs="train-reranker")
     if all_users and output is not None:
         wanted = 100 if k is None else k
-        rows = export(
+        exported = export(
             ws,
             part,
             output,
@@ -261,7 +270,7 @@ def recommend(
             items=items,
             engine=makers,
         )
-        print(f"{output}: {rows:,} rows")
+        print(f"{output}: {exported.words}")
         return
     answer(ws, wish, as_json=as_json)
 

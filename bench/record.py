@@ -24,7 +24,8 @@ def record(
         **more,
         "command": command_line(),
         "machine": machine(),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno", "--", ".", ":!bench/results") else ""),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + ("+" if _git("status", "--porcelain", "-uno", "--", ".", ":!bench/results") else ""),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     path = RESULTS / file

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from eval.agreement import Agreement
 from eval.significance import PairedTest
 
 
@@ -42,6 +43,7 @@ class FrontierPoint:
         mean_ms: of both stages, over all users.
         memory_mb: of the model's weights.
         cost_of_1000: recommendations, at the prices of the config.
+        agreement: of the scores with those in float32; None where these are not known.
     """
 
     setting: Setting
@@ -53,6 +55,7 @@ class FrontierPoint:
     mean_ms: float
     memory_mb: float
     cost_of_1000: float
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True, slots=True)

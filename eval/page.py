@@ -5,6 +5,7 @@ from typing import Any
 
 import jinja2
 
+from eval.agreement import Agreement
 from eval.frontier import Frontier
 from eval.metrics import KS, METRICS
 from eval.plots import frontier_picture, recall_picture, slices_picture, systems_picture
@@ -147,10 +148,15 @@ def _frontier_table(frontier: Frontier) -> list[dict[str, Any]]:
                 f"{point.p50_ms:,.1f} / {point.p95_ms:,.1f}",
                 f"{point.memory_mb:,.0f}",
                 f"{point.cost_of_1000:.4g}",
+                _agreement(point.agreement),
             ],
         }
         for point in sorted(frontier.points, key=lambda point: point.mean_ms)
     ]
+
+
+def _agreement(found: Agreement | None) -> str:
+    return "–" if found is None else f"{found.kendall_tau:.3f} / {found.largest_difference:.2g}"
 
 
 def _cell(name: str, value: float | None) -> str:

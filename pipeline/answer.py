@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from data.schema import Histories
 from pipeline.memory import less_for_lists, memory_for
 from pipeline.workspace import Workspace
 from recommend.answer import Answer
 from recommend.events import Events
 from recommend.histories import Known, known_of
 from recommend.item_filter import ALL_ITEMS, ItemFilter
-from recommend.ledger import LEDGER, Ledger, add_to_ledger
+from recommend.ledger import LEDGER, add_to_ledger
 from recommend.recommender import Recommender, Rerank
 from recommend.release import load_stages
 from recommend.table import answer_as_json, print_answer
@@ -56,29 +57,27 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     """
     wish.check()
     ledger = ws.run.root / LEDGER
-    recommender = Recommender(
-        load_stages(ws.run, ws.run.release()), ws.config.recommending, spent_today=Ledger.read(ledger).today.fed_tokens
-    )
+    recommender = Recommender(load_stages(ws.run, ws.run.release()), ws.config.recommending, ledger=ledger)
     known = _known(recommender, wish, Events.of(ws.run.root))
     history = known.item_rows
     where = wish.items.mask(recommender.catalog, recommender.retriever.available)
     vector = None
     if wish.query is not None:
         vector = WishReader(ws.run, ws.run.release()).vector(wish.query, recommender)
-    # The first pass through a model pays for its threads and caches; the cost line is of a warm one.
-    for _ in range(2):
-        with memory_for("recommending", less_for_lists(ws.config, recommender, "--rerank never")):
-            found = recommender.recommend(
-                history,
-                k=wish.k,
-                depth=wish.depth,
-                rerank=wish.rerank,
-                budget=wish.budget,
-                query_vector=vector,
-                about=known.about,
-                where=where,
-            )
-        add_to_ledger(ledger, found.cost.spent)
+    with memory_for("recommending", less_for_lists(ws.config, recommender, "--rerank never")):
+        # The first search pays for threads and caches, as a server has done before it is asked.
+        recommender.retrieve(Histories.of([history.tolist()]), 1)
+        found = recommender.recommend(
+            history,
+            k=wish.k,
+            depth=wish.depth,
+            rerank=wish.rerank,
+            budget=wish.budget,
+            query_vector=vector,
+            about=known.about,
+            where=where,
+        )
+    add_to_ledger(ledger, found.cost.spent)
     if as_json:
         print(json.dumps(answer_as_json(found), ensure_ascii=False))
         return found

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -27,6 +27,7 @@ from pipeline.memory import less_for_lists, memory_for
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import base_text_vectors, open_retriever, train_retriever
 from pipeline.workspace import FitKind, Workspace
+from recommend.ledger import LEDGER, Ledger, Prices
 from recommend.recommender import Recommender
 from recommend.release import Stages, load_reranker
 from recommend.second_stage import Ranked
@@ -34,6 +35,7 @@ from retrieval.retriever import TEXT, TRANSITIONS
 from store.errors import BadInput
 
 TANDEM, RETRIEVAL = "tandem", "retrieval only"
+COST_OF_1000 = "cost of 1,000 recommendations"
 DEPTH = 100
 """How many places of every list are judged."""
 
@@ -93,10 +95,11 @@ def _judged(ws: Workspace, options: EvaluationOptions, asked: Holdout, recommend
     # Asked for as `recommend --all` asks: a deeper union would be judged, but never served.
     served = max(min(DEPTH, len(stats)), recommender.config.candidates)
     retrieved = recommender.retrieve(asked.histories, served)
-    retrieval_ms = (time.perf_counter() - started) * 1000 / len(asked)
+    retrieval_ms = (time.perf_counter() - started) * 1000
     started = time.perf_counter()
     ranked = recommender.rerank(retrieved, asked.histories)
-    rerank_ms = (time.perf_counter() - started) * 1000 / len(asked)
+    rerank_ms = (time.perf_counter() - started) * 1000
+    ranked = replace(ranked, retrieval_ms=retrieval_ms, rerank_ms=rerank_ms)
     log.say("judging each source of the first stage")
     exclude_known = recommender.config.exclude_known
     sources = judge_sources(
@@ -126,7 +129,7 @@ def _judged(ws: Workspace, options: EvaluationOptions, asked: Holdout, recommend
         contributions=sources.contributions,
         counts=_counts(ws, asked),
         ceiling=candidate_recall(ranked.retrieved.head(DEPTH), asked.targets),
-        cost=_cost(ranked, retrieval_ms, rerank_ms),
+        cost=_cost(ws, ranked),
         left_out=left_out,
         gate=_gate(recommender),
         frontier=measure_frontier(ws, recommender, asked, log=log) if options.frontier else None,
@@ -146,6 +149,12 @@ def fit_for(ws: Workspace, part: Part) -> FitKind:
 
 
 def evaluation_recommender(ws: Workspace, part: Part, *, with_reranker: bool, log: RunLog) -> Recommender:
+    """Both stages as `evaluation_stages` gives them, without the day's cap on tokens: figures are of what was asked."""
+    config = ws.config.recommending.model_copy(update={"max_tokens_per_day": None})
+    return Recommender(evaluation_stages(ws, part, with_reranker=with_reranker, log=log), config)
+
+
+def evaluation_stages(ws: Workspace, part: Part, *, with_reranker: bool, log: RunLog) -> Stages:
     """Both stages as they stand when a part is asked, whatever is published; fits the first stage where it has to."""
     fit = fit_for(ws, part)
     if fit is not FitKind.EVALUATION:
@@ -153,7 +162,7 @@ def evaluation_recommender(ws: Workspace, part: Part, *, with_reranker: bool, lo
     reranker, fusion, gate = None, None, None
     if with_reranker and ws.has_reranker(FitKind.EVALUATION):
         reranker, fusion, gate = load_reranker(ws.run, ws.reranker_key(FitKind.EVALUATION))
-    stages = Stages(
+    return Stages(
         dataset=ws.dataset,
         retriever=open_retriever(ws, fit),
         reranker=reranker,
@@ -162,7 +171,6 @@ def evaluation_recommender(ws: Workspace, part: Part, *, with_reranker: bool, lo
         release=ws.run.release(),
         fit=FitKind.EVALUATION,
     )
-    return Recommender(stages, ws.config.recommending)
 
 
 def drawn_by_hash(known: Vocabulary, asked: Holdout, users: int) -> Holdout:
@@ -285,12 +293,24 @@ def _counts(ws: Workspace, asked: Holdout) -> dict[str, int]:
     }
 
 
-def _cost(ranked: Ranked, retrieval_ms: float, rerank_ms: float) -> dict[str, float | int | str]:
-    return {
+def _cost(ws: Workspace, ranked: Ranked) -> dict[str, float | int | str]:
+    spent, prices = ranked.spent, ws.config.recommend.prices
+    training = Ledger.read(ws.run.root / LEDGER).total
+    cost: dict[str, float | int | str] = {
         "candidates reranked per user": ranked.depth,
-        "prompt tokens per user": round(float(ranked.prompt_tokens.mean()), 1),
-        "retrieval, ms per user, in batches": round(retrieval_ms, 2),
-        "reranking, ms per user, in batches": round(rerank_ms, 2),
+        "prompt tokens per user": round(spent.prompt_tokens / spent.requests, 1),
+        "users whose candidates were all scored alike (retrieval order stays)": spent.tied,
+        "retrieval, ms per user, in batches": round(spent.retrieval_ms / spent.requests, 2),
+        "reranking, ms per user, in batches": round(spent.rerank_ms / spent.requests, 2),
+        "trainings of this run so far, minutes": round(training.training_minutes, 2),
+        "trainings of this run so far, tokens of the reranker's lists": training.training_tokens,
+    }
+    if prices == Prices():
+        return {**cost, COST_OF_1000: "no prices are set (recommend.prices)"}
+    return {
+        **cost,
+        COST_OF_1000: spent.cost_of_1000(prices),
+        "cost of the trainings so far": training.training_cost(prices),
     }
 
 

@@ -1,7 +1,8 @@
 """Recommendations for many users as a Parquet file that any judge can read."""
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -14,14 +15,16 @@ from data.schema import ITEM_ID, RANK, SCORE, USER_ID, Candidates, Holdout
 from data.split import HeldOut, SplitKind, next_holdout
 from data.vocabulary import Vocabulary
 from pipeline.engine import HERE, Engine, EngineKind
-from pipeline.evaluate import Part, drawn_by_hash, evaluation_recommender
+from pipeline.evaluate import Part, drawn_by_hash, evaluation_stages
 from pipeline.memory import less_for_lists, memory_for
 from pipeline.run_log import RunLog
 from pipeline.workspace import Workspace, open_workspace
 from recommend.events import Events
 from recommend.item_filter import ALL_ITEMS, ItemFilter
+from recommend.ledger import LEDGER, Spent, add_to_ledger
 from recommend.recommender import Recommender, Rerank
 from recommend.release import load_stages
+from rerank.budget import Cap
 from store.artifacts import atomic_write
 from store.errors import BadInput
 
@@ -49,8 +52,11 @@ def export(
     log: RunLog,
     items: ItemFilter = ALL_ITEMS,
     engine: Engine = HERE,
-) -> int:
-    """Writes user_id, item_id, rank (from 1) and score, k rows a user; returns the number of rows.
+) -> "Exported":
+    """Writes user_id, item_id, rank (from 1) and score, k rows a user; returns what was written, and how.
+
+    The day's tokens are kept by all who make lists together, and what they cost goes into the ledger. Whoever the
+    reranker fails for, or the day has no tokens left for, is written in retrieval order, and counted.
 
     `validation` and `test` use the evaluation fit, and histories that end before the held-out item;
     `next` uses what is published, and whole histories.
@@ -62,6 +68,7 @@ def export(
 
     Raises:
         BadInput: when the part has no users, k exceeds the catalog, or no item passes the filter.
+        CorruptArtifact: when the ledger cannot be read.
     """
     wanted = Lists(asked, k, depth, rerank, towers_only, items)
     # Workers load their own; this process then only knows who is asked.
@@ -78,17 +85,61 @@ def export(
         for start in range(0, len(holdout), USERS_AT_ONCE)
     ]
     opened = partial(_opened, ws.run.root.absolute(), ws.config, wanted)
-    frames, done = [], 0
+    lists: list[_Made] = []
     with memory_for("recommending", less_for_lists(ws.config, recommender, "--rerank never")):
-        made = engine.made((lambda: make) if here else opened, parts)
-        for part, frame in zip(parts, made, strict=True):
-            frames.append(frame)
-            done += len(part)
-            log.say(f"{done:,} of {len(holdout):,} users")
-        frame = pl.concat(frames)
+        for one in engine.made((lambda: make) if here else opened, parts):
+            lists.append(one)
+            add_to_ledger(ws.run.root / LEDGER, one.spent)
+            log.say(f"{sum(other.spent.requests for other in lists):,} of {len(holdout):,} users")
+        frame = pl.concat([one.frame for one in lists])
     atomic_write(path, _parquet(frame))
-    log.record({"event": "exported", "split": str(asked), "users": len(holdout), "rows": len(frame), "file": str(path)})
-    return len(frame)
+    exported = Exported(
+        rows=len(frame),
+        users=len(holdout),
+        failed=sum(one.failed for one in lists),
+        capped=sum(one.capped for one in lists),
+        reason=next((one.reason for one in lists if one.reason), ""),
+    )
+    log.record({"event": "exported", "split": str(asked), **asdict(exported), "file": str(path)})
+    return exported
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        failed: users whom the reranker failed for, so that they have retrieval order.
+        capped: users for whom it read less, or nothing, since the day's tokens ran out.
+        reason: of the first failure.
+    """
+
+    rows: int
+    users: int
+    failed: int = 0
+    capped: int = 0
+    reason: str = ""
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        told = [f"{self.rows:,} rows"]
+        if self.failed:
+            told.append(f"{self.failed:,} users in retrieval order, since the reranker failed ({self.reason})")
+        if self.capped:
+            told.append(f"{self.capped:,} users for whom less was read, or nothing ({Cap.DAY})")
+        return "; ".join(told)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The rows of some users, what they cost, and how many of them got less than was asked for."""
+
+    frame: pl.DataFrame
+    spent: Spent
+    failed: int = 0
+    capped: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,31 +158,41 @@ class Lists:
         with_reranker = self.rerank is not Rerank.NEVER and not self.towers_only
         if self.asked is Asked.NEXT:
             stages = load_stages(ws.run, ws.run.release(), with_reranker=with_reranker)
-            return Recommender(stages, ws.config.recommending)
-        return evaluation_recommender(ws, Part(self.asked), with_reranker=with_reranker, log=log)
+        else:
+            stages = evaluation_stages(ws, Part(self.asked), with_reranker=with_reranker, log=log)
+        return Recommender(stages, ws.config.recommending, ledger=ws.run.root / LEDGER)
 
-    def maker(self, recommender: Recommender) -> Callable[[Holdout], pl.DataFrame]:
-        """What makes the rows of some users.
+    def maker(self, recommender: Recommender) -> Callable[[Holdout], _Made]:
+        """What makes the lists of some users.
 
         Raises:
             BadInput: when no item passes the filter.
         """
         where = self.items.mask(recommender.catalog, recommender.retriever.available)
 
-        def made(part: Holdout) -> pl.DataFrame:
+        def made(part: Holdout) -> _Made:
             if self.towers_only:
                 exclude_known = recommender.config.exclude_known
+                started = time.perf_counter()
                 found = recommender.retriever.search(part.histories, self.k, exclude_known=exclude_known, where=where)
-                return _rows(recommender, part, found)
+                ms = (time.perf_counter() - started) * 1000
+                return _Made(_rows(recommender, part, found), Spent(requests=len(part), retrieval_ms=ms))
             candidates = max(self.k, recommender.config.candidates)
             ranked = recommender.rank(part.histories, candidates=candidates, depth=self.depth, where=where)
-            return _rows(recommender, part, ranked.reranked.head(self.k))
+            reasons = [why for why in ranked.degraded if why]
+            return _Made(
+                frame=_rows(recommender, part, ranked.reranked.head(self.k)),
+                spent=ranked.spent,
+                failed=len(reasons),
+                capped=sum(cap is Cap.DAY for _, cap in ranked.cuts),
+                reason=reasons[0] if reasons else "",
+            )
 
         return made
 
 
-def _opened(root: Path, config: Config, lists: Lists) -> Callable[[Holdout], pl.DataFrame]:
-    """What makes the rows of some users in a process that has only the run directory."""
+def _opened(root: Path, config: Config, lists: Lists) -> Callable[[Holdout], _Made]:
+    """What makes the lists of some users in a process that has only the run directory."""
     ws = replace(open_workspace(root), config=config)
     return lists.maker(lists.recommender(ws, RunLog(None, "recommend", quiet=True)))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data.schema import Candidates, Histories, Holdout, Rows, Scores
+from eval.agreement import Agreement
 from eval.frontier import Frontier, FrontierPoint, Setting, WholeCatalog
 from eval.metrics import PerUser, ndcg_at_k, relevance_of
 from eval.significance import paired_bootstrap
@@ -21,7 +22,7 @@ from recommend.recommender import Recommender
 from recommend.release import load_reranker
 from recommend.second_stage import above_the_rest
 from rerank.fit import request_of, with_reranker_scores
-from rerank.fusion import FOLDS, TRANSFORMS, crossed_gains
+from rerank.fusion import FOLDS, RERANKER, TRANSFORMS, crossed_gains
 from rerank.gate import Gate
 from rerank.packed import PackedReranker
 from rerank.precision import Precision, at_precision
@@ -75,14 +76,16 @@ def measure_frontier(ws: Workspace, recommender: Recommender, holdout: Holdout, 
     retrieval_ms = _retrieval_ms(recommender, asked, sweep.timed_users)
     points: list[FrontierPoint] = []
     whole: list[WholeCatalog] = []
-    minutes: dict[str, float] = {}
+    trained: dict[str, Spent] = {}
     for name, key in models.items():
         try:
-            reranker, minutes[name] = load_reranker(ws.run, key)[0], _training_minutes(ws, key)
+            reranker, trained[name] = load_reranker(ws.run, key)[0], _training(ws, key)
         except UNUSABLE as error:
             log.say(f"frontier: {name} is left out: {error}")
             continue
-        for precision in sweep.precisions:
+        exact: Candidates | None = None
+        # Float32 first, which the others are compared with.
+        for precision in sorted(sweep.precisions, key=lambda one: one is not Precision.FLOAT32):
             log.say(f"frontier: {name}, {precision}, {len(asked):,} users, {deepest} deep")
             try:
                 precise = at_precision(reranker, precision)
@@ -90,10 +93,12 @@ def measure_frontier(ws: Workspace, recommender: Recommender, holdout: Holdout, 
                 log.say(f"frontier: {name} in {precision} is left out: {error}")
                 continue
             bench = _Bench(ws, name, precise, precision, asked, fitting, retrieval_ms)
-            points += bench.points(without)
+            if precision is Precision.FLOAT32:
+                exact = bench.asked.candidates
+            points += bench.points(without, exact)
             if precision is Precision.FLOAT32:
                 whole.append(bench.whole_catalog(recommender))
-    if not minutes:
+    if not trained:
         raise MissingStep(f"no reranker of {ws.run.root} can be read: make one with {ws.command('train-reranker')}")
     prices = ws.config.recommend.prices
     depths = sorted({min(depth, deepest) for depth in sweep.depths})
@@ -104,8 +109,8 @@ def measure_frontier(ws: Workspace, recommender: Recommender, holdout: Holdout, 
         ceiling={depth: _oracle(asked, depth) for depth in depths},
         points=points,
         whole_catalog=whole,
-        training_minutes=minutes,
-        training_cost={name: spent / 60 * prices.per_machine_hour for name, spent in minutes.items()},
+        training_minutes={name: spent.training_minutes for name, spent in trained.items()},
+        training_cost={name: spent.training_cost(prices) for name, spent in trained.items()},
     )
 
 
@@ -129,12 +134,12 @@ class _Bench:
         self.fitting = None if fitting is None else self._scored(fitting)
         self.prefix, self.reading = self._tokens(asked)  # (B,), (B, K) tokens of the first k candidates
 
-    def points(self, without: PerUser) -> Iterator[FrontierPoint]:
-        """At every depth and share of the sweep."""
+    def points(self, without: PerUser, exact: Candidates | None) -> Iterator[FrontierPoint]:
+        """At every depth and share of the sweep; `exact`: the same candidates scored in float32."""
         sweep, prices = self.ws.config.sweep, self.ws.config.recommend.prices
         megabytes = weights_mb(self.reranker.backbone)
         for depth in sorted({min(depth, self.asked.candidates.depth) for depth in sweep.depths}):
-            milliseconds = self._milliseconds(depth)
+            milliseconds, agreement = self._milliseconds(depth), self._agreement(exact, depth)
             fits = list(self._fits(depth))
             for share in sweep.shares:
                 gains, opened = np.zeros(len(self.asked)), np.zeros(len(self.asked), dtype=np.bool_)
@@ -159,6 +164,7 @@ class _Bench:
                     mean_ms=mean_ms,
                     memory_mb=megabytes,
                     cost_of_1000=spent.cost_of_1000(prices),
+                    agreement=agreement,
                 )
 
     def whole_catalog(self, recommender: Recommender) -> WholeCatalog:
@@ -193,6 +199,13 @@ class _Bench:
     def _scored(self, asked: Asked) -> Asked:
         found = with_reranker_scores(self.reranker, self.texts, asked.candidates, asked.holdout.histories)
         return replace(asked, candidates=found)
+
+    def _agreement(self, exact: Candidates | None, depth: int) -> Agreement | None:
+        """Of the first `depth` scores."""
+        if exact is None:
+            return None
+        ours, theirs = self.asked.candidates.head(depth), exact.head(depth)
+        return Agreement.of(ours.sources[RERANKER], theirs.sources[RERANKER], ours.present)
 
     def _fits(self, depth: int) -> Iterator[tuple[LinearFusion, Gate, Rows]]:
         """Fusion and gate, and the places of those asked whom they were fitted without."""
@@ -297,9 +310,11 @@ def _name(config: dict[str, Any]) -> str:
     return f"{model} ({', '.join(done)})" if done else model
 
 
-def _training_minutes(ws: Workspace, key: str) -> float:
-    record = json.loads((ws.run.artifact("reranker", key) / RECORD).read_text(encoding="utf-8"))
-    return float(sum(one["minutes"] for one in record["rounds"]))
+def _training(ws: Workspace, key: str) -> Spent:
+    rounds = json.loads((ws.run.artifact("reranker", key) / RECORD).read_text(encoding="utf-8"))["rounds"]
+    # Rerankers of earlier versions have not counted their tokens.
+    tokens = sum(one.get("tokens", 0) for one in rounds)
+    return Spent(trainings=1, training_tokens=tokens, training_minutes=float(sum(one["minutes"] for one in rounds)))
 
 
 def _retrieval_ms(recommender: Recommender, asked: Asked, users: int) -> float:

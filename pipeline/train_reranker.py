@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.run_log import RunLog
 from pipeline.teacher import teacher_scores
 from pipeline.train_retriever import UNFINISHED, nobody, open_retriever, train_retriever
 from pipeline.workspace import FitKind, Workspace
+from recommend.ledger import LEDGER, Spent, add_to_ledger
 from recommend.release import RERANK_FUSION, RERANK_GATE
 from rerank.card import BaseModelName
 from rerank.fit import RerankerRecord, TaskData, fit_reranker, retrieval_column
@@ -58,6 +60,7 @@ def make_reranker(ws: Workspace, *, log: RunLog, fit: FitKind, force: bool = Fal
             return key
         if force:
             forget_unfinished(ws)
+        started = time.monotonic()
         reranker, fusion, gate, record = _fit(ws, fit=fit, log=log)
 
         def write(folder: Path) -> None:
@@ -68,6 +71,11 @@ def make_reranker(ws: Workspace, *, log: RunLog, fit: FitKind, force: bool = Fal
 
         made = ws.run.write_artifact("reranker", ws.reranker_made_from(fit), write)
         forget_unfinished(ws)
+        # A training that was gone on with has taken longer than this command.
+        minutes = max((time.monotonic() - started) / 60, sum(one.minutes for one in record.rounds))
+        tokens = sum(one.tokens for one in record.rounds)
+        spent = Spent(trainings=1, training_tokens=tokens, training_minutes=minutes)
+        add_to_ledger(ws.run.root / LEDGER, spent)
     return made
 
 

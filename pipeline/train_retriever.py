@@ -1,7 +1,8 @@
 """The first stage, trained and kept as an artifact."""
 
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from pipeline.engine import HERE, Engine
 from pipeline.memory import less_for_reading, less_for_towers, memory_for
 from pipeline.run_log import RunLog
 from pipeline.workspace import FitKind, Workspace
+from recommend.ledger import LEDGER, Spent, add_to_ledger
 from retrieval.distributed import ALONE, Team
 from retrieval.encode import EncoderConfig, Reading, load_encoder, reader
 from retrieval.finetune import FinetuneMethod
@@ -66,8 +68,9 @@ def train_retriever(
         if team.leads:
             base_text_vectors(ws, log=log)
             if force:
-                shutil.rmtree(ws.run.root / UNFINISHED, ignore_errors=True)
+                forget_unfinished(ws, fit)
         team.wait()
+        started = time.monotonic()
         if ws.config.retriever.distil.teacher is not None:
             return _taught(ws, fit=fit, log=log, team=team)
         fitted = _fit(ws, base_text_vectors(ws, log=log), fit=fit, log=log, team=team)
@@ -86,10 +89,27 @@ def train_retriever(
             ws.retriever_made_from(fit),
             lambda folder: save_retriever(folder, fitted, text_vectors=vectors_key),
         )
-        shutil.rmtree(ws.run.root / UNFINISHED, ignore_errors=True)
+        forget_unfinished(ws, fit)
+        _put_down(ws, started, fitted.records)
         team.wait()
     log.record({"event": "retriever", "key": made, "fit": fit.value})
     return made
+
+
+def forget_unfinished(ws: Workspace, fit: FitKind) -> None:
+    """Removes the checkpoints of trainings of this fit's retriever, and of nothing else."""
+    folder = ws.run.root / UNFINISHED
+    for own in folder.glob(f"{fit.value}-*"):
+        shutil.rmtree(own, ignore_errors=True)
+    if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _put_down(ws: Workspace, started: float, records: Sequence[Mapping[str, Any]]) -> None:
+    """Puts a training that began at `started` into the run's ledger."""
+    # A training that was gone on with has taken longer than this command.
+    minutes = max((time.monotonic() - started) / 60, sum(record["minutes"] for record in records))
+    add_to_ledger(ws.run.root / LEDGER, Spent(trainings=1, training_minutes=minutes))
 
 
 def _taught(ws: Workspace, *, fit: FitKind, log: RunLog, team: Team) -> str:
@@ -97,7 +117,9 @@ def _taught(ws: Workspace, *, fit: FitKind, log: RunLog, team: Team) -> str:
     base = untaught(ws)
     train_retriever(base, log=log, fit=fit, team=team)
     if team.leads:
+        started = time.monotonic()
         made = distil_retriever(ws, open_retriever(base, fit), fitted_on(ws, fit), fit=fit, log=log)
+        _put_down(ws, started, ())
         log.record({"event": "retriever", "key": made, "fit": fit.value})
     team.wait()
     return ws.retriever_key(fit)

@@ -43,7 +43,11 @@ class RecommendedItem:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an answer cost: items found and read, tokens of the prompt, those remembered, milliseconds a stage."""
+    """What an answer cost: items found and read, tokens of the prompt, those remembered, milliseconds a stage.
+
+    Attributes:
+        tied: whether the reranker gave all that it read one score, so that retrieval order stayed.
+    """
 
     candidates: int
     reranked: int
@@ -52,6 +56,7 @@ class Cost:
     retrieval_ms: float
     rerank_ms: float
     explain_ms: float
+    tied: bool = False
 
     @property
     def spent(self) -> Spent:
@@ -64,6 +69,7 @@ class Cost:
             cached_tokens=self.cached_tokens,
             retrieval_ms=self.retrieval_ms + self.explain_ms,
             rerank_ms=self.rerank_ms,
+            tied=int(self.tied),
         )
 
 

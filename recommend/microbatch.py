@@ -34,6 +34,7 @@ class MicroBatch(Generic[Q, A]):
         most: questions of one call.
         window_ms: how long a call may be held back for others to join it.
         expected: how many callers there may be; who is alone does not wait for others.
+        kind: of a question; one call holds questions of one kind, in the order in which they came.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class MicroBatch(Generic[Q, A]):
         most: int,
         window_ms: float = 0.0,
         expected: Callable[[], int] = lambda: 1,
+        kind: Callable[[Q], object] = lambda question: None,
     ) -> None:
-        self._answer, self._most = answer, most
+        self._answer, self._most, self._kind = answer, most, kind
         self._window_s, self._expected = window_ms / 1000, expected
         self._waiting: deque[_Slot[Q, A]] = deque()
         self._turn = threading.Lock()
@@ -85,7 +87,7 @@ class MicroBatch(Generic[Q, A]):
 
     def _serve(self) -> None:
         self._gather()
-        batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+        batch = self._next()
         try:
             if len(batch) > 1 and self._served_together(batch):
                 return
@@ -95,6 +97,17 @@ class MicroBatch(Generic[Q, A]):
         finally:
             for slot in batch:
                 slot.done = True
+
+    def _next(self) -> list[_Slot[Q, A]]:
+        """Those of one kind at the head of the queue, as many as one call may hold."""
+        batch: list[_Slot[Q, A]] = []
+        while self._waiting and len(batch) < self._most:
+            slot = self._waiting.popleft()
+            if batch and self._kind(slot.question) != self._kind(batch[0].question):
+                self._waiting.appendleft(slot)
+                break
+            batch.append(slot)
+        return batch
 
     def _served_together(self, batch: Sequence[_Slot[Q, A]]) -> bool:
         try:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from recommend.microbatch import Crowded
 from recommend.overload import RerankLoad
 from recommend.reasons import lifts, reasons
 from recommend.release import Stages
-from recommend.second_stage import Ranked, SecondStage, unread
+from recommend.second_stage import Ranked, SecondStage, reason_of, unread
 from rerank.budget import Budget, Cap, Cut
 from rerank.fusion import RERANKER
 from rerank.packed import PackedReranker
@@ -65,21 +66,25 @@ class Recommender:
     """Command line, batch and server all recommend through one of these; safe for several threads."""
 
     def __init__(
-        self, stages: Stages, config: RecommendConfig, *, spent_today: int = 0, load: RerankLoad | None = None
+        self, stages: Stages, config: RecommendConfig, *, ledger: Path | None = None, load: RerankLoad | None = None
     ) -> None:
         """Makes one from a release.
 
         Args:
             stages: what is published.
             config: what an answer looks like.
-            spent_today: tokens that the reranker has read today, of the `max_tokens_per_day`.
+            ledger: folder of the run's ledger, so that all who have it keep `max_tokens_per_day` together; None: this
+                one alone does. Whoever asks puts down what answers cost.
             load: grants fewer candidates while the reranker is busy; None: as many as are asked for.
+
+        Raises:
+            CorruptArtifact: when the ledger cannot be read.
         """
         self.config = config
         self._take(stages)
         self.second: SecondStage | None = None
         if stages.reranker is not None and stages.fusion is not None:
-            allowance = Allowance(config.max_tokens_per_day, spent=spent_today)
+            allowance = Allowance(config.max_tokens_per_day, folder=ledger)
             reranker = stages.reranker
             if isinstance(reranker, PackedReranker):  # one in a child has chosen for itself
                 reranker = at_precision(reranker, config.precision)
@@ -188,6 +193,7 @@ class Recommender:
             retrieval_ms=(after_retrieval - started) * 1000,
             rerank_ms=(after_rerank - after_retrieval) * 1000,
             explain_ms=(time.perf_counter() - after_rerank) * 1000,
+            tied=bool(ranked.tied[0]),
         )
         cut, cap = ranked.cuts[0]
         return Answer(
@@ -197,7 +203,7 @@ class Recommender:
             release_fit=self.fit,
             not_reranked="" if ranked.depth else gave_way or self._why_not_reranked(basis, rerank, ranked),
             left_out=f"{cut} ({cap})" if cap is not Cap.NONE else "",
-            degraded=ranked.degraded,
+            degraded=ranked.degraded[0],
             gave_way=gave_way,
             gated=cut is Cut.GATED,
         )
@@ -205,8 +211,17 @@ class Recommender:
     def rank(
         self, histories: Histories, *, candidates: int, depth: int | None = None, where: Mask | None = None
     ) -> Ranked:
-        """Both stages for many users at once; `where` as in `recommend`."""
-        return self.rerank(self.retrieve(histories, candidates, where=where), histories, depth=depth)
+        """Both stages for many users at once, timed; `where` as in `recommend`.
+
+        Whoever the reranker fails for keeps the order of retrieval, as in `recommend`, and the reason stands beside it.
+        """
+        started = time.perf_counter()
+        retrieved = self.retrieve(histories, candidates, where=where)
+        between = time.perf_counter()
+        ranked = self._rerank_or_say_why(retrieved, histories, depth=depth)
+        return replace(
+            ranked, retrieval_ms=(between - started) * 1000, rerank_ms=(time.perf_counter() - between) * 1000
+        )
 
     def retrieve(self, histories: Histories, candidates: int, *, where: Mask | None = None) -> Candidates:
         """The first stage for many users at once; `where` as in `recommend`."""
@@ -221,6 +236,7 @@ class Recommender:
         always: bool = False,
         budget: Budget | None = None,
         spent_ms: float = 0.0,
+        tolerant: bool = False,
     ) -> Ranked:
         """The second stage on given candidates: the first `depth` places reordered, the rest left below them.
 
@@ -230,6 +246,7 @@ class Recommender:
             always: ask it even then, to measure what it costs or to show its scores.
             budget: caps of each user's request.
             spent_ms: what of the budget's time is behind already.
+            tolerant: as in `SecondStage.rank`; a report must not hide what fails.
         """
         wanted = self.config.depth if depth is None else depth
         depth = min(wanted or 0, retrieved.depth)
@@ -241,7 +258,9 @@ class Recommender:
             self._calibrate()
             max_ms = max(0.0, budget.max_ms - spent_ms)
         share = 1.0 if always else self.config.gate_share
-        return self.second.rank(retrieved, histories, depth=depth, share=share, limits=limits, max_ms=max_ms)
+        return self.second.rank(
+            retrieved, histories, depth=depth, share=share, limits=limits, max_ms=max_ms, tolerant=tolerant
+        )
 
     def _calibrate(self) -> None:
         """Once, for the first request whose time is capped; a server does it before it says that it is ready."""
@@ -328,17 +347,16 @@ class Recommender:
 
     def _rerank_or_say_why(self, retrieved: Candidates, histories: Histories, **how: Any) -> Ranked:
         try:
-            return self.rerank(retrieved, histories, **how)
+            return self.rerank(retrieved, histories, tolerant=True, **how)
         except Crowded:
             raise
-        except (RuntimeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        except Exception as error:  # whatever else it is, such as a model that cannot be calibrated
             logging.getLogger(__name__).exception("the reranker failed")
-            return unread(retrieved, degraded=reason)
+            return unread(retrieved, degraded=reason_of(error))
 
     def _why_not_reranked(self, basis: Basis, rerank: Rerank, ranked: Ranked) -> str:
-        if ranked.degraded:
-            return f"the reranker failed ({ranked.degraded})"
+        if ranked.degraded[0]:
+            return f"the reranker failed ({ranked.degraded[0]})"
         if ranked.cuts[0][0] is Cut.PASSED:
             return f"the budget is too small ({ranked.cuts[0][1]})"
         if ranked.cuts[0][0] is Cut.GATED:

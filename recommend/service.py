@@ -21,10 +21,11 @@ from recommend.ledger import LEDGER, Spent, add_to_ledger
 from recommend.microbatch import Crowded
 from recommend.overload import OverloadConfig
 from recommend.recommender import RecommendConfig
+from recommend.second_stage import SecondStage
 from recommend.serving import Opener, Serving, ServingPlan
 from recommend.supervised import RerankerFailure, supervised
-from rerank.base import Reranker, RerankRequest, RerankResult
-from rerank.budget import Budget
+from rerank.base import RerankRequest, RerankResult
+from rerank.budget import Budget, Cap
 from store.artifacts import Release, Run
 from store.errors import BadInput, MissingStep, TandemError
 
@@ -131,11 +132,12 @@ class Service:
 
         Raises:
             MissingStep: when the release has no reranker.
-            Crowded: when it is too busy for all of them.
+            Crowded: when it is too busy for all of them, or the day's tokens are spent.
             RerankerFailure: when it gave no answer, or none that makes sense.
         """
         serving = self._now
-        if serving.reranker is None:
+        second = serving.recommender.second
+        if second is None:
             raise MissingStep(
                 f"this release has no reranker: train one with 'python cli.py train-reranker --run {self.run.root}'"
             )
@@ -144,11 +146,14 @@ class Service:
             if reading.depth < len(documents):
                 raise Crowded(f"the reranker is too busy for {len(documents):,} documents: come back, or send fewer")
             max_ms = self._in_time(Budget(), since=started).max_ms
-            found = _scored(serving.reranker, RerankRequest(tuple(history), tuple(documents), max_ms=max_ms))
+            found = _scored(second, RerankRequest(tuple(history), tuple(documents), max_ms=max_ms))
             reading.succeeded = True
         tokens, cached = sum(found.prompt_tokens), sum(found.cached_tokens)
         spent_ms = (time.perf_counter() - started) * 1000
-        self._spend(Spent(1, 1, len(found.scores[0]), tokens, cached, rerank_ms=spent_ms))
+        read = len(found.scores[0])
+        self._spend(Spent(1, int(read > 0), read, tokens, cached, rerank_ms=spent_ms))
+        if found.cuts[0][1] is Cap.DAY:
+            raise Crowded("the tokens of the day (recommend.max_tokens_per_day) are spent")
         return found
 
     def texts_of(self, user_id: str) -> tuple[list[str], bool]:
@@ -335,21 +340,18 @@ class Service:
         if spent == Spent():
             return
         try:
-            ledger = add_to_ledger(self.run.root / LEDGER, spent)
+            add_to_ledger(self.run.root / LEDGER, spent)
         except (TandemError, OSError):
             _LOG.exception("the ledger cannot be written")
             self._spend(spent)
-            return
-        if self._now.recommender.second is not None:
-            self._now.recommender.second.allowance.settle(ledger.today.fed_tokens)
 
 
-def _scored(reranker: Reranker, request: RerankRequest) -> RerankResult:
+def _scored(second: SecondStage, request: RerankRequest) -> RerankResult:
     try:
-        found = reranker.score([request])
+        found = second.within_the_day([request])
     except (Crowded, RerankerFailure):
         raise
-    except (RuntimeError, ValueError, ArithmeticError, MemoryError, OSError) as error:
+    except Exception as error:
         raise RerankerFailure(f"the reranker failed ({type(error).__name__}: {error})") from error
     if not np.isfinite(found.scores[0]).all():
         raise RerankerFailure("the reranker's scores are not finite")

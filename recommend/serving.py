@@ -8,7 +8,7 @@ from data.schema import Scores
 from recommend.batched import BatchedReranker
 from recommend.catalog import LiveCatalog
 from recommend.item_filter import Conditions
-from recommend.ledger import LEDGER, Ledger
+from recommend.ledger import LEDGER
 from recommend.overload import OverloadConfig, RerankLoad
 from recommend.recommender import RecommendConfig, Recommender
 from recommend.search import Directory
@@ -61,7 +61,6 @@ class Serving:
         catalog: the items as they are now, for whoever changes them.
         name: of the release, short; the same wherever the same artifacts are served.
         child: who holds the model, in a process of its own; None where the release has no reranker.
-        reranker: the same for callers of several threads at once.
     """
 
     release: Release
@@ -73,7 +72,6 @@ class Serving:
     conditions: Conditions
     load: RerankLoad
     child: ServedReranker | None
-    reranker: Reranker | None
 
     @property
     def reranker_is_ready(self) -> bool:
@@ -159,18 +157,16 @@ class ServingPlan:
         stages, load = catalog.stages, RerankLoad(self.overload)
         if stages.dataset.catalog.vectors is None:
             wishes.warm()
-        spent = Ledger.read(self.run.root / LEDGER).today.fed_tokens
         return Serving(
             release=stages.release,
             name=release_name(stages.release),
             catalog=catalog,
-            recommender=Recommender(stages, config, spent_today=spent, load=load),
+            recommender=Recommender(stages, config, ledger=self.run.root / LEDGER, load=load),
             wishes=wishes,
             directory=Directory(stages.dataset, stages.retriever.available),
             conditions=Conditions(stages.dataset.catalog),
             load=load,
             child=child,
-            reranker=stages.reranker,
         )
 
 

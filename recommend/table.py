@@ -66,8 +66,9 @@ def cost_line(answer: Answer) -> str:
     """Candidates, tokens and milliseconds of each stage, in one line."""
     cost = answer.cost
     remembered = f", {cost.cached_tokens} of them remembered" if cost.cached_tokens else ""
+    tied = ", all tied" if cost.tied else ""
     return (
-        f"cost: {cost.candidates} candidates, {cost.reranked} reranked, {cost.prompt_tokens} tokens{remembered}; "
+        f"cost: {cost.candidates} candidates, {cost.reranked} reranked{tied}, {cost.prompt_tokens} tokens{remembered}; "
         f"retrieval {cost.retrieval_ms:.1f} ms, reranking {cost.rerank_ms:.1f} ms, reasons {cost.explain_ms:.1f} ms"
         f" ({answer.release_fit} fit)"
     )

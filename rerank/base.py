@@ -1,8 +1,8 @@
 """What every reranker is: texts in, one score for each candidate out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,10 @@ class RerankRequest:
     max_ms: float | None = None
     hints: Mapping[Hint, Sequence[int]] = field(default_factory=dict)
     about: str = ""
+
+    def later(self, ms: float) -> Self:
+        """The same after so many milliseconds of waiting, which are part of those that it may take."""
+        return self if self.max_ms is None else replace(self, max_ms=max(0.0, self.max_ms - ms))
 
 
 @dataclass(frozen=True, slots=True)

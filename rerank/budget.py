@@ -1,13 +1,15 @@
 """What a request may cost, decided before the forward pass: fewer candidates, then less history, then none at all."""
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from rerank.packing import Prompt
+from rerank.packing import Prompt, split_long
+from rerank.spans import PrefixStates
 
 LEAST_DEPTH = 2
 """Below so many candidates there is nothing to reorder."""
@@ -61,6 +63,22 @@ class Plan:
         return len(self.prompt.candidates)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What one request of a call would make the model read, and what it may cost.
+
+    Attributes:
+        limits: cap → tokens that may go through the model.
+        max_ms: that its answer may take from the call's beginning; None: no cap.
+        remembered: the states of its prefix, held until they are used, so that nothing read before it takes them away.
+    """
+
+    prompt: Prompt
+    limits: Mapping[Cap, int]
+    max_ms: float | None = None
+    remembered: PrefixStates | None = None
+
+
 class Pace:
     """How many tokens a model reads in how many milliseconds, learnt from what it did last.
 
@@ -104,6 +122,48 @@ class Pace:
         base = max(0.0, float((ms - slope * tokens).mean()))
         forecast = np.maximum(base + slope * tokens, 1e-9)
         return base, max(slope, 1e-9), max(1.0, float(np.quantile(ms / forecast, self.QUANTILE)))
+
+
+def plan_together(wanted: Sequence[Wanted], pace: Pace, *, behind_ms: float, row_tokens: int) -> list[Plan]:
+    """What is read for each request of one call, whose answers come together, when all of it is read.
+
+    The call may take what the shortest cap of time has left. Requests without such a cap are read whole; the others
+    divide the rest, each as much as it needs where all of them need less than an equal share.
+
+    Args:
+        behind_ms: of the call so far.
+        row_tokens: of one forward pass; each reads the prefix again.
+    """
+    caps = [one.max_ms for one in wanted if one.max_ms is not None]
+    left = pace.tokens_within(min(caps) - behind_ms) if caps else 0
+    plans: dict[int, Plan] = {}
+
+    def timed_last_the_small_ones_first(place: int) -> tuple[bool, int]:
+        one = wanted[place]
+        return one.max_ms is not None, one.prompt.tokens if one.prompt.candidates else 0
+
+    for place in sorted(range(len(wanted)), key=timed_last_the_small_ones_first):
+        one, limits = wanted[place], dict(wanted[place].limits)
+        if one.max_ms is not None:
+            limits[Cap.TIME] = max(0, left) // (len(wanted) - len(plans))
+        plans[place] = _planned(one, limits, row_tokens)
+        left -= _fed(plans[place].prompt, one.remembered, row_tokens)
+    return [plans[place] for place in range(len(wanted))]
+
+
+def _planned(one: Wanted, limits: dict[Cap, int], row_tokens: int) -> Plan:
+    remembered = one.remembered is not None
+    made = plan(one.prompt, limits, remembered=remembered)
+    # Over several rows each reads the history again; a shorter prompt takes no more rows.
+    again = _fed(made.prompt, None, row_tokens) - made.prompt.tokens if made.depth else 0
+    return plan(one.prompt, {cap: limit - again for cap, limit in limits.items()}, remembered=remembered)
+
+
+def _fed(prompt: Prompt, remembered: PrefixStates | None, row_tokens: int) -> int:
+    """Tokens that go through the model."""
+    rows = split_long(prompt, max_tokens=row_tokens) if prompt.candidates else []
+    known = len(prompt.prefix) if remembered is not None else 0
+    return sum(row.tokens - known for row in rows)
 
 
 def plan(prompt: Prompt, limits: dict[Cap, int], *, remembered: bool = False) -> Plan:

@@ -17,6 +17,7 @@ from rerank.prefix_cache import PrefixCache
 from rerank.prompt import PromptConfig, Prompter, decoder_wording
 from rerank.quantization import Quantization, loading_options
 from rerank.shared_prefix import NAME, Row
+from rerank.spans import PrefixStates
 from store.errors import BadInput
 
 YES, NO = " yes", " no"
@@ -161,13 +162,15 @@ class DecoderReranker(PackedReranker[DecoderConfig]):
         """Drops all prefixes."""
         self.cache.clear()
 
-    def remembers(self, prompt: Prompt) -> bool:
-        """Whether its states are in the cache, in the type that requests are scored in."""
-        return self.cache.get(prompt.prefix, self.scoring_type) is not None
+    def remembered(self, prompt: Prompt) -> PrefixStates | None:
+        """From the cache, in the type that requests are scored in."""
+        return self.cache.get(prompt.prefix, self.scoring_type)
 
-    def score_row(self, parts: Sequence[Prompt], autocast: torch.dtype | None) -> tuple[list[Scores], list[int]]:
-        """As the base, with prefixes from the cache, where new ones go."""
-        known = [self.cache.get(part.prefix, autocast) for part in parts]
+    def score_row(
+        self, parts: Sequence[Prompt], autocast: torch.dtype | None, held: Sequence[PrefixStates | None]
+    ) -> tuple[list[Scores], list[int]]:
+        """As the base, with prefixes that are held or in the cache, where new ones go."""
+        known = [states or self.cache.get(part.prefix, autocast) for part, states in zip(parts, held, strict=True)]
         packed = pack(parts, known, device=self.device)
         row = self.row_of(packed, remember=self.cache.max_bytes > 0)
         flat = self.row_scores(packed, row, autocast=autocast)

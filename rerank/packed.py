@@ -22,7 +22,7 @@ from rerank import adapters
 from rerank.adapters import AdapterConfig
 from rerank.backbone import frozen_backbone
 from rerank.base import RerankRequest, RerankResult
-from rerank.budget import Cap, Cut, Pace, Plan, plan
+from rerank.budget import Cap, Cut, Pace, Wanted, plan_together
 from rerank.card import ADAPTER_DIR, CARD_FILE, FORMAT, HEAD_FILE, BaseModelName, corrupt, read_card
 from rerank.hints import led
 from rerank.packing import Packed, Prompt, pack, split_long
@@ -30,6 +30,7 @@ from rerank.pairs import PairScorer
 from rerank.prompt import PromptConfig, Prompter
 from rerank.quantization import is_quantized
 from rerank.shared_prefix import Row
+from rerank.spans import PrefixStates
 from store.errors import Mismatch
 from store.hardware import device
 
@@ -261,8 +262,16 @@ class PackedReranker(PairScorer, ABC, Generic[ConfigT]):
 
     def score(self, requests: Sequence[RerankRequest]) -> RerankResult:
         """See `Reranker`."""
-        plans = [self._plan(request) for request in requests]
-        found = self.score_prompts([made.prompt for made in plans], autocast=self.scoring_type)
+        started = time.perf_counter()
+        prompts = [self.prompt_of(request) for request in requests]
+        wanted = [
+            Wanted(prompt, request.limits, request.max_ms, self.remembered(prompt))
+            for prompt, request in zip(prompts, requests, strict=True)
+        ]
+        behind_ms = (time.perf_counter() - started) * 1000
+        plans = plan_together(wanted, self.pace, behind_ms=behind_ms, row_tokens=self.config.max_batch_tokens)
+        held = [one.remembered for one in wanted]
+        found = self.score_prompts([made.prompt for made in plans], autocast=self.scoring_type, held=held)
         return replace(found, cuts=[(made.cut, made.cap) for made in plans])
 
     def calibrate(self) -> None:
@@ -274,33 +283,26 @@ class PackedReranker(PairScorer, ABC, Generic[ConfigT]):
                 self.score_prompts(prompts, autocast=self.scoring_type)
         self.forget()
 
-    def _plan(self, request: RerankRequest) -> Plan:
-        """What of a request fits into its budget."""
-        started = time.perf_counter()
-        prompt = self.prompt_of(request)
-        limits = dict(request.limits)
-        if request.max_ms is not None:
-            tokenized_ms = (time.perf_counter() - started) * 1000
-            limits[Cap.TIME] = self.pace.tokens_within(request.max_ms - tokenized_ms)
-        remembered = self.remembers(prompt)
-        made = plan(prompt, limits, remembered=remembered)
-        # Over several rows each reads the history again; a shorter prompt takes no more rows.
-        again = sum(part.tokens for part in self._parts(made.prompt)) - made.prompt.tokens if made.depth else 0
-        return plan(prompt, {cap: limit - again for cap, limit in limits.items()}, remembered=remembered)
+    def remembered(self, prompt: Prompt) -> PrefixStates | None:
+        """The states of a prompt's prefix where it need not be read again."""
+        return None
 
-    def remembers(self, prompt: Prompt) -> bool:
-        """Whether the prefix of a prompt need not be read again."""
-        return False
-
-    def score_prompts(self, prompts: Sequence[Prompt], *, autocast: torch.dtype | None = None) -> RerankResult:
-        """The same for prompts."""
+    def score_prompts(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        autocast: torch.dtype | None = None,
+        held: Sequence[PrefixStates | None] | None = None,
+    ) -> RerankResult:
+        """The same for prompts; `held`: what of each was `remembered` when it was planned."""
+        held = held or [None] * len(prompts)
         owned = [(owner, part) for owner, prompt in enumerate(prompts) for part in self._parts(prompt)]
         scores: list[list[Scores]] = [[np.empty(0, dtype=np.float32)] for _ in prompts]
         tokens, cached = [0] * len(prompts), [0] * len(prompts)
         with torch.inference_mode():
             for batch in _filled(owned, self.config.max_batch_tokens):
                 started = time.perf_counter()
-                found = self.score_row([part for _, part in batch], autocast)
+                found = self.score_row([part for _, part in batch], autocast, [held[owner] for owner, _ in batch])
                 fed = sum(part.tokens for _, part in batch) - sum(found[1])
                 self.pace.observe(fed, (time.perf_counter() - started) * 1000)
                 for (owner, part), values, remembered in zip(batch, *found, strict=True):
@@ -311,7 +313,9 @@ class PackedReranker(PairScorer, ABC, Generic[ConfigT]):
         uncut = [(Cut.NONE, Cap.NONE)] * len(prompts)
         return RerankResult([np.concatenate(values) for values in scores], tokens, cached, cut, uncut)
 
-    def score_row(self, parts: Sequence[Prompt], autocast: torch.dtype | None) -> tuple[list[Scores], list[int]]:
+    def score_row(
+        self, parts: Sequence[Prompt], autocast: torch.dtype | None, held: Sequence[PrefixStates | None]
+    ) -> tuple[list[Scores], list[int]]:
         """(k,) float32 for each of the prompts of one row, and how many of its tokens did not have to be read."""
         packed = pack(parts, device=self.device)
         flat = self.row_scores(packed, self.row_of(packed), autocast=autocast)

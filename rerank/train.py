@@ -51,6 +51,7 @@ class TrainingRecord:
         stop: why it ended.
         steps: steps made.
         lists: lists seen.
+        tokens: of these lists.
         minutes: wall time.
         before: validation figures before the first step; None without validation lists.
         best: the same for the weights that were kept.
@@ -61,6 +62,7 @@ class TrainingRecord:
     stop: StopReason
     steps: int
     lists: int
+    tokens: int
     minutes: float
     before: ListFigures | None
     best: ListFigures | None
@@ -125,7 +127,7 @@ class _Training:
         self.ids = reranker.prompter.tokenize(examples.texts)
         self.steps = config.epochs * -(-len(examples) // config.users_per_batch)
         self.losses: list[float] = []
-        self.lists = 0
+        self.lists = self.tokens = 0
         self.parameters = reranker.trainable()
         self.optimizer = make_optimizer(self.parameters, config)
         self.ranks = RankSchedule(reranker.backbone)
@@ -196,6 +198,7 @@ class _Training:
             "scale": self.scale,
             "losses": self.losses,
             "lists": self.lists,
+            "tokens": self.tokens,
             "elapsed_s": time.monotonic() - self.start,
             "reserved_s": self.reserved_s,
             "stop": self.stop.value if self.stop else None,
@@ -216,7 +219,8 @@ class _Training:
         self.ranks.restore(parts["ranks"])
         self.best = Best.of(parts["best"])
         self.before, self.scale = figures_from(parts["before"]), parts["scale"]
-        self.losses, self.lists, self.reserved_s = list(parts["losses"]), parts["lists"], parts["reserved_s"]
+        self.losses, self.reserved_s = list(parts["losses"]), parts["reserved_s"]
+        self.lists, self.tokens = parts["lists"], parts["tokens"]
         self.start = time.monotonic() - parts["elapsed_s"]
         self.stop = StopReason(parts["stop"]) if parts["stop"] else None
         self._judged = parts["judged"]
@@ -252,6 +256,7 @@ class _Training:
         self.ranks.step(progress)
         self.losses.append(loss)
         self.lists += len(places)
+        self.tokens += sum(prompt.tokens for prompt in prompts)
         self.log(
             {
                 "event": "step",
@@ -386,6 +391,7 @@ class _Training:
             stop=self.stop,
             steps=len(self.losses),
             lists=self.lists,
+            tokens=self.tokens,
             minutes=(time.monotonic() - self.start) / 60,
             before=self.before,
             best=self.best.figures,

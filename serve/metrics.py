@@ -44,6 +44,7 @@ class Metrics:
             registry=own,
         )
         self.gated = Counter("tandem_gated", "Recommendations that the gate left in retrieval order", registry=own)
+        self.tied = Counter("tandem_tied", "Recommendations whose candidates were all scored alike", registry=own)
         self.remembered = Counter("tandem_cache_hits", "Answers whose history was remembered", registry=own)
         self.degraded = Counter("tandem_degraded", "Recommendations that are less than asked", ["reason"], registry=own)
         self.events = Counter("tandem_events", "Events by result", ["result"], registry=own)
@@ -89,6 +90,8 @@ class Metrics:
         self.reranked.labels("yes" if cost.reranked else "no", answer.basis.value).inc()
         if answer.gated:
             self.gated.inc()
+        if cost.tied:
+            self.tied.inc()
         reason = degradation(served)
         if reason:
             self.degraded.labels(reason).inc()

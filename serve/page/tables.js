@@ -80,11 +80,17 @@ export function frontier(found, tried) {
         cell(`${point.p50_ms.toFixed(1)} / ${point.p95_ms.toFixed(1)}`),
         cell(whole(point.memory_mb)),
         cell(number(point.cost_of_1000)),
+        cell(agreementWords(point.agreement)),
       ],
       point.on_front ? "ours" : "",
     ),
   );
-  return table(["Setting", "NDCG@10", "Gain", "Verdict", "Tokens a user", "ms, mean", "p50 / p95, reranked", "MB", "Cost of 1,000"], rows);
+  return table(["Setting", "NDCG@10", "Gain", "Verdict", "Tokens a user", "ms, mean", "p50 / p95, reranked", "MB", "Cost of 1,000", "τ / largest difference, to float32"], rows);
+}
+
+/** Kendall's τ with the scores in float32, and the largest difference; reports of earlier versions have neither. */
+function agreementWords(found) {
+  return found ? `${found.kendall_tau.toFixed(3)} / ${Number(found.largest_difference.toPrecision(2))}` : "–";
 }
 
 export function tag(verdict) {

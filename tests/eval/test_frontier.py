@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from eval.agreement import Agreement
 from eval.frontier import Frontier, FrontierPoint, Setting, WholeCatalog
 from eval.page import render
 from eval.report import write_report
@@ -13,7 +14,9 @@ from eval.significance import paired_bootstrap
 from tests.eval.test_report import a_report
 
 
-def point(name: str, ndcg10: float, ms: float, *, depth: int = 10, share: float = 1.0) -> FrontierPoint:
+def point(
+    name: str, ndcg10: float, ms: float, *, depth: int = 10, share: float = 1.0, agreement: Agreement | None = None
+) -> FrontierPoint:
     rng = np.random.default_rng(0)
     base = rng.random(50)
     return FrontierPoint(
@@ -26,6 +29,7 @@ def point(name: str, ndcg10: float, ms: float, *, depth: int = 10, share: float 
         mean_ms=ms,
         memory_mb=90.0,
         cost_of_1000=0.25,
+        agreement=agreement,
     )
 
 
@@ -47,7 +51,7 @@ def frontier(*points: FrontierPoint) -> Frontier:
 
 BOTH = frontier(
     point("a", 0.52, 20),
-    point("a", 0.55, 60, depth=20),
+    point("a", 0.55, 60, depth=20, agreement=Agreement(0.0123, 0.98765)),
     point("<i>b", 0.53, 70),  # slower and worse than the one before
     point("<i>b", 0.49, 6),  # fast, and worse than retrieval alone
     point("a", 0.56, 200, depth=50, share=0.5),
@@ -72,6 +76,8 @@ def test_a_report_holds_the_frontier_as_json_picture_and_table(tmp_path) -> None
     saved = json.loads((tmp_path / "report.json").read_text())["frontier"]
     assert [one["on_front"] for one in saved["points"]] == [True, True, False, False, True]
     assert saved["points"][1]["setting"] == {"model": "a", "precision": "float32", "depth": 20, "share": 1.0}
+    assert saved["points"][1]["agreement"] == {"largest_difference": 0.0123, "kendall_tau": 0.98765}
+    assert saved["points"][0]["agreement"] is None
     assert saved["whole_catalog"][0]["two_stage_ndcg10"] == 0.56
     assert saved["ceiling"] == {"5": 0.6, "10": 0.7}
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
@@ -86,6 +92,7 @@ def test_a_report_holds_the_frontier_as_json_picture_and_table(tmp_path) -> None
         "31,000 tokens",
         "read for 20 users",
         "2.5 s",
+        "0.988 / 0.012",
     ):
         assert said in section, said
     assert section.count('<tr class="ours">') == 3

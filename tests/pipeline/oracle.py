@@ -25,9 +25,9 @@ def exported(
 ) -> pl.DataFrame:
     path = folder / f"{asked}.parquet"
     options = {"k": k, "depth": depth, "users": users, "rerank": rerank, "towers_only": towers_only}
-    rows = export(ws, asked, path, **options, log=quiet(ws))
+    found = export(ws, asked, path, **options, log=quiet(ws))
     frame = pl.read_parquet(path)
-    assert len(frame) == rows
+    assert len(frame) == found.rows
     return frame
 
 

@@ -70,8 +70,8 @@ def test_two_workers_recommend_what_one_process_does(shop: Shop, tmp_path, monke
     asked = {"k": 12, "depth": 8, "users": 0, "rerank": Rerank.AUTO, "towers_only": False}
     asked["items"] = ItemFilter(exclude="i05,i09")
     one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
-    assert export.export(ws, Asked.TEST, one, **asked, log=quiet(ws)) == 120 * 12
-    assert export.export(ws, Asked.TEST, two, **asked, log=quiet(ws), engine=engine) == 120 * 12
+    assert export.export(ws, Asked.TEST, one, **asked, log=quiet(ws)).rows == 120 * 12
+    assert export.export(ws, Asked.TEST, two, **asked, log=quiet(ws), engine=engine).rows == 120 * 12
     assert pl.read_parquet(one).equals(pl.read_parquet(two))
     assert not {"i05", "i09"} & set(pl.read_parquet(two)["item_id"])
 

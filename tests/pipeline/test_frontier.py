@@ -1,24 +1,29 @@
 """Points of the frontier, worked out again one user at a time, and what the sweep leaves out."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
+from config import with_overrides
 from data.schema import Candidates, Histories
+from eval.agreement import Agreement
 from eval.frontier import Frontier, FrontierPoint
 from fusion.linear import LinearFusion
 from pipeline.evaluate import Part, evaluation_recommender
 from pipeline.frontier import Asked, _Bench, measure_frontier, weights_mb
 from pipeline.run_log import RunLog
-from pipeline.workspace import Workspace, open_workspace
+from pipeline.train_reranker import RECORD
+from pipeline.workspace import FitKind, Workspace, open_workspace
 from recommend.recommender import Recommender
 from recommend.sweep import SweepConfig
 from rerank.card import HEAD_FILE
 from rerank.fit import request_of, with_reranker_scores
 from rerank.fusion import RERANKER, RETRIEVAL, TRANSFORMS
 from rerank.packed import PackedReranker
-from rerank.precision import Precision
+from rerank.precision import Precision, at_precision
 from store.artifacts import MANIFEST
 from store.errors import MissingStep
 from tests.pipeline.shop import quiet
@@ -107,6 +112,43 @@ def test_less_precision_moves_the_scores_a_little(made: Frontier) -> None:
     assert at(made, 8, precision="bfloat16").ndcg10 == pytest.approx(at(made, 8).ndcg10, abs=0.03)
 
 
+def test_less_precision_agrees_with_float32_as_loops_find(ws, recommender, made) -> None:
+    exact = at(made, 8).agreement
+    assert exact == Agreement(0.0, 1.0)
+    found = recommender.retrieve(ws.split.test.histories, 8)
+    rerankers = [at_precision(reranker_of(recommender), one) for one in (Precision.FLOAT32, Precision.BFLOAT16)]
+    taus, most = [], 0.0
+    for user in range(len(found)):
+        request = request_of(ws.dataset.catalog.texts, found, ws.split.test.histories, user)
+        full, less = (reranker.score([request]).scores[0] for reranker in rerankers)
+        taus.append(kendalltau(full, less).statistic)
+        most = max(most, float(np.abs(full - less).max()))
+    agreement = at(made, 8, precision="bfloat16").agreement
+    assert agreement is not None
+    assert agreement.kendall_tau == pytest.approx(np.mean(taus), abs=0.02)
+    assert agreement.largest_difference == pytest.approx(most, rel=0.2)
+    assert agreement.largest_difference > 0
+    assert at(made, 3, precision="bfloat16").agreement.largest_difference <= agreement.largest_difference
+
+
+def test_without_float32_no_agreement_is_told(ws, recommender) -> None:
+    sweep = SWEEP.model_copy(update={"precisions": (Precision.BFLOAT16,), "depths": (3,)})
+    few = replace(ws, config=ws.config.model_copy(update={"sweep": sweep}))
+    found = measure_frontier(few, recommender, ws.split.test.take(np.arange(10)), log=quiet(few))
+    assert [point.agreement for point in found.points] == [None, None]
+
+
+def test_training_is_told_in_minutes_and_money(ws, recommender) -> None:
+    priced = with_overrides(ws.config, ["recommend.prices.per_machine_hour=3", "recommend.prices.per_million_tokens=2"])
+    few = replace(ws, config=priced)
+    found = measure_frontier(few, recommender, ws.split.test.take(np.arange(4)), log=quiet(few))
+    ((_, minutes),), ((_, cost),) = found.training_minutes.items(), found.training_cost.items()
+    record = ws.run.artifact("reranker", ws.reranker_key(FitKind.EVALUATION)) / RECORD
+    tokens = sum(one["tokens"] for one in json.loads(record.read_text())["rounds"])
+    assert tokens > 0
+    assert cost == pytest.approx(minutes / 60 * 3 + tokens / 1e6 * 2)
+
+
 def test_on_validation_nobody_is_judged_by_weights_that_saw_them(ws, recommender) -> None:
     asked = Asked(ws.selectors, recommender.retrieve(ws.selectors.histories, 8))
     bench = _Bench(ws, "x", reranker_of(recommender), Precision.FLOAT32, asked, None, 1.0)
@@ -137,8 +179,6 @@ def test_the_whole_catalog_is_read_for_a_few_and_only_counted_where_it_is_too_mu
 
 
 def test_weights_of_eight_bits_are_counted_as_such(recommender) -> None:
-    from rerank.precision import at_precision
-
     full = reranker_of(recommender)
     small = at_precision(full, Precision.INT8)
     assert weights_mb(small.backbone) < weights_mb(full.backbone)

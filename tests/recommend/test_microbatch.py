@@ -62,6 +62,16 @@ def test_no_call_is_larger_than_allowed():
     assert [len(numbers) for numbers in answer.batches] == [1, 2, 2, 1]
 
 
+def test_questions_of_two_kinds_share_no_call_and_keep_their_order():
+    answer = Doubled()
+    _, others = with_others(answer, MicroBatch(answer, most=3, kind=lambda number: number > 10), [1, 2, 20, 3, 4, 5, 6])
+    assert [other.result(30) for other in others] == [2, 4, 40, 6, 8, 10, 12]
+    arrived = [number for numbers in answer.batches for number in numbers]
+    assert sorted(arrived) == [0, 1, 2, 3, 4, 5, 6, 20]
+    assert [20] in answer.batches
+    assert max(map(len, answer.batches)) <= 3
+
+
 def test_a_question_that_cannot_be_answered_spoils_no_other():
     answer = Doubled()
     _, others = with_others(answer, MicroBatch(answer, most=8), [1, 13, 2])

@@ -1,6 +1,8 @@
 """Both stages behind one call: places, scores, reasons and costs of an answer."""
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from data.schema import Histories
 from pipeline.workspace import open_workspace
 from recommend.answer import Basis
+from recommend.ledger import Spent, add_to_ledger
 from recommend.recommender import RecommendConfig, Recommender, Rerank
 from recommend.release import Stages, load_stages
 from rerank.base import RerankRequest, RerankResult
@@ -167,6 +170,7 @@ def test_a_depth_beyond_the_candidates_reads_them_all(two_stages):
 
 def test_costs_are_counted(two_stages):
     cost = two_stages.recommend(history(two_stages)).cost
+    assert not cost.tied
     assert (cost.candidates, cost.reranked) == (30, 8)
     assert cost.prompt_tokens == 10 * 8 + len(history(two_stages))
     assert min(cost.retrieval_ms, cost.rerank_ms, cost.explain_ms) > 0
@@ -305,12 +309,17 @@ class Broken(ByTitle):
         if self.name == "nan":
             found = super().score(requests)
             return replace(found, scores=[np.full_like(scores, np.nan) for scores in found.scores])
-        raise {"raise": ZeroDivisionError("by zero"), "memory": MemoryError()}[self.name]
+        raise {"raise": ZeroDivisionError("by zero"), "memory": MemoryError(), "key": KeyError("x")}[self.name]
 
 
 @pytest.mark.parametrize(
     ("how", "reason"),
-    [("raise", "ZeroDivisionError: by zero"), ("memory", "MemoryError"), ("nan", "scores are not finite")],
+    [
+        ("raise", "ZeroDivisionError: by zero"),
+        ("memory", "MemoryError"),
+        ("key", "KeyError: 'x'"),
+        ("nan", "ValueError: the reranker's scores are not finite"),
+    ],
 )
 def test_a_reranker_that_fails_leaves_the_order_of_retrieval_and_says_so(stages, how, reason, caplog):
     broken = Recommender(replace(weighed(stages, retrieval=0.0, reranker=1.0), reranker=Broken(how)), CONFIG)
@@ -319,8 +328,55 @@ def test_a_reranker_that_fails_leaves_the_order_of_retrieval_and_says_so(stages,
     assert reason in answer.degraded
     assert reason in answer.not_reranked
     assert "the reranker failed" in caplog.text
-    with pytest.raises((ZeroDivisionError, MemoryError, ValueError)):  # a report must not hide it
-        broken.rank(Histories.of([history(broken).tolist()]), candidates=30)
+    asked = Histories.of([history(broken).tolist()])
+    with pytest.raises((ZeroDivisionError, MemoryError, KeyError, ValueError)):  # a report must not hide it
+        broken.rerank(broken.retrieve(asked, 30), asked)
+
+
+def test_tokens_that_gave_no_score_were_spent_all_the_same(stages):
+    broken = Recommender(replace(weighed(stages, retrieval=0.0, reranker=1.0), reranker=Broken("nan")), CONFIG)
+    cost = broken.recommend(history(broken)).cost
+    assert (cost.reranked, cost.prompt_tokens) == (0, 10 * 8 + len(history(broken)))
+
+
+class Picky(ByTitle):
+    """Cannot bear calls with histories of one length; of another it knows no scores."""
+
+    def score(self, requests):
+        if any(len(request.history) == 5 for request in requests):
+            raise MemoryError("too long")
+        found = super().score(requests)
+        spoilt = [len(request.history) == 6 for request in requests]
+        scores = [values * np.nan if bad else values for values, bad in zip(found.scores, spoilt, strict=True)]
+        return replace(found, scores=scores)
+
+
+def test_of_many_users_only_those_whom_the_reranker_fails_for_keep_the_order_of_retrieval(stages, caplog):
+    sharp = weighed(stages, retrieval=0.0, reranker=1.0)
+    histories = stages.dataset.interactions
+    whole = Recommender(sharp, CONFIG).rank(histories, candidates=30)
+    picky = Recommender(replace(sharp, reranker=Picky()), CONFIG)
+    ranked = picky.rank(histories, candidates=30)
+    failed = np.isin(histories.lengths, (5, 6))
+    assert 0 < failed.sum() < len(histories)
+    assert [bool(why) for why in ranked.degraded] == failed.tolist()
+    assert set(ranked.degraded) == {
+        "",
+        "MemoryError: too long",
+        "ValueError: the reranker's scores are not finite",
+    }
+    np.testing.assert_array_equal(ranked.reranked.item_rows[failed], ranked.retrieved.item_rows[failed])
+    np.testing.assert_array_equal(ranked.reranked.item_rows[~failed], whole.reranked.item_rows[~failed])
+    assert ranked.read[failed].sum() == 0
+    assert caplog.text.count("the reranker failed") == 1
+
+
+def test_what_many_users_cost_is_told(two_stages):
+    histories = two_stages.interactions
+    spent = two_stages.rank(histories, candidates=30).spent
+    assert (spent.requests, spent.reranked, spent.candidates, spent.tied) == (120, 120, 120 * 8, 0)
+    assert spent.prompt_tokens == 120 * 10 * 8 + len(histories.item_rows)
+    assert min(spent.retrieval_ms, spent.rerank_ms) > 0
 
 
 class Constant(ByTitle):
@@ -336,6 +392,8 @@ def test_tied_scores_keep_the_order_of_retrieval_and_are_counted(stages):
     ranked = constant.rank(Histories.of([history(constant).tolist()]), candidates=30)
     np.testing.assert_array_equal(ranked.reranked.item_rows, ranked.retrieved.item_rows)
     assert ranked.tied.tolist() == [True]
+    cost = constant.recommend(history(constant)).cost
+    assert (cost.tied, cost.spent.tied, cost.spent.reranked) == (True, 1, 1)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4])
@@ -360,16 +418,37 @@ def test_whom_the_gate_leaves_out_is_not_asked_about(stages, share):
     assert gated.recommend(histories[left_out], rerank=Rerank.ALWAYS).cost.reranked == 8
 
 
-def test_a_day_costs_no_more_than_its_allowance(stages):
+def test_a_day_costs_no_more_than_its_allowance(stages, tmp_path):
     """The tiny reranker itself: many users, whose tokens are counted as they are fed."""
     sharp = replace(stages, fusion=replace(stages.fusion, weights={RETRIEVAL: 0.0, RERANKER: 1.0}))
     free = Recommender(sharp, CONFIG).rank(stages.dataset.interactions, candidates=30)
     whole = int(free.prompt_tokens.sum())
-    capped = Recommender(sharp, CONFIG.model_copy(update={"max_tokens_per_day": whole // 3}), spent_today=10)
+    add_to_ledger(tmp_path, Spent(prompt_tokens=10))
+    config = CONFIG.model_copy(update={"max_tokens_per_day": whole // 3})
+    capped = Recommender(sharp, config, ledger=tmp_path)
     ranked = capped.rank(stages.dataset.interactions, candidates=30)
-    spent = int((ranked.prompt_tokens - ranked.cached_tokens).sum())
+    spent = ranked.spent.fed_tokens
     assert whole // 6 < spent <= whole // 3 - 10
     assert (Cut.PASSED, Cap.DAY) in ranked.cuts
-    assert (
-        capped.recommend(stages.dataset.interactions[0]).cost.prompt_tokens <= capped.second.allowance.per_day - spent
-    )
+    other = Recommender(sharp, config, ledger=tmp_path)  # as in another process
+    assert other.recommend(stages.dataset.interactions[0]).cost.prompt_tokens <= whole // 3 - 10 - spent
+
+
+class Slow(ByTitle):
+    """Reads what its cap allows, ten tokens a candidate, and lets others come meanwhile."""
+
+    def score(self, requests):
+        time.sleep(0.05)
+        asked = [replace(one, history=(), candidates=one.candidates[: one.limits[Cap.DAY] // 10]) for one in requests]
+        return super().score(asked)
+
+
+def test_calls_at_the_same_time_do_not_exceed_the_day_together(stages):
+    sharp = replace(weighed(stages, retrieval=0.0, reranker=1.0), reranker=Slow())
+    capped = Recommender(sharp, CONFIG.model_copy(update={"max_tokens_per_day": 400}))
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda user: capped.recommend(capped.interactions[user]), range(8)))
+        spent = sum(answer.cost.prompt_tokens for answer in answers)
+        assert 0 < spent <= 400
+        answers = [capped.recommend(capped.interactions[user]) for user in range(8)]
+    assert spent + sum(answer.cost.prompt_tokens for answer in answers) == 400

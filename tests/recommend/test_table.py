@@ -36,6 +36,9 @@ def test_titles_places_scores_reasons_and_cost_are_shown():
         "100 candidates, 20 reranked, 1234 tokens, 400 of them remembered; retrieval 1.2 ms, reranking 250.0 ms" in text
     )
     assert "(evaluation fit)" in text
+    tied = answer(item("Heat (1995)", read=True))
+    tied = replace(tied, cost=replace(tied.cost, tied=True))
+    assert "100 candidates, 20 reranked, all tied, 1234 tokens" in printed(tied)
 
 
 def test_what_looks_like_markup_in_data_is_left_as_it_is():

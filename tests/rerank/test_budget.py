@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank.budget import Cap, Cut, Pace, plan, without_older
+from rerank.budget import Cap, Cut, Pace, Plan, Wanted, plan, plan_together, without_older
 from rerank.packing import NO_AGE, Prompt
 
 
@@ -113,3 +113,61 @@ def test_a_pace_forgets_what_is_long_ago():
     for _ in range(Pace.MOST):
         pace.observe(100, 10.0)
     assert pace.tokens_within(10.0) == pytest.approx(100, abs=1)
+
+
+# --- several requests in one call
+
+
+def steady() -> Pace:
+    """10 ms and a tenth of a millisecond for each token, always."""
+    pace = Pace()
+    for tokens in range(100, 2000, 100):
+        pace.observe(tokens, 10 + 0.1 * tokens)
+    return pace
+
+
+def together(*wanted: Wanted, behind_ms: float = 0.0) -> list[Plan]:
+    return plan_together(wanted, steady(), behind_ms=behind_ms, row_tokens=8192)
+
+
+def fed(plans: list[Plan]) -> list[int]:
+    return [made.prompt.tokens if made.depth else 0 for made in plans]
+
+
+def in_ms(tokens: int) -> float:
+    """Time for so many tokens, and half a one."""
+    return 10 + 0.1 * (tokens + 0.5)
+
+
+def test_requests_of_one_call_divide_its_time() -> None:
+    whole = Wanted(WHOLE, {}, in_ms(27))
+    assert fed(together(whole)) == [27]
+    plans = together(*[Wanted(WHOLE, {}, in_ms(4 * 19))] * 4)
+    assert fed(plans) == [19] * 4
+    assert [(made.cut, made.cap) for made in plans] == [(Cut.DEPTH, Cap.TIME)] * 4
+    assert sum(fed(together(whole, whole))) <= 27
+
+
+def test_the_shortest_cap_holds_for_the_call() -> None:
+    plans = together(Wanted(WHOLE, {}, 10_000.0), Wanted(WHOLE, {}, in_ms(2 * 23)))
+    assert fed(plans) == [23, 23]
+
+
+def test_what_one_does_not_need_is_for_the_others() -> None:
+    small = prompt([3], [4])  # 9 tokens
+    none = prompt([3], [])
+    plans = together(*(Wanted(one, {}, in_ms(9 + 27)) for one in (WHOLE, small, none)))
+    assert fed(plans) == [27, 9, 0]
+    assert [made.cut for made in plans] == [Cut.NONE] * 3
+
+
+def test_who_has_no_cap_of_time_is_read_whole_and_the_others_have_the_rest() -> None:
+    plans = together(Wanted(WHOLE, {}, in_ms(27 + 19)), Wanted(WHOLE, {}), Wanted(WHOLE, {Cap.TOKENS: 0}))
+    assert fed(plans) == [19, 27, 0]
+    assert [made.cap for made in plans] == [Cap.TIME, Cap.NONE, Cap.TOKENS]
+
+
+def test_what_the_call_has_taken_already_is_behind() -> None:
+    assert fed(together(Wanted(WHOLE, {}, in_ms(27) + 5), behind_ms=5.0)) == [27]
+    assert fed(together(Wanted(WHOLE, {}, in_ms(27)), behind_ms=0.8)) == [19]
+    assert fed(together(Wanted(WHOLE, {}, in_ms(27)), behind_ms=1000.0)) == [0]

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rerank.base import RerankRequest
+from rerank.budget import Cap, Cut
 from rerank.decoder import DecoderReranker
 from store.errors import BadInput
 from tests.rerank.test_encoder import some_requests
@@ -56,6 +58,24 @@ def test_a_history_seen_before_is_not_read_again_and_the_scores_stay(tiny_llama)
     other = reranker.score([RerankRequest(("bal den", "gos"), request.candidates)])
     assert other.cached_tokens == [0]
     assert len(reranker.cache) == 2
+
+
+def test_a_history_that_was_planned_as_remembered_is_free_even_where_the_call_itself_displaces_it(tiny_llama):
+    """The memory holds one history, and each prompt has a row of its own: reading the first takes away the second's."""
+    reranker = shaken(tiny_llama, config=CONFIG.model_copy(update={"max_batch_tokens": 64}))
+    known = RerankRequest(("bal den", "fir", "gos kal"), ("gos", "kal len mir", "bal"))
+    other = RerankRequest(("fir gos", "den", "len mir"), ("bal", "den len", "gos"))
+    first = reranker.score([known])
+    reranker.cache.max_bytes = reranker.cache.bytes
+    prompt = reranker.prompt_of(known)
+    assert prompt.tokens + reranker.prompt_of(other).tokens > 64
+    limit = prompt.tokens - len(prompt.prefix)
+    found = reranker.score([other, replace(known, limits={Cap.TOKENS: limit})])
+    assert found.prompt_tokens[1] - found.cached_tokens[1] == limit
+    assert found.cuts[1] == (Cut.NONE, Cap.NONE)
+    np.testing.assert_allclose(found.scores[1], first.scores[0], atol=1e-6)
+    assert len(reranker.cache) == 1
+    assert reranker.remembered(prompt) is None  # it was displaced indeed
 
 
 def test_without_memory_nothing_is_kept(tiny_llama):

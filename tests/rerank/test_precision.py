@@ -45,9 +45,9 @@ def test_full_precision_is_the_reranker_itself(reranker: PackedReranker) -> None
 def test_a_prefix_is_remembered_in_its_own_precision(tiny_llama: Path) -> None:
     cheap = at_precision(llama.shaken(tiny_llama), Precision.BFLOAT16)
     prompt = cheap.prompt_of(REQUEST)
-    assert not cheap.remembers(prompt)
+    assert cheap.remembered(prompt) is None
     first = cheap.score([REQUEST])
-    assert cheap.remembers(prompt)
+    assert cheap.remembered(prompt) is not None
     again = cheap.score([REQUEST])
     assert again.cached_tokens == [len(prompt.prefix)]
     assert np.abs(again.scores[0] - first.scores[0]).max() < 0.1 * np.ptp(first.scores[0])

@@ -83,6 +83,20 @@ def test_a_reranker_that_fails_gives_no_order_at_all(client: Client):
     assert "no luck" in found.json()["error"]["message"]
 
 
+def test_where_the_days_tokens_are_spent_documents_are_refused_and_answers_come_in_retrieval_order(client: Client):
+    allowance = client.service.serving.recommender.second.allowance
+    allowance.per_day = 0
+    try:
+        found = client.post("/v1/rerank", {"query": "x", "documents": ["a", "b"]})
+        answer = client.post("/v1/recommend", {"user_id": "u010"}).json()
+    finally:
+        allowance.per_day = None
+    assert found.status_code == 429
+    assert "max_tokens_per_day" in found.json()["error"]["message"]
+    assert (answer["usage"]["prompt_tokens"], answer["left_out"]) == (0, "retrieval order (max_tokens_per_day)")
+    assert client.post("/v1/rerank", {"query": "x", "documents": ["a", "b"]}).status_code == 200
+
+
 def test_documents_are_read_for_a_user(client: Client):
     texts, known = client.service.texts_of("u010")
     assert known

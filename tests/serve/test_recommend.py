@@ -1,5 +1,8 @@
 """What the API recommends is what a Recommender recommends, and every answer says what it is."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from recommend.microbatch import Crowded
@@ -119,17 +122,22 @@ def test_a_budget_is_kept_and_told(client: Client):
     assert recommended(client, user_id="u010", budget={"depth": 3})["usage"]["reranked"] == 3
 
 
-def test_a_reranker_that_fails_leaves_retrieval_order_and_is_counted(client: Client):
+@pytest.mark.parametrize("fault", [RuntimeError("no luck"), KeyError("no luck")], ids=["foreseen", "not foreseen"])
+def test_a_reranker_that_fails_leaves_retrieval_order_and_is_counted(client: Client, fault: Exception):
     child = client.service.serving.child
     degraded = client.server.metrics.degraded.labels(FAILED)._value
     before = degraded.get()
-    child.fault = RuntimeError("no luck")
+    child.fault = fault
     try:
         answer = recommended(client, user_id="u010")
+        refused = client.post("/v1/rerank", {"query": "bal", "documents": ["fir", "gos"]})
     finally:
         child.fault = None
     assert answer["degraded"] is True
+    assert f"{type(fault).__name__}: " in answer["reason"]
     assert "no luck" in answer["reason"]
+    assert refused.status_code == 503
+    assert f"{type(fault).__name__}: " in refused.json()["error"]["message"]
     assert [item["retrieval_rank"] for item in answer["items"]] == list(range(1, 11))
     assert degraded.get() == before + 1
     assert recommended(client, user_id="u010")["degraded"] is False
@@ -146,6 +154,33 @@ def test_a_turn_that_does_not_come_is_load_and_no_failure(client: Client):
         child.fault = None
     assert (answer["degraded"], answer["reason"]) == (True, "overload: not reranked, others were served for 2 s")
     assert (failed.get(), skipped.get()) == (before[0], before[1] + 1)
+
+
+class Level:
+    """Scores everything alike."""
+
+    def __init__(self, inside):
+        self.inside = inside
+
+    def score(self, requests):
+        found = self.inside.score(requests)
+        return replace(found, scores=[np.zeros_like(scores) for scores in found.scores])
+
+
+def test_tied_scores_are_counted(client: Client):
+    child, tied = client.service.serving.child, client.server.metrics.tied._value
+    before = tied.get()
+    recommended(client, user_id="u010")
+    assert tied.get() == before
+    whole = child.inside
+    child.inside = Level(whole)
+    try:
+        answer = recommended(client, user_id="u010")
+    finally:
+        child.inside = whole
+    assert tied.get() == before + 1
+    assert [item["retrieval_rank"] for item in answer["items"]] == list(range(1, 11))
+    assert "tandem_tied_total" in client.get("/metrics").text
 
 
 @pytest.mark.parametrize(
