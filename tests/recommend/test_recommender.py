@@ -54,7 +54,8 @@ def stages(shop) -> Stages:
 
 
 def weighed(stages: Stages, *, retrieval: float, reranker: float) -> Stages:
-    fusion = replace(stages.fusion, weights={RETRIEVAL: retrieval, RERANKER: reranker})
+    # The range is that of the scores of the reranker that was trained.
+    fusion = replace(stages.fusion, weights={RETRIEVAL: retrieval, RERANKER: reranker}, ranges={})
     return replace(stages, reranker=ByTitle(), fusion=fusion)
 
 
