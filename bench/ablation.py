@@ -279,7 +279,7 @@ def tuned_encoder(bench: Bench, method: FinetuneMethod) -> tuple[Candidates, flo
     return bench.alone(trained), bench.towers(RECENCY).minutes + trained.minutes
 
 
-SAMPLED = {"softmax": Softmax.SAMPLED}
+SAMPLED, SMOOTHED = {"softmax": Softmax.SAMPLED}, {"label_smoothing": 0.1}
 ROWS: dict[str, Row] = {
     "recency": _tower_row("recency", "text and ids", "", kind=RECENCY),
     "recency-text": _tower_row("recency", "text alone", "recency", kind=RECENCY, changes=TEXT_ONLY),
@@ -320,19 +320,15 @@ ROWS: dict[str, Row] = {
         kind=RECENCY,
         training={**SAMPLED, "sampled_items": 512, "hard_negatives": MiningConfig(per_position=8)},
     ),
-    "smoothed": _tower_row(
-        "recency, loss", "label smoothing 0.1", "recency", kind=RECENCY, changes={"label_smoothing": 0.1}
-    ),
+    "smoothed": _tower_row("recency, loss", "label smoothing 0.1", "recency", kind=RECENCY, changes=SMOOTHED),
     "sequence-smoothed": _tower_row(
-        "sequence, loss", "label smoothing 0.1", "sequence", kind=SEQUENCE, changes={"label_smoothing": 0.1}
+        "sequence, loss", "label smoothing 0.1", "sequence", kind=SEQUENCE, changes=SMOOTHED
     ),
     "cooler": _tower_row("recency, loss", "temperature 0.5", "recency", kind=RECENCY, changes={"temperature": 0.5}),
     "warmer": _tower_row("recency, loss", "temperature 2", "recency", kind=RECENCY, changes={"temperature": 2.0}),
     "whitened": _tower_row("recency, text", "whitened", "recency", kind=RECENCY, whiten=True),
     "lora": Row("recency, encoder", "LoRA, one round", "recency", partial(tuned_encoder, method=FinetuneMethod.LORA)),
-    "full": Row(
-        "recency, encoder", "all weights, one round", "recency", partial(tuned_encoder, method=FinetuneMethod.FULL)
-    ),
+    "full": Row("recency, encoder", "all, one round", "recency", partial(tuned_encoder, method=FinetuneMethod.FULL)),
 }
 SLOW = ("lora", "full")
 
