@@ -23,6 +23,7 @@ from rerank.progress import ProgressLine, rates
 from rerank.schedule import hard_share, make_optimizer, set_rates
 from rerank.train_config import RerankTrainConfig, autocast_type
 from store.checkpoint import Checkpoints
+from store.hardware import restore_random_states
 
 SCALES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Factors of the scores that are tried beside a prior."""
@@ -225,13 +226,7 @@ class _Training:
         self.stop = StopReason(parts["stop"]) if parts["stop"] else None
         self._judged = parts["judged"]
         self.rng.bit_generator.state = parts["random"]["numpy"]
-        torch.set_rng_state(parts["random"]["torch"])
-        if self._cuda_state() is not None and (state := parts["random"].get("cuda")) is not None:
-            torch.cuda.set_rng_state(state, self.reranker.device)
-
-    def _cuda_state(self) -> torch.Tensor | None:
-        device = self.reranker.device
-        return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        restore_random_states(parts["random"], self.reranker.device)
 
     def _step(self, places: Ids) -> bool:
         """One batch of lists; false, and nothing changed, where loss or gradient is not finite."""
