@@ -204,11 +204,7 @@ class _Training:
             "reserved_s": self.reserved_s,
             "stop": self.stop.value if self.stop else None,
             "judged": self._judged,
-            "random": {
-                "numpy": self.rng.bit_generator.state,
-                "torch": torch.get_rng_state(),
-                "cuda": self._cuda_state(),
-            },
+            "random": {"numpy": self.rng.bit_generator.state, **random_states(self.reranker.device)},
         }
 
     def restore(self, parts: Mapping[str, Any]) -> None:
