@@ -24,7 +24,6 @@ from rerank.schedule import hard_share, make_optimizer, set_rates
 from rerank.train_config import RerankTrainConfig, autocast_type
 from store.checkpoint import Checkpoints
 from store.hardware import random_states, restore_random_states
-from store.hardware import restore_random_states
 
 SCALES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Factors of the scores that are tried beside a prior."""
