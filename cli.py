@@ -17,6 +17,7 @@ from commands import index
 from commands import serve as serving
 from commands.options import (
     DEFAULT_RUN,
+    BudgetMinutesOption,
     ConfigOption,
     EngineOption,
     ForceOption,
@@ -92,9 +93,7 @@ def prepare(
 def train_retriever(
     run: RunOption = DEFAULT_RUN,
     seeds: Annotated[int, typer.Option(min=1, help="train so often, each from another seed; the first is kept")] = 1,
-    budget_minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="minutes for all towers; short for retriever.train.budget_minutes")
-    ] = None,
+    budget_minutes: BudgetMinutesOption = None,
     engine: EngineOption = "process",
     ray_address: RayAddressOption = "",
     workers: WorkersOption = 0,
@@ -153,9 +152,7 @@ def build_index(
 @app.command(epilog=example("python cli.py train-reranker --run runs/shop --set reranker.train.budget_minutes=20"))
 def train_reranker(
     run: RunOption = DEFAULT_RUN,
-    budget_minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="minutes for all rounds; short for reranker.train.budget_minutes")
-    ] = None,
+    budget_minutes: BudgetMinutesOption = None,
     settings: SetOption = None,
     force: ForceOption = False,
 ) -> None:

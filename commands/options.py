@@ -19,6 +19,10 @@ SetOption = Annotated[
 MapOption = Annotated[
     list[str] | None, typer.Option("--map", help="a column, as in --map user_id=visitor; can be repeated")
 ]
+BudgetMinutesOption = Annotated[
+    float | None,
+    typer.Option("--budget-minutes", min=0.01, help="for the whole training; short for train.budget_minutes of it"),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="make it again even if it is already there")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout")]
 UsersOption = Annotated[int, typer.Option("--users", min=0, help="users drawn by a hash of their id; 0: all")]
