@@ -35,9 +35,10 @@ class WishReader:
         """(E,) text vector of a wish, centred like the catalog's.
 
         Raises:
-            BadInput: when it is empty, or the catalog's vectors were not made from texts.
+            BadInput: when nothing can be seen of it, or the catalog's vectors were not made from texts.
         """
-        if not wish.strip():
+        # Tokenisers drop control characters: of these alone some models would be given nothing to read.
+        if not any(one.isprintable() and not one.isspace() for one in wish):
             raise BadInput("the query is empty: write what is wished for")
         if recommender.catalog.vectors is not None:
             raise BadInput(

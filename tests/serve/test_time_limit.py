@@ -112,15 +112,17 @@ class Told:
 def test_who_is_read_together_shares_the_time_of_one_call() -> None:
     told = Told()
     batched = BatchedReranker(told, most=8, window_ms=5000, expected=lambda: 2, timeout_s=10)
-    one = RerankRequest(("h",), ("a", "b"), max_ms=9000.0)
+    one = RerankRequest(("h",), ("a", "b"), max_ms=90_000.0)
     callers = [
-        threading.Thread(target=batched.score, args=([request],)) for request in (one, replace(one, max_ms=50.0))
+        threading.Thread(target=batched.score, args=([request],)) for request in (one, replace(one, max_ms=3000.0))
     ]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
-    assert sorted(request.max_ms or 0 for request in told.asked) == [50.0, PLANNED * 10_000 / 2]
+    less, more = sorted(request.max_ms or 0 for request in told.asked)
+    assert 0 < less <= 3000  # its own cap, less what it waited
+    assert more == PLANNED * 10_000 / 2
     batched = BatchedReranker(told, most=8, window_ms=0, expected=lambda: 1, timeout_s=10)
     batched.score([replace(one, max_ms=None)])
     assert told.asked[-1].max_ms is None
