@@ -1,6 +1,6 @@
 """How often each item was taken lately: what is in fashion at the moment of a request."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -52,6 +52,17 @@ class Trend:
         days = train.timestamps[timed] // SECONDS_PER_DAY
         first, span = int(days.min()), int(days.max() - days.min()) + 2
         return cls(np.sort(train.item_rows[timed] * span + days - first), span, first, ever, windows_days)
+
+    def grown(self, n_items: int) -> "Trend":
+        """The same over a catalog of more items, which nobody has taken; nothing is counted again for it."""
+        grown = replace(self, ever=self._with_untaken(self.ever, n_items))
+        counts = {name: self._with_untaken(count, n_items) for name, count in self._counted_now.items()}
+        grown.__dict__["_counted_now"] = counts  # where the cached property keeps it
+        return grown
+
+    @staticmethod
+    def _with_untaken(counts: Scores, n_items: int) -> Scores:
+        return np.pad(counts, (0, n_items - len(counts)), constant_values=np.log(np.float32(HALF)))
 
     @property
     def names(self) -> tuple[str, ...]:

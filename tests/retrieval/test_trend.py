@@ -106,3 +106,14 @@ def test_who_asks_on_one_day_is_shown_the_same_fashion_without_counting_again():
     # 4 in the last two days; 2 twice in thirty, then 1 before 4 as the lower row.
     assert rows[2].tolist() == [1, 2, 4, -1]
     assert len(found._in_fashion) == 2
+
+
+def test_a_catalog_that_grows_is_not_counted_again():
+    train = Histories(np.array([0, 1, 1, 2]), np.array([0, 2, 4]), np.array([0, 5, 8, 9]) * DAY)
+    found = Trend.fit(train, 3, (2, 30))
+    grown = found.grown(5)
+    before, after = (one.columns(np.array([[0, 1, 2]]), None) for one in (found, grown))
+    for name in found.names:
+        np.testing.assert_array_equal(after[name], before[name])
+        np.testing.assert_allclose(grown.columns(np.array([[3, 4]]), None)[name], np.log(0.5))
+    assert "_by_day" not in vars(grown)  # the sorting of all interactions
