@@ -138,7 +138,8 @@ async def shoot(args: argparse.Namespace) -> dict[str, Any]:
         if not free:
             break
         message, name = ready[sent % len(ready)]
-        free.popleft().send(message, due, name)
+        # Without a rate a request is due when a connection is free: the wait for it is the one before's own time.
+        free.popleft().send(message, due if args.rate else time.perf_counter(), name)
         sent += 1
         if not args.rate or sent % 16 == 0:
             await asyncio.sleep(0)

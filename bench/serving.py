@@ -14,6 +14,7 @@ Every load comes from a second process on loopback; `--short` tries a measure on
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as cli.py does
 
 import numpy as np
 
@@ -106,9 +108,12 @@ def overhead(args: argparse.Namespace) -> None:
     from config import read_config
     from recommend.recommender import Recommender, Rerank
     from recommend.release import load_stages
+    from recommend.threads import compute_in
+    from serve.limits import ServeConfig
     from store.artifacts import Run
 
     count = 50 if args.short else 1000
+    compute_in(ServeConfig().threads_of_a_request)
     users = people(args.run, count)
     run = Run(args.run)
     config = read_config(run.config_path).recommending

@@ -61,6 +61,7 @@ class RerankLoad:
         """Candidates of requests that are waiting or being read."""
         self.ms_per_candidate = 0.0
         """A running mean; 0 before the first answer."""
+        self._guessed = False
         self._lock = threading.Lock()
 
     @contextmanager
@@ -98,4 +99,7 @@ class RerankLoad:
             before = self.ms_per_candidate
             if at_least and ms <= before:
                 return
-            self.ms_per_candidate = ms if not before else before + MEMORY * (ms - before)
+            # What a failure let suspect, such as a hang, is forgotten with the first answer.
+            known = before and (at_least or not self._guessed)
+            self.ms_per_candidate = before + MEMORY * (ms - before) if known else ms
+            self._guessed = at_least

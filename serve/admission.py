@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from recommend.threads import compute_in
 from serve.limits import ServeConfig
 
 T = TypeVar("T")
@@ -37,7 +38,12 @@ class Admission:
 
     def __init__(self, limits: ServeConfig) -> None:
         self._limits = limits
-        self._threads = ThreadPoolExecutor(limits.concurrency, thread_name_prefix="request")
+        self._threads = ThreadPoolExecutor(
+            limits.concurrency,
+            thread_name_prefix="request",
+            initializer=compute_in,
+            initargs=(limits.threads_of_a_request,),
+        )
         self._places = asyncio.Semaphore(limits.concurrency)
         self.inside = 0
         self._mean_s = 0.0

@@ -82,6 +82,17 @@ def test_a_reading_that_failed_late_teaches_that_the_model_is_slow():
     assert busy.ms_per_candidate == 1000.0  # it may be as slow as it was thought to be
 
 
+def test_what_a_hang_let_suspect_is_forgotten_with_the_first_answer():
+    back = load(target_ms=20.0, ms_per_candidate=0.1)
+    for _ in range(3):
+        with pytest.raises(RuntimeError), back.reading(10):
+            fail_late()
+    assert back.ms_per_candidate > 1.0
+    with back.reading(1000) as reading:
+        reading.succeeded = True
+    assert back.ms_per_candidate < 0.1  # not a running mean with what was only feared
+
+
 def test_a_reading_that_raises_gives_its_place_back():
     busy = load()
     with pytest.raises(RuntimeError), busy.reading(10):

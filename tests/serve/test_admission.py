@@ -1,10 +1,13 @@
 """So many at once, so many waiting, the others are told when to come back."""
 
 import asyncio
+import os
 import threading
 
 import pytest
+import torch
 
+from index.layout import FAISS
 from serve.admission import Admission, Busy, Slow
 from serve.limits import ServeConfig
 
@@ -80,3 +83,12 @@ def test_what_the_work_raises_comes_out():
         assert door.inside == 0
 
     asyncio.run(scene())
+
+
+def test_a_request_is_computed_in_as_many_threads_as_allowed():
+    async def threads(**limits: int) -> tuple[int, int]:
+        return await admission(**limits).work(lambda: (torch.get_num_threads(), FAISS.omp_get_max_threads()))
+
+    assert asyncio.run(threads(threads=3)) == (3, 3)
+    few = max(1, (os.cpu_count() or 1) // 2)
+    assert asyncio.run(threads()) == (few, few)
