@@ -9,9 +9,10 @@ from data.schema import Candidates, Holdout, Scores
 from eval.metrics import PerUser, metrics_of, relevance_of
 from eval.results import MAIN_METRIC, Contribution
 from eval.significance import paired_bootstrap
-from retrieval.fit import drawn, fitted_fusion
+from retrieval.fit import drawn
+from retrieval.own_weights import source_of
 from retrieval.retriever import LAST_TEXT, POPULARITY, TEXT, Retriever, concatenated
-from retrieval.short_histories import source_of
+from retrieval.weighing import fitted_fusion
 
 TOWERS, TREND = "towers", "trend"
 USERS_AT_ONCE = 2048

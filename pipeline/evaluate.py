@@ -25,12 +25,13 @@ from pipeline.contributions import TOWERS, JudgedSources, judge_sources
 from pipeline.frontier import measure_frontier
 from pipeline.memory import less_for_lists, memory_for
 from pipeline.run_log import RunLog
-from pipeline.train_retriever import base_text_vectors, open_retriever, train_retriever
+from pipeline.train_retriever import base_text_vectors, evaluation_folder, open_retriever, train_retriever
 from pipeline.workspace import FitKind, Workspace
 from recommend.ledger import LEDGER, Ledger, Prices
 from recommend.recommender import Recommender
 from recommend.release import Stages, load_reranker
 from recommend.second_stage import Ranked
+from retrieval.folder import read_card
 from retrieval.retriever import TEXT, TRANSITIONS
 from store.errors import BadInput
 
@@ -315,7 +316,7 @@ def _cost(ws: Workspace, ranked: Ranked) -> dict[str, float | int | str]:
 
 
 def _notes(ws: Workspace, recommender: Recommender, options: EvaluationOptions) -> list[str]:
-    notes = []
+    notes = [found.words for found in read_card(evaluation_folder(ws)).own_weights]
     if recommender.second is None:
         notes.append(
             "Without a reranker: "

@@ -10,8 +10,8 @@ from data.schema import Histories, Holdout
 from fusion.linear import column
 from pipeline import contributions as module
 from pipeline.contributions import TOWERS, TREND, JudgedSources, groups_of, judge_sources
-from retrieval.fit import fitted_fusion
 from retrieval.retriever import LAST_TEXT, LIKENESS, TEXT, TRANSITIONS, Retriever
+from retrieval.weighing import fitted_fusion
 from tests.retrieval.toy import nobody, random_log, retriever
 
 N, DEPTH, SERVED = 40, 6, 10
