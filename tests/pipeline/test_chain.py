@@ -276,6 +276,12 @@ def test_a_temporal_split_goes_all_the_way(shop, tmp_path):
     }
     assert len(taken[Part.TEST]) == (times < cut).sum()
     assert len(taken[Part.VALIDATION]) == len(ws.split.train.item_rows) < (times < cut).sum()
+    # So what is cold in the test is what nobody took before the cut.
+    before = np.bincount(ws.split.before_test.item_rows, minlength=len(ws.dataset.catalog))
+    cold = int((before[ws.split.test.targets.item_rows] == 0).sum())
+    slices = next(system for system in report.systems if system.name == "retrieval only").evaluation.slices
+    assert slices.get("target_item/cold", {"targets": 0})["targets"] == cold
+    assert slices["target_item/warm"]["targets"] == len(ws.split.test.targets.item_rows) - cold
     # The settings are those that validation chose.
     cards = [
         read_card(ws.run.artifact("retriever", ws.retriever_key(fit)))
@@ -327,6 +333,10 @@ def test_a_split_by_cold_items_lets_them_weigh_the_sources_in_their_own_way(shop
     assert told.gain is not None
     report, _ = evaluate_run(ws, EvaluationOptions(baselines=False), log=log)
     assert told.words in report.notes
+    # Everything that is asked is cold, so that this slice is the whole.
+    for source in report.contributions:
+        assert set(source.slices) >= {"target_item/cold"}
+        assert source.slices["target_item/cold"].ours == pytest.approx(source.test.ours)
 
 
 # --- a tuned encoder
