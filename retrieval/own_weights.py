@@ -13,7 +13,7 @@ import numpy as np
 
 from data.schema import Candidates, Mask, Scores
 from fusion.linear import LinearFusion, Transform
-from retrieval.trend import EVER, Trend
+from retrieval.trend import Trend
 
 AFTER_SHORT = " after a short history"
 OF_COLD = " of a cold item"
@@ -70,10 +70,6 @@ def of_cold(name: str) -> str:
     return name + OF_COLD
 
 
-COLD_ITSELF = of_cold(EVER)
-"""The same for all cold items, so that its weight says what being cold is worth by itself."""
-
-
 def source_of(column: str) -> str:
     """The source that a column is of."""
     return column.removesuffix(AFTER_SHORT).removesuffix(OF_COLD)
@@ -109,7 +105,7 @@ def cold_columns(columns: Mapping[str, Transform], trend: Trend) -> dict[str, Tr
 
 
 def _weighing_cold(names: Iterable[str], trend: Trend) -> list[str]:
-    # Within every window cold items were taken equally often, never: EVER says that for all of them.
+    # Cold items were taken equally often, never, in every window and ever: one such column says what being cold is worth.
     return [name for name in names if not is_own(name) and name not in trend.windows]
 
 

@@ -10,8 +10,9 @@ from data.schema import Histories, Holdout
 from fusion.linear import column
 from pipeline import contributions as module
 from pipeline.contributions import TOWERS, TREND, JudgedSources, groups_of, judge_sources
-from retrieval.own_weights import COLD_ITSELF, cold_columns, of_cold
+from retrieval.own_weights import cold_columns, of_cold
 from retrieval.retriever import LAST_TEXT, LIKENESS, TEXT, TRANSITIONS, Retriever
+from retrieval.trend import EVER
 from retrieval.weighing import fitted_fusion, with_fitted_fusion
 from tests.retrieval.toy import nobody, random_log, retriever
 
@@ -177,7 +178,7 @@ def test_a_source_is_told_by_cold_items_and_history_lengths_too(weighed):
 
 def test_without_a_source_its_columns_for_cold_items_are_gone_too(weighed):
     assert of_cold(TEXT) in weighed.fusion.weights
-    assert COLD_ITSELF in weighed.fusion.weights
+    assert of_cold(EVER) in weighed.fusion.weights
     assert list(groups_of(weighed)) == NAMES
     columns = {name: how for name, how in weighed.fusion.transforms.items() if not name.startswith(TEXT + " ")}
     columns = {name: how for name, how in columns.items() if name not in (TEXT, LAST_TEXT, of_cold(LAST_TEXT))}

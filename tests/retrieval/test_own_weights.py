@@ -14,7 +14,6 @@ from recommend.reasons import lifts
 from retrieval.fit import FittedRetriever, Recipe
 from retrieval.folder import CARD, load_retriever, read_card, save_retriever
 from retrieval.own_weights import (
-    COLD_ITSELF,
     OwnWeights,
     Part,
     after_short,
@@ -202,7 +201,7 @@ def partly_cold(**settings: int) -> Retriever:
 
 
 def test_cold_items_are_served_by_their_own_weights_and_others_exactly_as_before():
-    plain, own = partly_cold(), {of_cold("recency"): 0.7, of_cold(TRANSITIONS): 0.9, COLD_ITSELF: -2.0}
+    plain, own = partly_cold(), {of_cold("recency"): 0.7, of_cold(TRANSITIONS): 0.9, of_cold(EVER): -2.0}
     found = with_settings(with_weights(plain, own), cold_targets=1)
     items = np.arange(20)
     before, after = (one.fused_scores(SOME, items) for one in (plain, found))
@@ -276,7 +275,9 @@ def saved(folder, found: Retriever, own: tuple[OwnWeights, ...] = ()) -> FittedR
 
 def test_own_weights_are_saved_with_the_retriever(tmp_path):
     told = (OwnWeights(Part.SHORT, 3, 0, -0.01, kept=False), OwnWeights(Part.COLD, 60, 50, 0.02, kept=True))
-    found = with_weights(partly_cold(cold_targets=50), {of_cold(TEXT): 0.7, COLD_ITSELF: -2.0, of_cold(LIKENESS): 0.1})
+    found = with_weights(
+        partly_cold(cold_targets=50), {of_cold(TEXT): 0.7, of_cold(EVER): -2.0, of_cold(LIKENESS): 0.1}
+    )
     saved(tmp_path, found, told)
     assert read_card(tmp_path).own_weights == told
     loaded = load_retriever(tmp_path, texts=item_texts(20), text_vectors=text_vectors(20), index=FlatIndex)
