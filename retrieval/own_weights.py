@@ -105,7 +105,7 @@ def cold_columns(columns: Mapping[str, Transform], trend: Trend) -> dict[str, Tr
 
 
 def _weighing_cold(names: Iterable[str], trend: Trend) -> list[str]:
-    # Cold items were taken equally often, never, in every window and ever: one such column says what being cold is worth.
+    # Cold items were taken equally often, never, in every window and ever: one such column says what cold is worth.
     return [name for name in names if not is_own(name) and name not in trend.windows]
 
 
