@@ -46,8 +46,8 @@ class Judge:
 
     def score(self, lists: Path, *, against: Path | None = None) -> dict[str, Any]:
         """Its figures of a file of lists, and of their difference to another file."""
-        command = [sys.executable, self.program, "score", lists, "--data", self.data, "--json"]
-        command += [] if against is None else ["--against", against]
+        command = [sys.executable, str(self.program), "score", str(lists), "--data", str(self.data), "--json"]
+        command += [] if against is None else ["--against", str(against)]
         found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         return found
 
