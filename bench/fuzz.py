@@ -56,7 +56,8 @@ class Shot:
     @property
     def plain_headers(self) -> dict[str, str]:
         """Those that an HTTP client can send; the others say nothing about a server."""
-        words = {name: f"{name}{value}" for name, value in self.headers.items()}
+        # Nor may one end in a space: a key that is empty leaves "Bearer ".
+        words = {name: f"{name}{value}" for name, value in self.headers.items() if value == value.strip()}
         return {name: self.headers[name] for name, word in words.items() if word.isascii() and word.isprintable()}
 
 
