@@ -380,8 +380,7 @@ def opened(args: argparse.Namespace) -> Bench:
     run = Run(ROOT / "runs" / f"ablation-{data.name}")
     log = RunLog(run, "ablation")
     config = resolved_config(None, args.settings, columns=None, template=None)
-    files = data / "interactions.parquet", data / "items.parquet"
-    ws = prepare(run, *files, users=None, config=config, log=log)
+    ws = prepare(run, data / "interactions.parquet", data / "items.parquet", users=None, config=config, log=log)
     return Bench(ws, drawn_by_hash(ws.dataset.users, ws.learners, args.users), args.minutes, log)
 
 

@@ -230,11 +230,12 @@ def test_a_setting_alone_changes_no_score():
 
 
 def asked(users: int, *, seed: int, cold_share: float) -> Holdout:
-    """Whose target is a cold item for a share of them."""
+    """Whose target is a cold item for a share of them: the one nearest in text, where warm ones follow in a row."""
     rng = np.random.default_rng(seed)
     lists = [rng.choice(12, 4, replace=False).tolist() for _ in range(users)]
     cold = rng.random(users) < cold_share
-    targets = np.where(cold, rng.integers(12, 20, users), [(rows[-1] + 1) % 12 for rows in lists])
+    last, text = np.array([rows[-1] for rows in lists]), text_vectors(20)
+    targets = np.where(cold, 12 + (text[last] @ text[12:].T).argmax(axis=1), (last + 1) % 12)
     return Holdout("validation", np.arange(users), Histories.of(lists), Histories.of(targets[:, None].tolist()))
 
 
