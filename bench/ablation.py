@@ -37,7 +37,7 @@ from pipeline.workspace import Workspace
 from retrieval.encode import TextSpace, load_encoder
 from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.finetune import EncoderTuner, FinetuneConfig, FinetuneMethod
-from retrieval.fit import drawn, fitted_fusion, with_fitted_fusion
+from retrieval.fit import drawn
 from retrieval.groundwork import Groundwork
 from retrieval.history_reader import HistoryReader
 from retrieval.mining import MiningConfig
@@ -46,6 +46,7 @@ from retrieval.retriever import TRANSITIONS, Retriever
 from retrieval.towers import TwoTowers
 from retrieval.train import train_towers
 from retrieval.user_tower import UserTowerKind
+from retrieval.weighing import fitted_fusion, with_fitted_fusion
 from store.artifacts import Run
 
 TOP = 100
@@ -172,7 +173,7 @@ class Bench:
         plain = self.groundwork.under(
             ensemble, self.text_vectors, config=self.ws.config.retriever, build_index=FlatIndex
         )
-        return with_fitted_fusion(plain, self.selectors, self.log.record)[0]
+        return with_fitted_fusion(plain, self.selectors, self.log.record).retriever
 
     @cached_property
     def retriever_of_both(self) -> Retriever:
@@ -379,8 +380,7 @@ def opened(args: argparse.Namespace) -> Bench:
     run = Run(ROOT / "runs" / f"ablation-{data.name}")
     log = RunLog(run, "ablation")
     config = resolved_config(None, args.settings, columns=None, template=None)
-    files = data / "interactions.parquet", data / "items.parquet"
-    ws = prepare(run, *files, users=None, config=config, log=log)
+    ws = prepare(run, data / "interactions.parquet", data / "items.parquet", users=None, config=config, log=log)
     return Bench(ws, drawn_by_hash(ws.dataset.users, ws.learners, args.users), args.minutes, log)
 
 

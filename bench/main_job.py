@@ -24,7 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
+from bench.judged import BLIND, Judge
 from bench.record import ROOT, record
+from bench.steps import lists_of_all, settings, step
 
 FILE = "main-job.json"
 CLI = [sys.executable, "cli.py"]
@@ -96,7 +98,7 @@ def beauty(args: argparse.Namespace) -> None:
     What is served, and judged here, is the final fit: it has learnt from the validation items, too.
     """
     with tempfile.TemporaryDirectory() as folder:
-        files = _blinded(args, Path(folder))
+        files = Judge.of(args).blinded(Path(folder))
         started = time.perf_counter()
         subprocess.run([*CLI, "quickstart", *files, "--run", "runs/beauty"], cwd=ROOT, check=True, env=os.environ)
         minutes = (time.perf_counter() - started) / 60
@@ -108,33 +110,19 @@ def beauty_evaluation_fit(args: argparse.Namespace) -> None:
     """The same first stage fitted without the validation items, as published figures are."""
     run = "runs/beauty-evaluation-fit"
     with tempfile.TemporaryDirectory() as folder:
-        files = _blinded(args, Path(folder))
-        prepared = ["prepare", *files, "--run", run, "--set", "split.holdout=validation"]
-        for step in (prepared, ["train-retriever", "--run", run], ["build-index", "--run", run]):
-            subprocess.run([*CLI, *step], cwd=ROOT, check=True)
+        step("prepare", *Judge.of(args).blinded(Path(folder)), "--run", run, *settings(BLIND))
+        step("train-retriever", "--run", run)
+        step("build-index", "--run", run)
         _record_judged(args, "beauty_evaluation_fit_ndcg10", run, Path(folder))
-
-
-def _blinded(args: argparse.Namespace, folder: Path) -> list[str]:
-    """Log and catalog without what the judge holds out."""
-    subprocess.run([sys.executable, _judge(args), "blind", str(Path(args.data).resolve()), str(folder)], check=True)
-    return [str(folder / "interactions.parquet"), str(folder / "items.parquet")]
 
 
 def _record_judged(args: argparse.Namespace, figure: str, run: str, folder: Path) -> None:
     """Records NDCG@10 of what `run` serves to all users without reranking, by the judge."""
     recs = folder / "recs.parquet"
-    subprocess.run(
-        [*CLI, "recommend", "--run", run, "--all", "--rerank", "never", "-o", str(recs)], cwd=ROOT, check=True
-    )
-    judge = [sys.executable, _judge(args), "score", str(recs), "--data", str(Path(args.data).resolve()), "--json"]
-    figures = json.loads(subprocess.run(judge, check=True, capture_output=True, text=True).stdout)
+    lists_of_all(run, recs, "--rerank", "never")
+    figures = Judge.of(args).score(recs)
     told = {name: figures[name] for name in ("recall@10", "recall@100", "coverage@10", "users")}
     record(FILE, figure, figures["ndcg@10"], low=figures["ndcg@10_low"], high=figures["ndcg@10_high"], judge=told)
-
-
-def _judge(args: argparse.Namespace) -> str:
-    return str(Path(args.judge).resolve())
 
 
 def everything(args: argparse.Namespace) -> None:

@@ -4,6 +4,9 @@
   not read, so that only the reranker can see it: the share of the headroom that both stages recover on the test part
 - ml100k: ml100k_rerank_gain; MovieLens-100k, defaults, the test part, looked at once
 - data NAME --data DIR [--users N]: NAME_rerank_gain, NAME_rerank_headroom; the same on any data
+- ml100k, data with --judge JUDGE.PY: the same two by a program of its own, over all users: both stages as they are
+  served against the fusion without the language model's score, both fitted on what JUDGE.PY's `blind` leaves; our own
+  test of the same lists stands beside them as "report"
 - hostile: hostile_titles_places; what a title that speaks to the model instead of naming a thing gains it in rank
 
 A gain is relative NDCG@10 of both stages over the first alone, low and high its paired interval; the headroom is that
@@ -21,9 +24,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
+from bench.judged import BLIND, Judge, compared_by_report, verdict_of
 from bench.planted import READ_BY_RETRIEVER, planted_files
 from bench.record import ROOT, record
-from bench.steps import evaluated, settings, step, train_both
+from bench.steps import evaluated, files_of, fusion_record, lists_of_all, settings, step, train_both
+from config import read_config
 from rerank.base import RerankRequest
 from rerank.card import BaseModelName
 from rerank.decoder import DecoderConfig, DecoderReranker
@@ -68,17 +73,20 @@ def planted(args: argparse.Namespace) -> None:
 def ml100k(args: argparse.Namespace) -> None:
     """MovieLens-100k."""
     folder = fetch("movielens-100k", progress=print)
-    args.name, args.data, args.users = "ml100k", str(folder), 0
+    args.name, args.data = "ml100k", str(folder)
     data(args)
 
 
 def data(args: argparse.Namespace) -> None:
     """Any log and catalog."""
-    run, folder = f"runs/bench-rerank-{args.name}", Path(args.data).resolve()
-    files = [str(folder / name) for name in ("interactions.parquet", "items.parquet")]
-    step("prepare", *files, "--run", run, *settings(f"reranker.train.budget_minutes={args.minutes}", *(args.set or [])))
-    train_both(run)
-    found = _gain(evaluated(run, *ALWAYS, users=args.users))
+    run = f"runs/bench-rerank-{args.name}"
+    judge = Judge.of(args) if args.judge else None
+    chosen = [f"reranker.train.budget_minutes={args.minutes}", *([BLIND] if judge else []), *(args.set or [])]
+    with tempfile.TemporaryDirectory() as folder:
+        files = judge.blinded(Path(folder)) if judge else files_of(Path(args.data))
+        step("prepare", *files, "--run", run, *settings(*chosen))
+        train_both(run)
+        found = _judged_gain(judge, run, Path(folder)) if judge else _gain(evaluated(run, *ALWAYS, users=args.users))
     record(
         FILE,
         f"{args.name}_rerank_gain",
@@ -166,18 +174,57 @@ def _gain(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _judged_gain(judge: Judge, run: str, folder: Path) -> dict[str, Any]:
+    """Both stages as they are served, by the judge, and by our own test of the same lists.
+
+    Without reranking, lists are in the order of the retrieval score: the fusion that is fitted without the language
+    model's column, since whatever weight the one other column gets leaves its order as it is.
+    """
+    served, without = folder / "served.parquet", folder / "without.parquet"
+    written = lists_of_all(run, served)
+    lists_of_all(run, without, "--rerank", "never")
+    first, both = judge.score(without), judge.score(served, against=without)
+    config = read_config(Run(ROOT / run).config_path).data
+    test = compared_by_report(served, without, data=judge.data, config=config)
+    return {
+        "gain": round(both.get("relative", 0.0), 4),  # it tells none over lists that find nothing
+        "gain_low": round(both.get("relative_low", 0.0), 4),
+        "gain_high": round(both.get("relative_high", 0.0), 4),
+        "verdict": verdict_of(both["difference_low"], both["difference_high"]),
+        "ours": both["ndcg@10"],
+        "without": both["against_ndcg@10"],
+        "oracle": first["recall@20"],  # one item is asked for: where it is among the first 20, it would be on top
+        "difference_low": both["difference_low"],
+        "difference_high": both["difference_high"],
+        "users": both["users"],
+        "failed": written["failed"],
+        "report": {
+            "gain": round(test.relative or 0.0, 4),
+            "gain_low": round(test.relative_low or 0.0, 4),
+            "gain_high": round(test.relative_high or 0.0, 4),
+            "verdict": test.verdict,
+            "p": test.p_value,
+            "ours": test.ours,
+            "without": test.theirs,
+            "users": test.users,
+        },
+        "validation": fusion_record(run),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(required=True)
     for measure, minutes in ((planted, 10.0), (ml100k, 4.0), (data, 60.0), (hostile, 0.0)):
         command = what.add_parser(measure.__name__, help=measure.__doc__)
-        command.set_defaults(measure=measure, set=None)
+        command.set_defaults(measure=measure, set=None, judge=None, users=0)
         if minutes:
             command.add_argument("--minutes", type=float, default=minutes, help="of training the reranker")
         if measure is planted:
             command.add_argument("--users", type=int, default=1500)
         if measure in (ml100k, data):
             command.add_argument("--set", action="append", help="a setting of prepare")
+            command.add_argument("--judge", metavar="JUDGE.PY", help="a program that blinds and scores, for all users")
         if measure is data:
             command.add_argument("name", help="as in beauty")
             command.add_argument("--data", required=True)
@@ -187,6 +234,8 @@ def main() -> None:
             command.add_argument("--candidates", type=int, default=10, help="that the titles are put behind")
             command.add_argument("--tokens", type=int, default=80, help="of a candidate, so that nothing is cut off")
     args = parser.parse_args()
+    if args.judge and args.users:
+        parser.error("--judge is asked about all users: leave out --users")
     args.measure(args)
 
 

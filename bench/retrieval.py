@@ -13,7 +13,6 @@ retriever is fitted without the validation items, too, as published figures are.
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,10 +23,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
+from bench.judged import BLIND, Judge
 from bench.record import ROOT, record
+from bench.steps import files_of, lists_of_all, settings, step
 
 FILE = "retrieval.json"
-CLI = [sys.executable, "cli.py"]
 SEEDS = 3
 SEQUENCE_BASELINES = ["recent-popularity", "item-knn", "transitions-text", "sasrec"]
 SYSTEMS = {"towers": ["--towers-only"], "fused": ["--rerank", "never"]}
@@ -66,49 +66,46 @@ def ml1m(args: argparse.Namespace) -> None:
 def temporal(args: argparse.Namespace) -> None:
     """Everything after one moment is asked; the best baseline of the same run is what it is compared with."""
     run = f"runs/bench-temporal-{args.name}"
-    settings = [part for setting in ("split.kind=temporal", *args.settings) for part in ("--set", setting)]
-    _step("prepare", *_files(Path(args.data)), "--run", run, *settings)
-    _step("train-retriever", "--run", run)
-    _step("build-index", "--run", run)
-    found = _report(run, "--set", f"baselines.kinds={json.dumps(SEQUENCE_BASELINES)}")
+    step("prepare", *files_of(Path(args.data)), "--run", run, *settings("split.kind=temporal", *args.settings))
+    step("train-retriever", "--run", run)
+    step("build-index", "--run", run)
+    found = _report(run, *settings(f"baselines.kinds={json.dumps(SEQUENCE_BASELINES)}"))
     record(FILE, f"{args.name}_temporal_ndcg10_over_best_baseline", **found)
 
 
 def catalog(args: argparse.Namespace) -> None:
     """The whole training on a catalog of six domains, with its peak memory, then the report against baselines."""
     run = "runs/bench-catalog"
-    _step("prepare", *_files(Path(args.data)), "--run", run)
+    step("prepare", *files_of(Path(args.data)), "--run", run)
     started = time.perf_counter()
-    _step("train-retriever", "--run", run)
+    step("train-retriever", "--run", run)
     hours = (time.perf_counter() - started) / 3600
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     record(FILE, "catalog156k_train_hours", round(hours, 3))
     record(FILE, "catalog156k_train_peak_gb", round(peak, 2))
-    _step("build-index", "--run", run)
+    step("build-index", "--run", run)
     record(FILE, "catalog156k_ndcg10_over_best_baseline", **_report(run, users=args.users))
 
 
 def _judged_seed(args: argparse.Namespace, folder: Path, *, run: str, seed: int) -> dict[str, Any]:
     """Fits one seed on blinded data, writes both systems' lists, and has them judged."""
-    data, judge = Path(args.data).resolve(), str(Path(args.judge).resolve())
-    subprocess.run([sys.executable, judge, "blind", str(data), str(folder)], check=True)
-    _step("prepare", *_files(folder), "--run", run, "--set", "split.holdout=validation")
+    judge = Judge.of(args)
+    step("prepare", *judge.blinded(folder), "--run", run, *settings(BLIND))
     started = time.perf_counter()
-    _step("train-retriever", "--run", run, "--set", f"retriever.train.seed={seed}")
+    step("train-retriever", "--run", run, *settings(f"retriever.train.seed={seed}"))
     minutes = (time.perf_counter() - started) / 60
-    _step("build-index", "--run", run)
+    step("build-index", "--run", run)
     found: dict[str, Any] = {"minutes": round(minutes, 2)}
     for system, options in SYSTEMS.items():
         lists = folder / f"{system}.parquet"
-        _step("recommend", "--run", run, "--all", *options, "-o", str(lists))
-        command = [sys.executable, judge, "score", str(lists), "--data", str(data), "--json"]
-        found[system] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        lists_of_all(run, lists, *options)
+        found[system] = judge.score(lists)
     return found
 
 
 def _report(run: str, *options: str, users: int = 0) -> dict[str, Any]:
     """Our NDCG@10 over the best baseline's on the test part, with the paired interval and both coverages."""
-    _step("evaluate", "--run", run, "--split", "test", "--users", str(users), *options)
+    step("evaluate", "--run", run, "--split", "test", "--users", str(users), *options)
     report = json.loads((ROOT / run / "reports/test/report.json").read_text())
     comparison = report["comparisons"][0]
     test = comparison["test"]
@@ -125,14 +122,6 @@ def _report(run: str, *options: str, users: int = 0) -> dict[str, Any]:
 
 def _record_spread(figure: str, values: list[float]) -> None:
     record(FILE, figure, round(float(np.mean(values)), 5), low=min(values), high=max(values), seeds=values)
-
-
-def _files(folder: Path) -> list[str]:
-    return [str(folder.resolve() / name) for name in ("interactions.parquet", "items.parquet")]
-
-
-def _step(*words: str) -> None:
-    subprocess.run([*CLI, *words], cwd=ROOT, check=True)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from bench.record import ROOT
@@ -20,6 +21,11 @@ def step(*words: str) -> None:
 def settings(*assignments: str) -> list[str]:
     """Assignments as options."""
     return [part for assignment in assignments for part in ("--set", assignment)]
+
+
+def files_of(folder: Path) -> list[str]:
+    """The log and the catalog that lie in it."""
+    return [str(folder.resolve() / name) for name in ("interactions.parquet", "items.parquet")]
 
 
 def train_both(run: str) -> None:
@@ -41,6 +47,21 @@ def evaluated(run: str, *sweep: str, users: int = 0) -> dict[str, Any]:
     return read
 
 
+def lists_of_all(run: str, file: Path, *options: str) -> dict[str, Any]:
+    """Writes what is recommended to all users; returns what the run's log says of it, failures of the reranker too."""
+    step("recommend", "--run", run, "--all", *options, "-o", str(file))
+    entries = map(json.loads, (ROOT / run / "log.jsonl").read_text().splitlines())
+    last: dict[str, Any] = [entry for entry in entries if entry.get("event") == "exported"][-1]
+    return last
+
+
 def published_reranker(run: str) -> str:
     """Its key."""
     return str(json.loads((ROOT / run / "current.json").read_text())["reranker"])
+
+
+def fusion_record(run: str) -> dict[str, Any]:
+    """What the weight of the published reranker rested on, on validation."""
+    made = ROOT / run / "artifacts/reranker" / published_reranker(run) / "record.json"
+    found: dict[str, Any] = json.loads(made.read_text())["fusion"]
+    return found

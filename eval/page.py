@@ -35,6 +35,7 @@ def _view(report: Report, intervals: dict[str, Interval]) -> dict[str, Any]:
         "verdicts": _verdicts(report),
         "systems": _systems_table(report, intervals),
         "contributions": _contributions_table(report),
+        "contribution_slices": _contribution_slices(report),
         "together": f"{report.contributions[0].test.ours:.4f}" if report.contributions else "",
         "columns": [metric_words(name) for name in _COLUMNS],
         "everything": _full_table(report),
@@ -119,6 +120,24 @@ def _contributions_table(report: Report) -> list[dict[str, str]]:
         }
         for found in report.contributions
     ]
+
+
+def _contribution_slices(report: Report) -> dict[str, Any]:
+    """What each source adds in every slice, and reaches there alone."""
+    slices = report.contributions[0].slices if report.contributions else {}
+    return {
+        "names": [{"words": slice_words(name), "users": found.users} for name, found in slices.items()],
+        "rows": [
+            {
+                "source": found.source,
+                "cells": [
+                    {"adds": f"{part.ours - part.theirs:+.4f}".replace("-", "−"), "alone": f"{part.alone:.4f}"}
+                    for part in found.slices.values()
+                ],
+            }
+            for found in report.contributions
+        ],
+    }
 
 
 def _gate_table(report: Report) -> list[dict[str, str]]:

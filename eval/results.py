@@ -57,6 +57,23 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class SliceContribution:
+    """What a source is worth in a slice of the holdout, by the main metric.
+
+    Attributes:
+        users: who have a target in it.
+        alone: in the order of the source.
+        ours: in that of all sources together.
+        theirs: in that of all but this one, weighed anew.
+    """
+
+    users: int
+    alone: float
+    ours: float
+    theirs: float
+
+
+@dataclass(frozen=True, slots=True)
 class Contribution:
     """What one source of candidates is worth by the main metric.
 
@@ -64,11 +81,13 @@ class Contribution:
         source: its name, or that of a group of sources.
         alone: the metric of the candidates in its own order.
         test: all sources together against all but this one, weighed anew.
+        slices: the same by cold items and by history lengths, see `eval.slices`.
     """
 
     source: str
     alone: float
     test: PairedTest
+    slices: Mapping[str, SliceContribution] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

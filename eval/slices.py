@@ -4,13 +4,13 @@ A slice of users counts all their targets. A slice of targets counts only those,
 a user's other targets are then no hits. With one target a user, both are the same thing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from data.schema import Histories, Holdout, Rows
-from eval.metrics import membership, metrics_of
+from eval.metrics import PerUser, membership, metrics_of
 
 Slice = dict[str, float]
 """`users` and `targets` (counts), then `recall@10`, `ndcg@10` and whatever else of SLICE_METRICS there is."""
@@ -42,35 +42,59 @@ def slices_of(item_rows: Rows, holdout: Holdout, popularity: Rows, *, ks: Iterab
     return found
 
 
+def ndcg10_by_slice(item_rows: Rows, holdout: Holdout, cold: Mask) -> dict[str, PerUser]:
+    """`"target_item/cold"` → NDCG@10 of each user who has a target there, for what weights are fitted by: cold items
+    and history lengths.
+
+    Args:
+        item_rows: (n, K) ranked items, K at least 10 unless the lists ended by themselves.
+        cold: (N,) true for items that training has not met.
+    """
+    masks = (*_by_novelty(holdout.targets, cold), *_by_length(holdout))
+    return {name: _values(item_rows, holdout.targets, mask, [10])["ndcg@10"] for name, mask in masks if mask.any()}
+
+
 def _slice(item_rows: Rows, targets: Histories, mask: Mask, wanted: list[str]) -> Slice:
+    depths = sorted({int(name.partition("@")[2]) for name in wanted})
+    values = _values(item_rows, targets, mask, depths)
+    figures = {name: float(values[name].mean()) for name in wanted}
+    users = len(np.unique(targets.list_of_row[mask]))
+    return {"users": users, "targets": int(mask.sum()), **figures}
+
+
+def _values(item_rows: Rows, targets: Histories, mask: Mask, depths: list[int]) -> Mapping[str, PerUser]:
+    """All metrics of the users who have a target where `mask` (R,) is true."""
     counted = targets.keep(mask)
     places = np.flatnonzero(counted.lengths)
     counted = counted.take(places)
-    relevance = membership(item_rows[places], counted)
-    depths = sorted({int(name.partition("@")[2]) for name in wanted})
-    values = metrics_of(relevance, counted.lengths, ks=depths)
-    figures = {name: float(values[name].mean()) for name in wanted}
-    return {"users": len(places), "targets": int(mask.sum()), **figures}
+    return metrics_of(membership(item_rows[places], counted), counted.lengths, ks=depths)
 
 
 def _masks(holdout: Holdout, popularity: Rows) -> Iterator[tuple[str, Mask]]:
     """Each slice's name with (R,), which of the holdout's targets it counts."""
     targets = holdout.targets
-    taken = popularity[targets.item_rows]
-    yield "target_item/warm", taken > 0
-    yield "target_item/cold", taken == 0
+    yield from _by_novelty(targets, popularity == 0)
     third = popularity_thirds(popularity)[targets.item_rows]
     for name, number in (("popular", 0), ("middle", 1), ("rare", 2)):
         yield f"target_popularity/{name}", third == number
-    length = holdout.histories.lengths[targets.list_of_row]
-    for first, last in LENGTHS:
-        label = f"{first}+" if last is None else str(first) if first == last else f"{first}-{last}"
-        yield f"history_length/{label}", (length >= first) & (True if last is None else length <= last)
+    yield from _by_length(holdout)
     days = _same_day(holdout)
     if days is not None:
         same, known = days
         yield "day/same", same & known
         yield "day/later", ~same & known
+
+
+def _by_novelty(targets: Histories, cold: Mask) -> Iterator[tuple[str, Mask]]:
+    yield "target_item/warm", ~cold[targets.item_rows]
+    yield "target_item/cold", cold[targets.item_rows]
+
+
+def _by_length(holdout: Holdout) -> Iterator[tuple[str, Mask]]:
+    length = holdout.histories.lengths[holdout.targets.list_of_row]
+    for first, last in LENGTHS:
+        label = f"{first}+" if last is None else str(first) if first == last else f"{first}-{last}"
+        yield f"history_length/{label}", (length >= first) & (True if last is None else length <= last)
 
 
 def popularity_thirds(popularity: Rows) -> npt.NDArray[np.int8]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 
-from data.schema import Candidates, Histories, Scores
+from data.schema import Candidates, Histories, Mask, Scores
 
 
 class Transform(StrEnum):
@@ -19,6 +19,8 @@ class Transform(StrEnum):
     RAW = "raw"
     LOG = "log"
     """log(score / typical score + 0.01): for sums of counts, where 0 means never seen together."""
+    LOG_RISE = "log rise"
+    """LOG less what it makes of 0, for a source that is silent about some items: it leaves these where they are."""
 
 
 LOG_FLOOR = 0.01
@@ -31,7 +33,7 @@ class LinearFusion:
     Attributes:
         transforms: source → how its scores become a column.
         weights: source → its weight; 0 leaves the source out.
-        typical: source → mean of its positive scores where the fusion was fitted, the unit of Transform.LOG.
+        typical: source → mean of its positive scores where the fusion was fitted, the unit of both logarithms.
         ranges: source → lowest and highest score that it may add, for sources that cannot be trusted with more.
     """
 
@@ -67,6 +69,7 @@ class LinearFusion:
         l2: float = 1e-3,
         stiffness: Mapping[str, float] | None = None,
         scaled_like: Mapping[str, str] | None = None,
+        scaled_within: Mapping[str, Mask] | None = None,
     ) -> "LinearFusion":
         """Minimises -log of what a softmax over each user's candidates gives to all of the targets together.
 
@@ -82,6 +85,8 @@ class LinearFusion:
             stiffness: source → how many times as hard it is pulled; others once.
             scaled_like: source → another, by whose variance it is scaled: a pull then means the same for both, however
                 few users the first has a column for.
+            scaled_within: source → (B, K), the candidates over which its variance is taken: a pull then means the same
+                for it however few they are. One that is constant there is scaled as others are.
         """
         typical = {name: typical_score(candidates, name) for name in transforms}
         columns = np.stack(
@@ -94,6 +99,10 @@ class LinearFusion:
         spread = np.where(varies, spread, 1.0)
         place = {name: number for number, name in enumerate(transforms)}
         spread = spread[[place[(scaled_like or {}).get(name, name)] for name in transforms]]
+        for name, where in (scaled_within or {}).items():
+            inside = columns[..., place[name]][present & where]
+            if len(inside) and inside.std() > 1e-6 * np.abs(inside).max():
+                spread[place[name]] = inside.std()
         relevant = targets_among(candidates, targets)
         usable = relevant.any(axis=1)
         free = np.array([name in signed for name in transforms])
@@ -133,7 +142,10 @@ def column(
     scores = np.where(candidates.present, given, 0.0).astype(np.float32)
     if how is Transform.RAW:
         return scores
-    logs = np.log(np.maximum(scores, 0.0) / np.float32(typical) + np.float32(LOG_FLOOR))
+    relative = np.maximum(scores, 0.0) / np.float32(typical)
+    if how is Transform.LOG_RISE:
+        return np.log1p(relative / np.float32(LOG_FLOOR)).astype(np.float32)
+    logs = np.log(relative + np.float32(LOG_FLOOR))
     return np.where(candidates.present, logs, 0.0).astype(np.float32)
 
 

@@ -5,17 +5,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.schema import Candidates, Holdout, Scores
+from data.schema import Candidates, Holdout, Mask, Scores
 from eval.metrics import PerUser, metrics_of, relevance_of
-from eval.results import MAIN_METRIC, Contribution
+from eval.results import MAIN_METRIC, Contribution, SliceContribution
 from eval.significance import paired_bootstrap
-from retrieval.fit import drawn, fitted_fusion
+from eval.slices import ndcg10_by_slice
+from retrieval.fit import drawn
+from retrieval.own_weights import source_of
 from retrieval.retriever import LAST_TEXT, POPULARITY, TEXT, Retriever, concatenated
-from retrieval.short_histories import source_of
+from retrieval.weighing import fitted_fusion
 
 TOWERS, TREND = "towers", "trend"
 USERS_AT_ONCE = 2048
 """Whole unions are some four times as long as the lists that are kept of them."""
+PLACES = 10
+"""Of a list, as the main metric looks at them."""
 
 Order = Callable[[Candidates], Scores]
 
@@ -61,26 +65,46 @@ def judge_sources(
     alone = {name: _order_alone(retriever, name, sources, seen, validation) for name, sources in groups.items()}
     without = {name: _order_without(retriever, sources, seen, validation) for name, sources in groups.items()}
     lists: dict[str, list[Candidates]] = {name: [] for name in groups}
-    together: list[PerUser] = []
-    gains: dict[str, list[PerUser]] = {name: [] for name in groups}
+    together: list[Candidates] = []
+    others: dict[str, list[Candidates]] = {name: [] for name in groups}
     for start in range(0, len(asked), USERS_AT_ONCE):
         part = asked.take(np.arange(start, min(start + USERS_AT_ONCE, len(asked))))
         pool = retriever.unions(part.histories, served, exclude_known=exclude_known)
-        together.append(_gain(pool, part))
+        together.append(_best(pool, PLACES))
         pool = _impartial(pool)
         for name in groups:
-            best = pool.ranked_by(alone[name](pool)).head(depth)
-            lists[name].append(Candidates(best.item_rows, best.score))
-            gains[name].append(_gain(pool.ranked_by(without[name](pool)), part))
+            lists[name].append(_best(pool.ranked_by(alone[name](pool)), depth))
+            others[name].append(_best(pool.ranked_by(without[name](pool)), PLACES))
     found = {name: concatenated(parts, depth) for name, parts in lists.items()}
     if not len(validation):
         return JudgedSources(found, [])
-    ours = np.concatenate(together)
+    cold = retriever.trend.untaken(np.arange(len(retriever.trend.ever)))
+    ours = concatenated(together, PLACES)
     contributions = [
-        Contribution(name, float(_gain(found[name], asked).mean()), paired_bootstrap(ours, np.concatenate(theirs)))
-        for name, theirs in gains.items()
+        _contribution(name, found[name], ours, concatenated(theirs, PLACES), asked, cold=cold)
+        for name, theirs in others.items()
     ]
     return JudgedSources(found, contributions)
+
+
+def _best(candidates: Candidates, depth: int) -> Candidates:
+    """The first places, without the sources' scores."""
+    best = candidates.head(depth)
+    return Candidates(best.item_rows, best.score)
+
+
+def _contribution(
+    name: str, alone: Candidates, ours: Candidates, theirs: Candidates, asked: Holdout, *, cold: Mask
+) -> Contribution:
+    """Of a source, from the lists in its own order, in that of all sources, and in that of all others."""
+    orders = (alone, ours, theirs)
+    values = [ndcg10_by_slice(order.item_rows, asked, cold) for order in orders]
+    slices = {
+        part: SliceContribution(len(values[0][part]), *(float(gains[part].mean()) for gains in values))
+        for part in values[0]
+    }
+    gain, together, without = (_gain(order, asked) for order in orders)
+    return Contribution(name, float(gain.mean()), paired_bootstrap(together, without), slices)
 
 
 def groups_of(retriever: Retriever) -> dict[str, tuple[str, ...]]:

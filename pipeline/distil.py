@@ -13,9 +13,10 @@ from pipeline.workspace import FitKind, Workspace
 from rerank.fit import retrieval_column
 from retrieval.distil import OWN_SCORES, DistilConfig, Lessons, distil_towers
 from retrieval.encode import load_encoder
-from retrieval.fit import FittedRetriever, drawn, with_fitted_fusion
+from retrieval.fit import FittedRetriever, drawn
 from retrieval.folder import ENCODER, load_vectors, read_card, read_recipe, save_retriever
 from retrieval.retriever import Retriever
+from retrieval.weighing import Weighed, with_fitted_fusion
 from store.artifacts import Verify
 from store.errors import Mismatch
 
@@ -60,27 +61,25 @@ def distil_retriever(ws: Workspace, base: Retriever, learnt_from: Histories, *, 
         log=log.record,
         epochs=None if evaluation else _chosen_epochs(ws),
     )
-    fused_ndcg10 = 0.0
     retriever = replace(base, towers=towers, config=ws.config.retriever.suited(learnt_from))
     if not evaluation:
         first = read_recipe(_evaluation_folder(ws))
         retriever = replace(retriever, towers=replace(towers, weights=first.tower_weights), fusion=first.fusion)
-    elif len(validation):
-        retriever, fused_ndcg10 = with_fitted_fusion(retriever, validation, log.record)
-    return _written(ws, retriever, [asdict(record) for record in records], fit=fit, fused_ndcg10=fused_ndcg10)
+    choose = evaluation and len(validation)
+    weighed = with_fitted_fusion(retriever, validation, log.record) if choose else Weighed(retriever)
+    return _written(ws, weighed, [asdict(record) for record in records], fit=fit)
 
 
-def _written(
-    ws: Workspace, retriever: Retriever, records: list[dict[str, Any]], *, fit: FitKind, fused_ndcg10: float
-) -> str:
+def _written(ws: Workspace, weighed: Weighed, records: list[dict[str, Any]], *, fit: FitKind) -> str:
     """The key of an artifact that has everything else of the retriever that was not taught."""
+    retriever = weighed.retriever
     folder = ws.run.artifact("retriever", untaught(ws).retriever_key(fit), verify=Verify.FULL)
     card, recipe = read_card(folder), read_recipe(folder)
     recipe = replace(recipe, tower_weights=retriever.towers.weights, fusion=retriever.fusion)
     told = [*card.records, *({**record, TAUGHT: True} for record in records)]
     encoder = load_encoder(str(folder / ENCODER), card.config.encoder) if card.tuned else None
     vectors = load_vectors(ws.run.artifact("text_vectors", card.text_vectors))
-    fitted = FittedRetriever(retriever, vectors, recipe, told, encoder, fused_ndcg10)
+    fitted = FittedRetriever(retriever, vectors, recipe, told, encoder, weighed.ndcg10, weighed.own)
     return ws.run.write_artifact(
         "retriever",
         ws.retriever_made_from(fit),

@@ -25,12 +25,19 @@ from pipeline.contributions import TOWERS, JudgedSources, judge_sources
 from pipeline.frontier import measure_frontier
 from pipeline.memory import less_for_lists, memory_for
 from pipeline.run_log import RunLog
-from pipeline.train_retriever import base_text_vectors, open_retriever, train_retriever
+from pipeline.train_retriever import (
+    base_text_vectors,
+    evaluation_folder,
+    fitted_on,
+    open_retriever,
+    train_retriever,
+)
 from pipeline.workspace import FitKind, Workspace
 from recommend.ledger import LEDGER, Ledger, Prices
 from recommend.recommender import Recommender
 from recommend.release import Stages, load_reranker
 from recommend.second_stage import Ranked
+from retrieval.folder import read_card
 from retrieval.retriever import TEXT, TRANSITIONS
 from store.errors import BadInput
 
@@ -89,7 +96,8 @@ def _report(ws: Workspace, options: EvaluationOptions, log: RunLog) -> Report:
 
 
 def _judged(ws: Workspace, options: EvaluationOptions, asked: Holdout, recommender: Recommender, log: RunLog) -> Report:
-    stats = CatalogStats.of(ws.split.train, len(ws.dataset.catalog))
+    learnt = fitted_on(ws, fit_for(ws, options.part))
+    stats = CatalogStats.of(learnt, len(ws.dataset.catalog))
     log.say(f"{options.part}: {len(asked):,} users, the whole catalog of {len(stats):,} items")
     started = time.perf_counter()
     # Asked for as `recommend --all` asks: a deeper union would be judged, but never served.
@@ -315,7 +323,7 @@ def _cost(ws: Workspace, ranked: Ranked) -> dict[str, float | int | str]:
 
 
 def _notes(ws: Workspace, recommender: Recommender, options: EvaluationOptions) -> list[str]:
-    notes = []
+    notes = [found.words for found in read_card(evaluation_folder(ws)).own_weights]
     if recommender.second is None:
         notes.append(
             "Without a reranker: "

@@ -110,6 +110,9 @@ class Workspace:
         if self.config.retriever.distil.teacher is None:
             # How it would teach makes nothing: a retriever without a teacher is the one that a taught one begins from.
             del config["distil"]
+        if not self.config.retriever.cold_targets:
+            # Off it makes nothing else either: what was made before there was such a setting keeps its key.
+            del config["cold_targets"]
         return {
             **earlier,
             **protocol,

@@ -4,8 +4,8 @@ import numpy as np
 
 from data.schema import Candidates, Rows, Scores
 from retrieval.explain import contributions
+from retrieval.own_weights import parts_by_source
 from retrieval.retriever import Retriever
-from retrieval.short_histories import parts_by_source
 
 BECAUSE = 2
 """History items named as reasons for each recommendation."""

@@ -1,5 +1,6 @@
 """The reranker's score beside the retriever's: weighed on validation, and 0 where it does not help there."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -61,7 +62,7 @@ def fit_rerank_fusion(
     fusion = LinearFusion.fit(candidates, targets, TRANSFORMS)
     without = ndcg10(candidates, targets)
     gains = crossed_gains(candidates, targets)
-    used = fusion.weights[RERANKER] > 0 and _helps(gains)
+    used = fusion.weights[RERANKER] > 0 and helps(gains)
     if not used:
         fusion = replace(fusion, weights={RETRIEVAL: 1.0, RERANKER: 0.0})
     if candidates.present.any():
@@ -83,12 +84,15 @@ def ndcg10(candidates: Candidates, targets: Histories) -> npt.NDArray[np.float64
     return ndcg_at_k(relevance_of(candidates, targets), targets.lengths, k=depth)
 
 
-def _helps(gains: npt.NDArray[np.float64]) -> bool:
+def helps(gains: npt.NDArray[np.float64]) -> bool:
+    """Whether the mean of (B,) gains is more than one standard error above 0."""
     return len(gains) > 1 and bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
-def crossed_gains(candidates: Candidates, targets: Histories) -> npt.NDArray[np.float64]:
-    """(B,) what each user gains in NDCG@10 by a fusion whose weights were fitted on the other folds."""
+def crossed_gains(
+    candidates: Candidates, targets: Histories, transforms: Mapping[str, Transform] = TRANSFORMS
+) -> npt.NDArray[np.float64]:
+    """(B,) what each user gains in NDCG@10 by a fusion of these sources, its weights fitted on the other folds."""
     without = ndcg10(candidates, targets)
     fold = np.arange(len(candidates)) % FOLDS
     reached = np.zeros(len(candidates))
@@ -96,7 +100,7 @@ def crossed_gains(candidates: Candidates, targets: Histories) -> npt.NDArray[np.
         inside, outside = np.flatnonzero(fold != left_out), np.flatnonzero(fold == left_out)
         if not len(outside):
             continue
-        fitted = LinearFusion.fit(candidates.take(inside), targets.take(inside), TRANSFORMS)
+        fitted = LinearFusion.fit(candidates.take(inside), targets.take(inside), transforms)
         asked = candidates.take(outside)
         reached[outside] = ndcg10(asked.ranked_by(fitted.score(asked)), targets.take(outside))
     return reached - without

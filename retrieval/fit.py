@@ -1,17 +1,16 @@
 """Fits a retriever on the training part, and selects and fuses on group B's validation items."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 
-from data.schema import Candidates, Catalog, Histories, Holdout, Scores
-from eval.metrics import ndcg_at_k, relevance_of
-from fusion.linear import LinearFusion, Transform
+from data.schema import Catalog, Histories, Holdout, Scores
+from fusion.linear import LinearFusion
 from index.base import VectorIndex
 from retrieval.distributed import ALONE, Team
 from retrieval.encode import EncoderConfig, TextSpace
@@ -20,24 +19,18 @@ from retrieval.finetune import EncoderTuner, FinetuneMethod
 from retrieval.groundwork import Groundwork
 from retrieval.history_reader import HistoryReader
 from retrieval.objective import samples_softmax
-from retrieval.retriever import LAST_TEXT, Retriever, RetrieverConfig, transforms
+from retrieval.own_weights import OwnWeights
+from retrieval.retriever import Retriever, RetrieverConfig
 from retrieval.rounds import Tuned, tune_encoder
-from retrieval.short_histories import after_short, source_of
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log
 from retrieval.train import TrainConfig, TrainRecord, train_towers
 from retrieval.transitions import TransitionsConfig
-from retrieval.trend import Trend
 from retrieval.user_tower import UserTowerKind
+from retrieval.weighing import Weighed, with_fitted_fusion
 from store.checkpoint import Checkpoints
 from store.errors import BadInput
 
-LEAST_PULL, FEW_USERS_PULL = 1e-3, 3.0
-"""Pull of the fusion's weights towards 0: the first for many users, the second shared by few, so that what is assumed
-beforehand weighs as much as a number of users and not as much as a share of them."""
-STIFFNESS_OF_OWN = 10.0
-"""Pull towards 0 of what short histories add to a weight, as a multiple of that of the weight itself."""
-FOLDS = 5
 LEAST_MINUTES = 1e-3
 """Of a member's training, where those before it took more than theirs: a step and a look at validation."""
 MOST_COPIES = 100
@@ -71,6 +64,7 @@ class FittedRetriever:
         text_vectors: (N, E) float32 of length 1, by the encoder as it is now.
         encoder: the text encoder if it was tuned; None where it stayed frozen.
         fused_ndcg10: validation NDCG@10 of the fused lists, whose weights were fitted on the same users; 0 without.
+        own_weights: what validation said about parts of the candidates that may have weights of their own.
     """
 
     retriever: Retriever
@@ -79,6 +73,7 @@ class FittedRetriever:
     records: list[dict[str, Any]]
     encoder: Any | None
     fused_ndcg10: float = 0.0
+    own_weights: Sequence[OwnWeights] = ()
 
 
 def fit_retriever(
@@ -132,9 +127,10 @@ def fit_retriever(
     towers, records = training.ensemble(space(text_vectors), reader, tuning_minutes=tuning_minutes)
     fusion = recipe.fusion if recipe else None
     retriever = groundwork.under(towers, text_vectors, config=config, build_index=build_index, fusion=fusion)
-    fused_ndcg10 = 0.0
+    weighed = Weighed(retriever)
     if recipe is None and len(validation):
-        retriever, fused_ndcg10 = with_fitted_fusion(retriever, validation, log)
+        weighed = with_fitted_fusion(retriever, validation, log)
+        retriever = weighed.retriever
     made_by = Recipe(
         groundwork.transitions.config,
         {record.name: record.best_epoch for record in records},
@@ -144,7 +140,7 @@ def fit_retriever(
         {record.name: record.schedule_share for record in records if record.schedule_share},
     )
     told = [asdict(record) for record in records]
-    return FittedRetriever(retriever, text_vectors, made_by, told, encoder, fused_ndcg10)
+    return FittedRetriever(retriever, text_vectors, made_by, told, encoder, weighed.ndcg10, weighed.own)
 
 
 @dataclass(frozen=True)
@@ -279,66 +275,3 @@ def drawn(validation: Holdout, config: TrainConfig) -> Holdout:
     """At most `validation_users` of the users, by chance, in their order."""
     users = np.random.default_rng(config.seed).permutation(len(validation))[: config.validation_users]
     return validation.take(np.sort(users))
-
-
-def with_fitted_fusion(retriever: Retriever, validation: Holdout, log: Log) -> tuple[Retriever, float]:
-    """The same retriever with its sources weighed on the candidates of validation users, and their NDCG@10 then."""
-    # Whole unions: lists cut by the present weights would lean towards them.
-    candidates = retriever.unions(validation.histories, exclude_known=validation.exclude_known)
-    kinds = retriever.towers.kinds
-    towers = LinearFusion.fit(candidates, validation.targets, dict.fromkeys(kinds, Transform.RAW))
-    columns = transforms(kinds, retriever.trend)
-    if retriever.config.short_history:
-        columns = _by_length_where_it_helps(candidates, validation.targets, columns, retriever.trend, log)
-    fusion = fitted_fusion(candidates, validation.targets, columns, retriever.trend)
-    ndcg10 = float(_ndcg10(candidates.ranked_by(fusion.score(candidates)), validation.targets).mean())
-    weights = {name: round(weight, 4) for name, weight in fusion.weights.items()}
-    log({"stage": "fusion", "weights": weights, "validation_ndcg@10": round(ndcg10, 5)})
-    if any(towers.weights.values()):
-        of_kinds = {kind: towers.weights[kind] for kind in kinds}
-        retriever = replace(retriever, towers=replace(retriever.towers, weights=of_kinds))
-    return replace(retriever, fusion=fusion), ndcg10
-
-
-def fitted_fusion(
-    candidates: Candidates, targets: Histories, columns: Mapping[str, Transform], trend: Trend
-) -> LinearFusion:
-    """The weights of all or some of a retriever's sources."""
-    # Beside a profile the last item, beside late weeks all time: what is left is a contrast, of either sign.
-    own = [name for name in columns if source_of(name) != name]
-    signed = (LAST_TEXT, *trend.names, *own)
-    pull = max(LEAST_PULL, FEW_USERS_PULL / max(len(candidates), 1))
-    return LinearFusion.fit(
-        candidates,
-        targets,
-        columns,
-        signed=signed,
-        l2=pull,
-        stiffness=dict.fromkeys(own, STIFFNESS_OF_OWN),
-        scaled_like={name: source_of(name) for name in own},
-    )
-
-
-def _by_length_where_it_helps(
-    candidates: Candidates, targets: Histories, columns: Mapping[str, Transform], trend: Trend, log: Log
-) -> dict[str, Transform]:
-    """With columns for short histories, if these gain by cross-validation over the users more than a standard error."""
-    more = {**columns, **{after_short(name): how for name, how in columns.items()}}
-    fold = np.arange(len(candidates)) % FOLDS
-    gains = np.zeros(len(candidates))
-    for left_out in range(FOLDS):
-        inside, outside = np.flatnonzero(fold != left_out), np.flatnonzero(fold == left_out)
-        if not len(inside) or not len(outside):
-            continue
-        asked, wanted = candidates.take(outside), targets.take(outside)
-        for sign, tried in ((1, more), (-1, columns)):
-            fitted = fitted_fusion(candidates.take(inside), targets.take(inside), tried, trend)
-            gains[outside] += sign * _ndcg10(asked.ranked_by(fitted.score(asked)), wanted)
-    helps = len(gains) > 1 and bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
-    log({"stage": "fusion by length", "gain_of_ndcg@10": round(float(gains.mean()), 5), "kept": helps})
-    return dict(more if helps else columns)
-
-
-def _ndcg10(candidates: Candidates, targets: Histories) -> np.ndarray:
-    """(B,) of lists as they stand."""
-    return ndcg_at_k(relevance_of(candidates.head(10), targets), targets.lengths, k=10)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from retrieval.encode import EncoderConfig, TextSpace, load_encoder
 from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.fit import FittedRetriever, Recipe
 from retrieval.history_reader import HistoryReader
+from retrieval.own_weights import OwnWeights
 from retrieval.retriever import Retriever, RetrieverConfig
 from retrieval.stand_ins import load_stand_ins, save_stand_ins
 from retrieval.towers import TwoTowers
@@ -47,6 +48,7 @@ class RetrieverCard:
         tuned: whether the folder holds a text encoder of its own.
         records: training records, for reports.
         fused_ndcg10: validation NDCG@10 of the fused lists; 0 for a final fit, which asks nobody.
+        own_weights: what validation said about parts of the candidates; a final fit has asked nobody.
     """
 
     config: RetrieverConfig
@@ -59,6 +61,7 @@ class RetrieverCard:
     tuned: bool
     records: list[dict[str, Any]]
     fused_ndcg10: float
+    own_weights: tuple[OwnWeights, ...]
 
 
 def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) -> None:
@@ -91,6 +94,7 @@ def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) 
         "tuned": fitted.encoder is not None,
         "records": fitted.records,
         "fused_ndcg10": fitted.fused_ndcg10,
+        "own_weights": [asdict(found) for found in fitted.own_weights],
     }
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
@@ -109,12 +113,13 @@ def read_card(folder: Path) -> RetrieverCard:
             epochs=card["epochs"],
             tower_weights={UserTowerKind(kind): weight for kind, weight in card["tower_weights"].items()},
             tuning_rounds=card["tuning_rounds"],
-            # Without these two a card of before they were told can still be served.
+            # Without these three a card of before they were told can still be served.
             schedule_shares=card.get("schedule_shares", {}),
             text_vectors=card["text_vectors"],
             tuned=card["tuned"],
             records=card["records"],
             fused_ndcg10=card.get("fused_ndcg10", 0.0),
+            own_weights=tuple(OwnWeights.of(found) for found in card.get("own_weights", [])),
         )
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise _corrupt(folder, error) from error

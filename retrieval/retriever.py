@@ -17,7 +17,7 @@ from retrieval.encode import EncoderConfig, TextSpace
 from retrieval.ensemble import TowerEnsemble
 from retrieval.finetune import FinetuneConfig
 from retrieval.likeness import Likeness
-from retrieval.short_histories import with_short
+from retrieval.own_weights import with_cold, with_short
 from retrieval.towers import SequenceConfig, TextConfig, TowerConfig
 from retrieval.train import TrainConfig
 from retrieval.transitions import Transitions, TransitionsConfig
@@ -64,6 +64,12 @@ class RetrieverConfig(BaseModel):
         ge=0,
         description="histories of at most so many items weigh the sources in their own way, where cross-validation on "
         "group B gains by it; 0: all alike",
+    )
+    cold_targets: int = Field(
+        0,
+        ge=0,
+        description="items that nobody took in training weigh the sources in their own way, where at least so many of "
+        "group B's targets are such, and cross-validation gains by it; 0: all alike",
     )
     recent_days: int = Field(30, ge=1, description="span of the popular items that an empty history is given")
 
@@ -245,6 +251,8 @@ class Retriever:
         }
         if self.config.short_history:
             sources = with_short(sources, histories.lengths <= self.config.short_history)
+        if self.config.cold_targets:
+            sources = with_cold(sources, self.trend.untaken(safe), self.trend)
         return Candidates(rows, np.zeros(rows.shape, dtype=np.float32), sources)
 
     def _last_text(self, histories: Histories) -> Scores:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from data.schema import NO_ITEM, Histories, Rows, Scores
+from data.schema import NO_ITEM, Histories, Mask, Rows, Scores
 
 SECONDS_PER_DAY = 86_400
 EVER = "taken ever"
@@ -65,9 +65,18 @@ class Trend:
         return np.pad(counts, (0, n_items - len(counts)), constant_values=np.log(np.float32(HALF)))
 
     @property
+    def windows(self) -> tuple[str, ...]:
+        """Names of the columns that count within days."""
+        return tuple(f"taken in {days} days" for days in self.windows_days)
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """Of the columns."""
-        return (*(f"taken in {days} days" for days in self.windows_days), EVER)
+        """Of all columns."""
+        return (*self.windows, EVER)
+
+    def untaken(self, rows: Rows) -> Mask:
+        """Of any shape, true where nobody has taken the item at that row: a cold item."""
+        return np.asarray(self.ever[rows] < 0)  # log(1/2); that of one interaction is above 0
 
     def columns(self, rows: Rows, asked_at: Rows | None) -> dict[str, Scores]:
         """Name → (B, K) float32 log(count + 1/2) of the items at `rows` (B, K).
@@ -81,7 +90,7 @@ class Trend:
         end = self._end(asked_at, len(rows))
         until = np.searchsorted(self.taken, rows * self.span + end[:, None])
         columns = {}
-        for name, days in zip(self.names, self.windows_days, strict=False):
+        for name, days in zip(self.windows, self.windows_days, strict=True):
             start = np.maximum(end - days, 0)[:, None]
             count = until - np.searchsorted(self.taken, rows * self.span + start)
             columns[name] = np.log(count + HALF).astype(np.float32)
@@ -110,7 +119,7 @@ class Trend:
         """Name of each window → (N,) float32 log(count + 1/2) of all items at the end of the log."""
         days, rows = self._by_day
         counted = {}
-        for name, window in zip(self.names, self.windows_days, strict=False):
+        for name, window in zip(self.windows, self.windows_days, strict=True):
             inside = slice(*np.searchsorted(days, (self.span - window, self.span)))
             counted[name] = np.log(np.bincount(rows[inside], minlength=len(self.ever)) + HALF).astype(np.float32)
         return counted

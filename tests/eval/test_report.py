@@ -12,12 +12,17 @@ from eval.page import _warning
 from eval.plots import _apart
 from eval.protocol import CatalogStats, Evaluation, candidate_recall, evaluate
 from eval.report import Comparison, Contribution, Fit, Report, Role, System, write_report
-from eval.results import GatePoint
+from eval.results import GatePoint, SliceContribution
 from eval.significance import PairedTest, Verdict, paired_bootstrap
 from eval.words import conclusion, evidence, metric_words, number, slice_words
 from store.errors import NoSpace
 
 USERS, ITEMS = 60, 120
+OF_TOWERS = {
+    "target_item/cold": SliceContribution(7, 0.0625, 0.5, 0.375),
+    "history_length/1-4": SliceContribution(1234, 0.1, 0.2, 0.4321),
+}
+OF_TEXTS = {name: SliceContribution(found.users, 0.0, 0.5, 0.5) for name, found in OF_TOWERS.items()}
 
 
 def a_holdout(part="test") -> Holdout:
@@ -64,8 +69,8 @@ def a_report(part="test", **changes) -> Report:
             Comparison.of(ours, parts, question="Does reranking help?"),
         ],
         contributions=[
-            Contribution("towers", 0.25, paired_bootstrap(found("two-stage"), found("popularity"))),
-            Contribution("<b>texts", 0.125, paired_bootstrap(found("popularity"), found("two-stage"))),
+            Contribution("towers", 0.25, paired_bootstrap(found("two-stage"), found("popularity")), OF_TOWERS),
+            Contribution("<b>texts", 0.125, paired_bootstrap(found("popularity"), found("two-stage")), OF_TEXTS),
         ],
         counts={"users": USERS},
         ceiling=candidate_recall(candidates, a_holdout().targets),
@@ -130,6 +135,14 @@ def test_what_each_source_adds_is_in_the_json_and_on_the_page(written, tmp_path)
     assert f"−{test.difference:.4f}<small>−{test.high:.4f} to −{test.low:.4f}</small>" in section
     assert "▼ harms" in section
     assert "&lt;b&gt;texts" in section
+    assert first["slices"]["target_item/cold"] == {"users": 7, "alone": 0.0625, "ours": 0.5, "theirs": 0.375}
+    slices = section[section.index("By history length, and for cold items") :]
+    for said in ("target never seen in training<small>7 users", "history of 1–4 items<small>1,234 users"):
+        assert said in slices
+    assert "<td>+0.1250<small>0.0625</small></td><td>−0.2321<small>0.1000</small></td>" in slices
+    assert "<td>+0.0000<small>0.0000</small></td>" in slices
+    untold = replace(made, contributions=[replace(one, slices={}) for one in made.contributions])
+    assert "By history length, and for cold items" not in write_report(tmp_path, untold).read_text()
     none = write_report(tmp_path, replace(made, contributions=[])).read_text()
     assert "What each source adds" not in none
 

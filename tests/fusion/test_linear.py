@@ -50,6 +50,15 @@ def test_a_negative_count_is_read_as_none_by_the_logarithm():
     np.testing.assert_allclose(found, np.log([[LOG_FLOOR, LOG_FLOOR]]), rtol=1e-6)
 
 
+def test_a_rise_of_the_logarithm_is_told_from_what_it_makes_of_nothing():
+    """As LOG but for a constant, so that a source that is silent about an item does not move it."""
+    candidates = lists(a=[[0, -2, 3, 40]])
+    candidates.item_rows[0, 3] = NO_ITEM
+    plain, rise = (column(candidates, "a", how, typical=2.0)[0] for how in (Transform.LOG, Transform.LOG_RISE))
+    np.testing.assert_allclose(rise[:3], plain[:3] - np.log(LOG_FLOOR), atol=1e-5)
+    assert rise[0] == rise[1] == rise[3] == 0
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_gradient_equals_finite_differences(seed, monkeypatch):
     rng = np.random.default_rng(seed)
@@ -198,3 +207,30 @@ def test_a_stiff_source_is_pulled_to_nothing_harder_than_others():
     assert even["b"] == pytest.approx(even["a"], rel=0.2)
     assert stiff["b"] < 0.7 * even["b"]
     assert stiff["a"] > 0.9 * even["a"]
+
+
+def test_a_column_of_few_candidates_is_pulled_as_if_they_were_all():
+    candidates, targets = planted([1.0, 0.8], users=4000)
+    few = np.arange(8) < 2  # of the eight in every list
+    silent = candidates.with_source("b", candidates.sources["b"] * few.astype(np.float32) * np.float32(1e-3))
+    pulls = (0.0, 0.05)
+    by_all, within = (
+        [LinearFusion.fit(silent, targets, RAW2, l2=l2, scaled_within=where).weights["b"] for l2 in pulls]
+        for where in (None, {"b": np.broadcast_to(few, candidates.item_rows.shape)})
+    )
+    assert within[0] == pytest.approx(by_all[0], rel=1e-3)
+    # Of variance 1 within, 1/4 over all: four times the pull.
+    four_times = LinearFusion.fit(silent, targets, RAW2, l2=pulls[1], stiffness={"b": 4.0}).weights["b"]
+    assert within[1] == pytest.approx(four_times, rel=0.05)
+    assert within[1] < 0.9 * by_all[1]
+
+
+def test_a_column_that_is_constant_within_its_candidates_is_scaled_over_all():
+    candidates, targets = planted([1.0])
+    marked = candidates.item_rows < 3
+    shown = candidates.with_source("b", marked.astype(np.float32))
+    plain, within = (
+        LinearFusion.fit(shown, targets, RAW2, signed=["b"], scaled_within=where).weights
+        for where in (None, {"b": marked})
+    )
+    assert within == plain

@@ -22,7 +22,8 @@ from recommend.recommender import Recommender
 from recommend.release import load_stages
 from rerank.fusion import RERANKER, RETRIEVAL
 from retrieval.distributed import ALONE
-from retrieval.folder import read_card
+from retrieval.folder import read_card, read_recipe
+from retrieval.own_weights import Part as OwnPart
 from store.artifacts import Run
 from store.errors import BadInput, MissingStep
 from tests.pipeline.oracle import by_user, exported, histories_by_id, metrics
@@ -275,12 +276,67 @@ def test_a_temporal_split_goes_all_the_way(shop, tmp_path):
     }
     assert len(taken[Part.TEST]) == (times < cut).sum()
     assert len(taken[Part.VALIDATION]) == len(ws.split.train.item_rows) < (times < cut).sum()
+    # So what is cold in the test is what nobody took before the cut.
+    before = np.bincount(ws.split.before_test.item_rows, minlength=len(ws.dataset.catalog))
+    cold = int((before[ws.split.test.targets.item_rows] == 0).sum())
+    slices = next(system for system in report.systems if system.name == "retrieval only").evaluation.slices
+    assert slices.get("target_item/cold", {"targets": 0})["targets"] == cold
+    assert slices["target_item/warm"]["targets"] == len(ws.split.test.targets.item_rows) - cold
     # The settings are those that validation chose.
     cards = [
         read_card(ws.run.artifact("retriever", ws.retriever_key(fit)))
         for fit in (FitKind.EVALUATION, FitKind.BEFORE_TEST)
     ]
     assert cards[0].transitions == cards[1].transitions
+
+
+# --- weights of their own
+
+
+def test_too_few_cold_targets_share_the_weights_and_the_report_says_so(shop, tmp_path):
+    ws = open_workspace(shop.copy(tmp_path))
+    plain = ws.retriever_made_from(FitKind.EVALUATION)
+    assert "cold_targets" not in plain["config"]  # off it changes no key: what was made before is still found
+    asked = replace(ws, config=with_overrides(ws.config, ["retriever.cold_targets=500"]))
+    assert asked.retriever_made_from(FitKind.EVALUATION)["config"]["cold_targets"] == 500
+    cards, fusions = [], []
+    for each in (ws, asked):
+        folder = each.run.artifact("retriever", train_retriever(each, log=quiet(each)))
+        cards.append(read_card(folder))
+        fusions.append(read_recipe(folder).fusion)
+    (told,) = cards[1].own_weights
+    assert (told.part, told.needed, told.gain, told.kept) == (OwnPart.COLD, 500, None, False)
+    assert cards[0].own_weights == ()
+    assert fusions[0] == fusions[1]
+    report, page = evaluate_run(asked, EvaluationOptions(rerank=False, baselines=False), log=quiet(asked))
+    words = "Cold items share the weights of all: own ones were not tried on"
+    assert [note for note in report.notes if note.startswith(words)] == [told.words]
+    assert words in page.read_text()
+    silent, _ = evaluate_run(ws, EvaluationOptions(rerank=False, baselines=False), log=quiet(ws))
+    assert not any(note.startswith("Cold items") for note in silent.notes)
+
+
+def test_a_split_by_cold_items_lets_them_weigh_the_sources_in_their_own_way(shop, tmp_path):
+    run = Run(tmp_path / "run")
+    settings = [
+        "split.kind=cold-items",
+        "split.cold_items=12",
+        "split.validation_share=0.3",
+        "retriever.cold_targets=5",
+    ]
+    config = with_overrides(shop.config, settings)
+    log = RunLog(run, "test", quiet=True)
+    ws = prepare(run, shop.log, shop.catalog, users=None, config=config, log=log)
+    folder = ws.run.artifact("retriever", train_retriever(ws, log=log))
+    (told,) = read_card(folder).own_weights
+    assert told.targets >= 5
+    assert told.gain is not None
+    report, _ = evaluate_run(ws, EvaluationOptions(baselines=False), log=log)
+    assert told.words in report.notes
+    # Everything that is asked is cold, so that this slice is the whole.
+    for source in report.contributions:
+        assert set(source.slices) >= {"target_item/cold"}
+        assert source.slices["target_item/cold"].ours == pytest.approx(source.test.ours)
 
 
 # --- a tuned encoder

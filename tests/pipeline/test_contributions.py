@@ -10,8 +10,10 @@ from data.schema import Histories, Holdout
 from fusion.linear import column
 from pipeline import contributions as module
 from pipeline.contributions import TOWERS, TREND, JudgedSources, groups_of, judge_sources
-from retrieval.fit import fitted_fusion
+from retrieval.own_weights import cold_columns, of_cold
 from retrieval.retriever import LAST_TEXT, LIKENESS, TEXT, TRANSITIONS, Retriever
+from retrieval.trend import EVER
+from retrieval.weighing import fitted_fusion, with_fitted_fusion
 from tests.retrieval.toy import nobody, random_log, retriever
 
 N, DEPTH, SERVED = 40, 6, 10
@@ -130,6 +132,70 @@ def test_without_a_source_the_others_are_weighed_anew_on_the_same_candidates(mad
     assert test.theirs == pytest.approx(np.mean(without), abs=1e-6)
     assert test.ours == pytest.approx(np.mean(together), abs=1e-6)
     assert test.difference == pytest.approx(np.mean(together) - np.mean(without), abs=1e-6)
+
+
+KNOWN = 30
+"""Items before this one were taken in training, the others are cold."""
+
+
+@pytest.fixture(scope="module")
+def weighed() -> Retriever:
+    """With weights of their own for cold items."""
+    log = random_log(N)
+    found = retriever(N, train=Histories.of([[row % KNOWN for row in log[user]] for user in range(len(log))]))
+    found = replace(found, config=found.config.model_copy(update={"cold_targets": 5, "per_source": 20}))
+    made = with_fitted_fusion(found, VALIDATION, lambda entry: None)
+    columns = {**found.fusion.transforms, **cold_columns(found.fusion.transforms, found.trend)}
+    seen = made.retriever.unions(VALIDATION.histories)
+    return replace(made.retriever, fusion=fitted_fusion(seen, VALIDATION.targets, columns, found.trend))
+
+
+def test_a_source_is_told_by_cold_items_and_history_lengths_too(weighed):
+    found = judged(weighed)
+    cold = weighed.trend.untaken(np.arange(N))
+    lengths = ASKED.histories.lengths
+    parts = {
+        "target_item/warm": [user for user in range(len(ASKED)) if not cold[target_of(user)]],
+        "target_item/cold": [user for user in range(len(ASKED)) if cold[target_of(user)]],
+        "history_length/0": np.flatnonzero(lengths == 0),
+        "history_length/1-4": np.flatnonzero((lengths >= 1) & (lengths <= 4)),
+        "history_length/5-9": np.flatnonzero(lengths >= 5),
+    }
+    assert min(map(len, parts.values())) > 1
+    served = weighed.candidates(ASKED.histories, SERVED).item_rows.tolist()
+    for contribution in found.contributions:
+        assert set(contribution.slices) == set(parts)
+        alone = found.alone[contribution.source].item_rows.tolist()
+        for name, users in parts.items():
+            told = contribution.slices[name]
+            assert told.users == len(users)
+            assert told.alone == pytest.approx(np.mean([ndcg10(alone[user], target_of(user)) for user in users]))
+            assert told.ours == pytest.approx(np.mean([ndcg10(served[user], target_of(user)) for user in users]))
+        for kind, of_kind in (("target_item", list(parts)[:2]), ("history_length", list(parts)[2:])):
+            whole = sum(contribution.slices[name].theirs * len(parts[name]) for name in of_kind) / len(ASKED)
+            assert whole == pytest.approx(contribution.test.theirs), kind
+
+
+def test_without_a_source_its_columns_for_cold_items_are_gone_too(weighed):
+    assert of_cold(TEXT) in weighed.fusion.weights
+    assert of_cold(EVER) in weighed.fusion.weights
+    assert list(groups_of(weighed)) == NAMES
+    columns = {name: how for name, how in weighed.fusion.transforms.items() if not name.startswith(TEXT + " ")}
+    columns = {name: how for name, how in columns.items() if name not in (TEXT, LAST_TEXT, of_cold(LAST_TEXT))}
+    assert of_cold(TEXT) not in columns
+    assert of_cold(TRANSITIONS) in columns
+    seen = weighed.unions(VALIDATION.histories)
+    fusion = fitted_fusion(seen, VALIDATION.targets, columns, weighed.trend)
+    union = weighed.unions(ASKED.histories, SERVED)
+    some = np.flatnonzero(ASKED.histories.lengths > 0)
+    # Ties by the lower row.
+    by_row = union.take(some).ranked_by(-union.item_rows[some].astype(np.float32))
+    ranked_rows = by_row.ranked_by(fusion.score(by_row)).item_rows.tolist()
+    gains = [ndcg10(rows, target_of(user)) for user, rows in zip(some, ranked_rows, strict=True)]
+    told = next(found for found in judged(weighed).contributions if found.source == TEXT).slices
+    theirs = sum(part.theirs * part.users for name, part in told.items() if name.startswith("history_length/"))
+    theirs -= told["history_length/0"].theirs * told["history_length/0"].users
+    assert theirs == pytest.approx(sum(gains))
 
 
 def test_ties_owe_nothing_to_the_fusion():

@@ -13,12 +13,13 @@ from fusion.linear import LinearFusion, Transform
 from index.faiss_index import FlatIndex
 from retrieval import fit as fit_module
 from retrieval.encode import TextSpace, centred
-from retrieval.fit import FittedRetriever, drawn, fit_retriever, with_fitted_fusion
+from retrieval.fit import FittedRetriever, drawn, fit_retriever
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
 from retrieval.groundwork import fit_transitions, recent_popularity
 from retrieval.retriever import TEXT, TRANSITIONS, Retriever, RetrieverConfig
 from retrieval.train import TrainRecord
 from retrieval.validation import next_item_ndcg10
+from retrieval.weighing import with_fitted_fusion
 from store.checkpoint import Checkpoints
 from store.errors import CorruptArtifact
 from tests.retrieval.toy import catalog, circle, config, is_mapped, nobody, text_vectors
@@ -108,10 +109,10 @@ def test_the_kinds_are_weighed_in_the_search_as_validation_says(made):
 def test_where_people_take_again_what_they_have_the_fusion_is_fitted_on_lists_that_hold_it(made):
     last = Histories.of(VALIDATION.histories.last(1).tolist())
     again = replace(VALIDATION, targets=last, exclude_known=False)
-    found, ndcg10 = with_fitted_fusion(made.retriever, again, silent)
-    assert first_places(replace(made, retriever=found), again, exclude_known=False) > 0.5
-    _, nothing = with_fitted_fusion(made.retriever, replace(again, exclude_known=True), silent)
-    assert ndcg10 > nothing == 0
+    found = with_fitted_fusion(made.retriever, again, silent)
+    assert first_places(replace(made, retriever=found.retriever), again, exclude_known=False) > 0.5
+    nothing = with_fitted_fusion(made.retriever, replace(again, exclude_known=True), silent)
+    assert found.ndcg10 > nothing.ndcg10 == 0
 
 
 def test_a_member_of_one_fit_is_no_member_of_a_fit_with_the_next_seed(made):
@@ -224,7 +225,7 @@ def test_fitting_the_fusion_again_does_not_depend_on_the_weights_before(made):
     log = []
     weights = dict.fromkeys(made.retriever.fusion.weights, 0.0) | {TEXT: 9.0}
     lopsided = replace(unweighed(made.retriever), fusion=replace(made.retriever.fusion, weights=weights))
-    found, _ = with_fitted_fusion(lopsided, VALIDATION, log.append)
+    found = with_fitted_fusion(lopsided, VALIDATION, log.append).retriever
     assert found.fusion.weights == pytest.approx(made.retriever.fusion.weights, rel=1e-2, abs=1e-3)
     assert found.fusion.typical == pytest.approx(made.retriever.fusion.typical)
     assert log[0]["stage"] == "fusion"

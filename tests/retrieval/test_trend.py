@@ -26,6 +26,7 @@ def test_counts_are_those_of_the_days_up_to_the_moment_asked(entries, days_asked
     columns = found.columns(rows, asked_at)
     ever = np.bincount([row for row, _, _ in entries] + [0] * timeless, minlength=N)
     np.testing.assert_allclose(columns[EVER], np.tile(np.log(ever + 0.5), (len(days_asked), 1)), rtol=1e-5)
+    np.testing.assert_array_equal(found.untaken(rows), np.tile(ever == 0, (len(days_asked), 1)))
     if not entries:
         assert found.names == (EVER,)
         return

@@ -1,0 +1,147 @@
+"""The weights of a retriever's sources, fitted on validation, and which of its candidates have weights of their own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data.schema import Candidates, Histories, Holdout
+from eval.metrics import PerUser, ndcg_at_k, relevance_of
+from fusion.linear import LinearFusion, Transform, targets_among
+from retrieval.own_weights import AFTER_SHORT, OF_COLD, OwnWeights, Part, cold_columns, is_own, short_columns, source_of
+from retrieval.retriever import LAST_TEXT, Retriever, transforms
+from retrieval.trackers import Log
+from retrieval.trend import Trend
+
+LEAST_PULL, FEW_USERS_PULL = 1e-3, 3.0
+"""Pull of the fusion's weights towards 0: the first for many users, the second shared by few, so that what is assumed
+beforehand weighs as much as a number of users and not as much as a share of them."""
+STIFFNESS_OF_SHORT = 10.0
+"""Pull towards 0 of what short histories add to a weight, as a multiple of that of the weight itself. Cold items are
+pulled once: their scores may be on quite another scale, and there must be so many targets among them."""
+FOLDS = 5
+STAGES = {Part.SHORT: "fusion by length", Part.COLD: "fusion of cold items"}
+"""Names in the log."""
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A retriever, its weights fitted where there is validation.
+
+    Attributes:
+        ndcg10: of its fused lists, of the users on whom they were fitted; 0 without.
+        own: what was found about each part of the candidates that the settings ask about.
+    """
+
+    retriever: Retriever
+    ndcg10: float = 0.0
+    own: Sequence[OwnWeights] = ()
+
+
+def with_fitted_fusion(retriever: Retriever, validation: Holdout, log: Log) -> Weighed:
+    """The same retriever with its sources weighed on the candidates of validation users."""
+    # Whole unions: lists cut by the present weights would lean towards them.
+    candidates = retriever.unions(validation.histories, exclude_known=validation.exclude_known)
+    kinds, trend = retriever.towers.kinds, retriever.trend
+    towers = LinearFusion.fit(candidates, validation.targets, dict.fromkeys(kinds, Transform.RAW))
+    columns = transforms(kinds, trend)
+    own = []
+    for asked in _parts(retriever, candidates, validation):
+        found = asked.tried(candidates, validation.targets, columns, trend)
+        log({"stage": STAGES[found.part], "targets": found.targets, "gain_of_ndcg@10": found.gain, "kept": found.kept})
+        columns = {**columns, **asked.columns} if found.kept else columns
+        own.append(found)
+    fusion = fitted_fusion(candidates, validation.targets, columns, trend)
+    ndcg10 = float(_ndcg10(candidates.ranked_by(fusion.score(candidates)), validation.targets).mean())
+    weights = {name: round(weight, 4) for name, weight in fusion.weights.items()}
+    log({"stage": "fusion", "weights": weights, "validation_ndcg@10": round(ndcg10, 5)})
+    if any(towers.weights.values()):
+        of_kinds = {kind: towers.weights[kind] for kind in kinds}
+        retriever = replace(retriever, towers=replace(retriever.towers, weights=of_kinds))
+    return Weighed(replace(retriever, fusion=fusion), ndcg10, tuple(own))
+
+
+def fitted_fusion(
+    candidates: Candidates, targets: Histories, columns: Mapping[str, Transform], trend: Trend
+) -> LinearFusion:
+    """The weights of all or some of a retriever's sources."""
+    # Beside a profile the last item, beside late weeks all time: what is left is a contrast, of either sign.
+    signed = (LAST_TEXT, *trend.names, *filter(is_own, columns))
+    pull = max(LEAST_PULL, FEW_USERS_PULL / max(len(candidates), 1))
+    short = [name for name in columns if name.endswith(AFTER_SHORT)]
+    cold = trend.untaken(np.maximum(candidates.item_rows, 0))
+    return LinearFusion.fit(
+        candidates,
+        targets,
+        columns,
+        signed=signed,
+        l2=pull,
+        stiffness=dict.fromkeys(short, STIFFNESS_OF_SHORT),
+        scaled_like={name: source_of(name) for name in short},
+        scaled_within={name: cold for name in columns if name.endswith(OF_COLD)},
+    )
+
+
+@dataclass(frozen=True)
+class AskedPart:
+    """A part of the candidates that may have weights of its own.
+
+    Attributes:
+        columns: its own, beside those of all.
+        targets: of validation in this part, among the candidates.
+        needed: fewer of them are not learnt from.
+    """
+
+    part: Part
+    columns: Mapping[str, Transform]
+    targets: int
+    needed: int
+
+    def tried(
+        self, candidates: Candidates, targets: Histories, shared: Mapping[str, Transform], trend: Trend
+    ) -> OwnWeights:
+        """Kept if they gain by cross-validation over the users more than a standard error, beside `shared` columns."""
+        if self.targets < self.needed:
+            return OwnWeights(self.part, self.targets, self.needed, None, kept=False)
+        gains = _crossed_gains(candidates, targets, {**shared, **self.columns}, shared, trend)
+        helps = len(gains) > 1 and bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
+        return OwnWeights(self.part, self.targets, self.needed, round(float(gains.mean()), 5), kept=helps)
+
+
+def _parts(retriever: Retriever, candidates: Candidates, validation: Holdout) -> Iterator[AskedPart]:
+    """Those that the settings ask about."""
+    settings, trend = retriever.config, retriever.trend
+    columns = transforms(retriever.towers.kinds, trend)
+    found = targets_among(candidates, validation.targets)
+    if settings.short_history:
+        short = found[validation.histories.lengths <= settings.short_history]
+        yield AskedPart(Part.SHORT, short_columns(columns), int(short.sum()), 0)
+    if settings.cold_targets:
+        cold = found & trend.untaken(np.maximum(candidates.item_rows, 0))
+        yield AskedPart(Part.COLD, cold_columns(columns, trend), int(cold.sum()), settings.cold_targets)
+
+
+def _crossed_gains(
+    candidates: Candidates,
+    targets: Histories,
+    more: Mapping[str, Transform],
+    fewer: Mapping[str, Transform],
+    trend: Trend,
+) -> PerUser:
+    """(B,) what each user's NDCG@10 gains by some columns over fewer, by weights fitted without the user."""
+    fold = np.arange(len(candidates)) % FOLDS
+    gains = np.zeros(len(candidates))
+    for left_out in range(FOLDS):
+        inside, outside = np.flatnonzero(fold != left_out), np.flatnonzero(fold == left_out)
+        if not len(inside) or not len(outside):
+            continue
+        asked, wanted = candidates.take(outside), targets.take(outside)
+        for sign, tried in ((1, more), (-1, fewer)):
+            fitted = fitted_fusion(candidates.take(inside), targets.take(inside), tried, trend)
+            gains[outside] += sign * _ndcg10(asked.ranked_by(fitted.score(asked)), wanted)
+    return gains
+
+
+def _ndcg10(candidates: Candidates, targets: Histories) -> PerUser:
+    """(B,) of lists as they stand."""
+    return ndcg_at_k(relevance_of(candidates.head(10), targets), targets.lengths, k=10)
