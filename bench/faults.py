@@ -25,7 +25,8 @@ from rerank.packed import PackedReranker
 from serve.context import Server
 from serve.limits import ServeConfig
 from serve.metrics import FAILED
-from serve.server import bound, serve_until_told, url_of
+from serve.server import serve_until_told
+from serve.sockets import bound, url_of
 from store.artifacts import Run
 
 BACK_S = 5.0

@@ -108,12 +108,13 @@ def overhead(args: argparse.Namespace) -> None:
     from config import read_config
     from recommend.recommender import Recommender, Rerank
     from recommend.release import load_stages
-    from recommend.threads import compute_in
+    from recommend.threads import compute_in, compute_products_in
     from serve.limits import ServeConfig
     from store.artifacts import Run
 
     count = 50 if args.short else 1000
     compute_in(ServeConfig().threads_of_a_request)
+    compute_products_in(ServeConfig().threads_of_a_request)
     users = people(args.run, count)
     run = Run(args.run)
     config = read_config(run.config_path).recommending

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from config import Config
     from recommend.shared import Address
     from serve.context import Server
+    from serve.sockets import SharedAddress
 
 SetOption = Annotated[
     list[str] | None,
@@ -38,14 +39,16 @@ def serve(
 ) -> None:
     """Serve what is published: HTTP API, metrics and a web page; a newer release is taken over while it runs."""
     from serve.logs import begin_logging
-    from serve.server import bound, is_loopback, serve_until_told, url_of
+    from serve.server import serve_until_told
+    from serve.sockets import SharedAddress, bound, is_loopback, url_of
     from store.errors import BadInput
 
     if no_auth and not is_loopback(host):
         raise BadInput(f"--no-auth goes with a loopback address, and {host} is none: leave one of the two out")
     ensured(run, needs="train-reranker")
     _config(run, settings)  # a wrong setting is told before anything else
-    listening = bound(host, port)
+    address = SharedAddress(host, port) if workers > 1 else None
+    listening = address.first if address else bound(host, port)
     if not no_auth:
         _first_key(run)
     lines = begin_logging()
@@ -55,12 +58,12 @@ def serve(
         say(f"serving {run}{several} at {url_of(listening)} (API: {url_of(listening)}/docs); stop with Ctrl-C")
 
     try:
-        if workers == 1:
+        if address is None:
             serve_until_told(lambda: _server(run, settings, no_auth=no_auth), listening, started=started)
         else:
-            _serve_by_workers(run, settings, listening, started, workers=workers, no_auth=no_auth)
+            _serve_by_workers(run, settings, address, started, workers=workers, no_auth=no_auth)
     finally:
-        listening.close()
+        (address or listening).close()
         lines.stop()
 
 
@@ -176,7 +179,7 @@ def _server(run: Path, settings: list[str] | None, *, no_auth: bool, hub: "Addre
 def _serve_by_workers(
     run: Path,
     settings: list[str] | None,
-    listening: "socket",
+    address: "SharedAddress",
     started: Callable[[], None],
     *,
     workers: int,
@@ -197,7 +200,7 @@ def _serve_by_workers(
     )
     try:
         work = partial(work_on, run.resolve(), settings, no_auth, hub.address)
-        Workers(work, workers, listening).run(started)
+        Workers(work, workers, address).run(started)
     finally:
         hub.close()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from recommend.threads import compute_in
+from recommend.threads import compute_in, compute_products_in
 from serve.limits import ServeConfig
 
 T = TypeVar("T")
@@ -38,6 +38,7 @@ class Admission:
 
     def __init__(self, limits: ServeConfig) -> None:
         self._limits = limits
+        compute_products_in(limits.threads_of_a_request)
         self._threads = ThreadPoolExecutor(
             limits.concurrency,
             thread_name_prefix="request",

@@ -1,9 +1,7 @@
-"""A socket, and uvicorn behind it until it is told to stop."""
+"""uvicorn behind a socket, until it is told to stop."""
 
 import asyncio
-import errno
 import gc
-import ipaddress
 import signal
 import socket
 import sys
@@ -16,65 +14,12 @@ import uvicorn
 from serve.app import create_app
 from serve.context import Server
 from serve.limits import ServeConfig
-from store.errors import BadInput
+from serve.sockets import BACKLOG, listen
 
 KEEP_ALIVE_S = 30
-BACKLOG = 512
 POLL_S = 0.05
 SWITCH_S = 0.001
 """After so long a thread that computes hands over to the event loop; Python's own 5 ms would be in every answer."""
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A socket that nobody else has; it does not listen yet, so that no client waits while models are loaded.
-
-    Args:
-        port: 0 for any that is free.
-
-    Raises:
-        BadInput: when the port is in use, or the host is no address of this machine.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-    except OSError as error:
-        raise _refusal(host, port, error) from error
-    return made
-
-
-def listen(found: socket.socket) -> None:
-    """Lets clients come; as late as this it turns out where another began to listen since `bound`.
-
-    Raises:
-        BadInput: as `bound`.
-    """
-    try:
-        found.listen(BACKLOG)
-    except OSError as error:
-        host, port = found.getsockname()[:2]
-        raise _refusal(host, port, error) from error
-
-
-def _refusal(host: str, port: int, error: OSError) -> BadInput:
-    if error.errno == errno.EADDRINUSE:
-        return BadInput(f"port {port} of {host} is in use: stop what listens there, or give another with --port")
-    return BadInput(f"cannot listen on {host}, port {port}: {error.strerror or error}")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def url_of(found: socket.socket) -> str:
-    """For people."""
-    host, port = found.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve_until_told(

@@ -1,4 +1,4 @@
-"""Several processes behind one socket: each has the index mapped, and all ask one reranker."""
+"""Several processes behind one address: each has the index mapped, and all ask one reranker."""
 
 import logging
 import os
@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from recommend.processes import fresh_context, when_parent_ends
+from serve.sockets import SharedAddress
 from store.errors import TandemError
 
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -31,11 +32,11 @@ class Workers:
     Args:
         work: what each does; it must be picklable, as a partial of a module's function is.
         count: how many.
-        listening: as `bound` made it.
+        address: where clients come; a worker that takes the place of another has a socket of its own, too.
     """
 
-    def __init__(self, work: Work, count: int, listening: socket.socket) -> None:
-        self._work, self._count, self._listening = work, count, listening
+    def __init__(self, work: Work, count: int, address: SharedAddress) -> None:
+        self._work, self._count, self._address = work, count, address
         self._folder = tempfile.TemporaryDirectory(prefix="tandem-metrics-")
         self._context = fresh_context()
         self._news, self._tell = self._context.Pipe(duplex=False)
@@ -82,10 +83,12 @@ class Workers:
                 raise error
 
     def _start(self) -> BaseProcess:
-        process = self._context.Process(
-            target=_work, args=(self._work, self._listening, self._folder.name, self._tell), name="worker"
-        )
-        process.start()
+        # Only the worker has it then, so that clients are not sent to one that has ended.
+        with self._address.for_worker() as listening:
+            process = self._context.Process(
+                target=_work, args=(self._work, listening, self._folder.name, self._tell), name="worker"
+            )
+            process.start()
         return process
 
     def _kept(self, process: BaseProcess) -> BaseProcess:

@@ -1,7 +1,10 @@
 """So many at once, so many waiting, the others are told when to come back."""
 
 import asyncio
+import json
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -92,3 +95,16 @@ def test_a_request_is_computed_in_as_many_threads_as_allowed():
     assert asyncio.run(threads(threads=3)) == (3, 3)
     few = max(1, (os.cpu_count() or 1) // 2)
     assert asyncio.run(threads()) == (few, few)
+
+
+def test_a_process_that_serves_has_no_threads_that_wait_for_the_next_product_of_a_request() -> None:
+    code = (
+        "import json, faiss, scipy.linalg\n"
+        "from threadpoolctl import threadpool_info\n"
+        "from serve.admission import Admission\n"
+        "from serve.limits import ServeConfig\n"
+        "Admission(ServeConfig(threads=1))\n"
+        "print(json.dumps([pool['num_threads'] for pool in threadpool_info() if pool['user_api'] == 'blas']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert set(json.loads(done.stdout)) == {1}

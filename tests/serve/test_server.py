@@ -3,13 +3,14 @@
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from recommend.events import Events
-from serve.server import bound, listen
+from serve.sockets import DEALT_OUT, SharedAddress, bound, listen
 from store.errors import BadInput, MissingStep
 from tests.pipeline.commands import refused, run
 from tests.pipeline.shop import weigh_reranker
@@ -107,6 +108,55 @@ def test_of_two_that_start_together_the_second_is_told() -> None:
     second.close()
 
 
+@pytest.mark.skipif(not DEALT_OUT, reason="only Linux deals connections out")
+def test_connections_are_dealt_out_between_workers_and_none_waits_for_one_that_has_ended() -> None:
+    with SharedAddress("127.0.0.1", 0) as address:
+        first, second = address.for_worker(), address.for_worker()
+        listen(first)
+        listen(second)
+        assert min(connected(address, [first, second], count=64)) >= 8
+        first.close()
+        assert connected(address, [second], count=8) == [8]
+        second.close()
+
+
+def connected(address: SharedAddress, sockets: list[socket.socket], *, count: int) -> list[int]:
+    """How many of so many clients came to each."""
+    clients = [socket.create_connection(address.first.getsockname()) for _ in range(count)]
+    found = []
+    for one in sockets:
+        one.setblocking(False)
+        found.append(0)
+        with suppress(BlockingIOError):
+            while True:
+                one.accept()[0].close()
+                found[-1] += 1
+    for client in clients:
+        client.close()
+    return found
+
+
+def test_of_two_that_start_workers_at_one_address_the_second_is_told_whatever_it_is() -> None:
+    with SharedAddress("127.0.0.1", 0) as address:
+        port = address.first.getsockname()[1]
+        if DEALT_OUT:  # nobody listens yet
+            with pytest.raises(BadInput, match=f"port {port} of 127.0.0.1 is in use.*--port"):
+                SharedAddress("127.0.0.1", port)
+        alone = bound("127.0.0.1", port)
+        worker = address.for_worker()
+        listen(worker)
+        for begin in (
+            lambda: listen(alone),
+            lambda: bound("127.0.0.1", port),
+            lambda: SharedAddress("127.0.0.1", port),
+        ):
+            with pytest.raises(BadInput, match=f"port {port} of 127.0.0.1 is in use.*--port"):
+                begin()
+        worker.close()
+        alone.close()
+    SharedAddress("127.0.0.1", port).close()  # free again
+
+
 def test_a_run_that_lacks_a_step_names_its_command(shop, tmp_path: Path) -> None:
     refused(run("serve", "--run", tmp_path / "none", "--port", 0, cwd=tmp_path), MissingStep, "prepare --run")
     root = shop.copy(tmp_path)
@@ -128,7 +178,7 @@ def test_a_run_without_a_reranker_serves_retrieval_and_says_so(served: Path) -> 
         assert "train-reranker --run" in refusal.json()["error"]["message"]
 
 
-def test_workers_share_a_socket_a_reranker_events_and_counts(served: Path) -> None:
+def test_workers_share_an_address_a_reranker_events_and_counts(served: Path) -> None:
     with LiveServer(served, "--no-auth", "--workers", "2") as server:
         server.ready()
         assert "by 2 workers" in server.said
