@@ -8,8 +8,9 @@ import numpy as np
 
 from data.schema import Candidates, Histories
 from eval.metrics import PerUser
+from eval.significance import helps
 from fusion.linear import LinearFusion, Transform
-from rerank.fusion import RETRIEVAL, crossed_gains, helps, ndcg10
+from rerank.fusion import RETRIEVAL, crossed_gains, ndcg10
 
 Names = tuple[str, ...]
 

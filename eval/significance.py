@@ -150,6 +150,11 @@ def _parts(draws: int, width: int) -> Iterator[slice]:
         yield slice(start, min(draws, start + step))
 
 
+def helps(gains: Floats) -> bool:
+    """Whether the mean of (B,) gains is more than one standard error above 0: enough to choose by, no proof."""
+    return len(gains) > 1 and bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
+
+
 def _refuse(ours: Floats, theirs: Floats) -> None:
     if ours.shape != theirs.shape or ours.ndim != 1:
         raise ValueError(f"a paired test needs one value a user from both: {ours.shape} and {theirs.shape}")

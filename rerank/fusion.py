@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from data.schema import Candidates, Histories
 from eval.metrics import ndcg_at_k, relevance_of
+from eval.significance import helps
 from fusion.linear import LinearFusion, Transform
 
 RETRIEVAL = "retrieval"
@@ -82,11 +83,6 @@ def ndcg10(candidates: Candidates, targets: Histories) -> npt.NDArray[np.float64
     """(B,) NDCG@10 of lists as they stand."""
     depth = min(10, candidates.depth)
     return ndcg_at_k(relevance_of(candidates, targets), targets.lengths, k=depth)
-
-
-def helps(gains: npt.NDArray[np.float64]) -> bool:
-    """Whether the mean of (B,) gains is more than one standard error above 0."""
-    return len(gains) > 1 and bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
 def crossed_gains(

@@ -7,6 +7,7 @@ import numpy as np
 
 from data.schema import Candidates, Histories, Holdout
 from eval.metrics import PerUser, ndcg_at_k, relevance_of
+from eval.significance import helps
 from fusion.linear import LinearFusion, Transform, targets_among
 from retrieval.own_weights import AFTER_SHORT, OF_COLD, OwnWeights, Part, cold_columns, is_own, short_columns, source_of
 from retrieval.retriever import LAST_TEXT, Retriever, transforms
@@ -104,8 +105,7 @@ class AskedPart:
         if self.targets < self.needed:
             return OwnWeights(self.part, self.targets, self.needed, None, kept=False)
         gains = _crossed_gains(candidates, targets, {**shared, **self.columns}, shared, trend)
-        helps = len(gains) > 1 and bool(gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains)))
-        return OwnWeights(self.part, self.targets, self.needed, round(float(gains.mean()), 5), kept=helps)
+        return OwnWeights(self.part, self.targets, self.needed, round(float(gains.mean()), 5), kept=helps(gains))
 
 
 def _parts(retriever: Retriever, candidates: Candidates, validation: Holdout) -> Iterator[AskedPart]:

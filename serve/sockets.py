@@ -54,7 +54,7 @@ class SharedAddress:
         # Sockets that share an address let further ones in: that somebody else listens there, one that does not tells.
         bound(host, port).close()
         self.first = _bound(host, port, shared=DEALT_OUT)
-        self._host, self._port = host, self.first.getsockname()[1]
+        self._host, self._port = self.first.getsockname()[:2]  # by whatever name it was given
         try:
             self._claim = _claimed(self._host, self._port) if DEALT_OUT else None
         except OSError as error:

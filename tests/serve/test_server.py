@@ -142,6 +142,8 @@ def test_of_two_that_start_workers_at_one_address_the_second_is_told_whatever_it
         if DEALT_OUT:  # nobody listens yet
             with pytest.raises(BadInput, match=f"port {port} of 127.0.0.1 is in use.*--port"):
                 SharedAddress("127.0.0.1", port)
+            with pytest.raises(BadInput, match=f"port {port} of localhost is in use"):
+                SharedAddress("localhost", port)
         alone = bound("127.0.0.1", port)
         worker = address.for_worker()
         listen(worker)
