@@ -247,6 +247,9 @@ def main() -> None:
     command = what.add_parser("growth", help=growth.__doc__)
     command.set_defaults(measure=growth)
     command.add_argument("--largest", type=int, default=1_000_000)
+    command.add_argument(
+        "--measured", action="store_true", help="page and picture alone, from what was measured before"
+    )
     command.add_argument("--dimension", type=int, default=128)
     command = what.add_parser("ten-million", help=ten_million.__doc__)
     command.set_defaults(measure=ten_million)
