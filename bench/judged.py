@@ -15,8 +15,8 @@ from bench.steps import files_of
 from data.load import LoadConfig, load_dataset
 from data.schema import ITEM_ID, NO_ITEM, RANK, USER_ID, Candidates, Dataset, Holdout
 from data.split import SplitConfig, make_split
+from eval.metrics import ndcg10
 from eval.significance import PairedTest, Verdict, paired_bootstrap
-from rerank.fusion import ndcg10
 
 BLIND = "split.holdout=validation"
 """The setting of `prepare` for data without what the judge holds out: what is last there is for validation."""

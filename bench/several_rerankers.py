@@ -7,10 +7,10 @@ from itertools import combinations
 import numpy as np
 
 from data.schema import Candidates, Histories
-from eval.metrics import PerUser
+from eval.metrics import PerUser, ndcg10
 from eval.significance import helps
 from fusion.linear import LinearFusion, Transform
-from rerank.fusion import RETRIEVAL, crossed_gains, ndcg10
+from rerank.fusion import RETRIEVAL, crossed_gains
 
 Names = tuple[str, ...]
 

@@ -71,6 +71,11 @@ METRICS: dict[str, Callable[..., PerUser]] = {
 """Name in JSON, before `@k`, → the function."""
 
 
+def ndcg10(candidates: Candidates, targets: Histories) -> PerUser:
+    """(B,) NDCG@10 of lists as they stand. Raises as `relevance_of` does."""
+    return ndcg_at_k(relevance_of(candidates.head(10), targets), targets.lengths, k=10)
+
+
 def relevance_of(candidates: Candidates, targets: Histories) -> Relevance:
     """(B, K), true where the item in that place is one of the user's targets.
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from data.schema import Candidates, Histories, Holdout, Rows, Scores
 from eval.agreement import Agreement
+from eval.folds import folds
 from eval.frontier import Frontier, FrontierPoint, Setting, WholeCatalog
-from eval.metrics import PerUser, ndcg_at_k, relevance_of
+from eval.metrics import PerUser, ndcg10, relevance_of
 from eval.significance import paired_bootstrap
 from fusion.linear import LinearFusion
 from pipeline.run_log import RunLog
@@ -22,7 +23,7 @@ from recommend.recommender import Recommender
 from recommend.release import load_reranker
 from recommend.second_stage import above_the_rest
 from rerank.fit import request_of, with_reranker_scores
-from rerank.fusion import FOLDS, RERANKER, TRANSFORMS, crossed_gains
+from rerank.fusion import RERANKER, TRANSFORMS, crossed_gains
 from rerank.gate import Gate
 from rerank.packed import PackedReranker
 from rerank.precision import Precision, at_precision
@@ -72,7 +73,7 @@ def measure_frontier(ws: Workspace, recommender: Recommender, holdout: Holdout, 
     fitting = None
     if holdout.part != selectors.part:
         fitting = Asked(selectors, recommender.retrieve(selectors.histories, deepest))
-    without = _ndcg10(asked.candidates, holdout.targets)
+    without = ndcg10(asked.candidates, holdout.targets)
     retrieval_ms = _retrieval_ms(recommender, asked, sweep.timed_users)
     points: list[FrontierPoint] = []
     whole: list[WholeCatalog] = []
@@ -148,7 +149,7 @@ class _Bench:
                     opened[places] = gate.opens(
                         part.candidates.head(depth), part.holdout.histories.lengths, share=share
                     )
-                    gains[places] = _ndcg10(
+                    gains[places] = ndcg10(
                         reordered(part.candidates, fusion, depth=depth, opened=opened[places]), part.holdout.targets
                     )
                 tokens = np.where(opened, self.prefix + self.reading[:, depth - 1], 0)
@@ -190,9 +191,9 @@ class _Bench:
             if not len(mine):
                 continue
             targets, opened = part.holdout.targets.take(mine), np.ones(len(mine), dtype=np.bool_)
-            gains[mine] = _ndcg10(reordered(scored.take(mine), fusion, depth=scored.depth, opened=opened), targets)
+            gains[mine] = ndcg10(reordered(scored.take(mine), fusion, depth=scored.depth, opened=opened), targets)
             few = part.candidates.take(mine)
-            two_stage[mine] = _ndcg10(reordered(few, fusion, depth=depth, opened=opened), targets)
+            two_stage[mine] = ndcg10(reordered(few, fusion, depth=depth, opened=opened), targets)
         test = paired_bootstrap(two_stage, gains)
         return WholeCatalog(self.name, float(np.mean(tokens)), ms, users, test.theirs, test.ours, test)
 
@@ -212,9 +213,8 @@ class _Bench:
         if self.fitting is not None:
             yield *self._fit(self.fitting, depth), np.arange(len(self.asked))
             return
-        fold = np.arange(len(self.asked)) % FOLDS
-        for left_out in range(min(FOLDS, len(self.asked))):
-            yield *self._fit(self.asked.take(np.flatnonzero(fold != left_out)), depth), np.flatnonzero(fold == left_out)
+        for inside, outside in folds(len(self.asked)):
+            yield *self._fit(self.asked.take(inside), depth), outside
 
     def _fit(self, users: Asked, depth: int) -> tuple[LinearFusion, Gate]:
         head, targets = users.candidates.head(depth), users.holdout.targets
@@ -332,7 +332,7 @@ def _oracle(asked: Asked, depth: int) -> float:
     head = asked.candidates.head(depth)
     relevance = relevance_of(head, asked.holdout.targets)
     order = head.ranked_by(relevance.astype(np.float32))
-    return float(_ndcg10(order, asked.holdout.targets).mean())
+    return float(ndcg10(order, asked.holdout.targets).mean())
 
 
 def _without_known(candidates: Candidates, histories: Histories) -> Candidates:
@@ -342,8 +342,3 @@ def _without_known(candidates: Candidates, histories: Histories) -> Candidates:
         known = np.isin(rows[place], histories[place])
         rows[place, known], score[place, known] = -1, -np.inf
     return Candidates(rows, score)
-
-
-def _ndcg10(candidates: Candidates, targets: Histories) -> PerUser:
-    top = candidates.head(10)
-    return ndcg_at_k(relevance_of(top, targets), targets.lengths, k=10)

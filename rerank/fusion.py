@@ -4,18 +4,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from data.schema import Candidates, Histories
-from eval.metrics import ndcg_at_k, relevance_of
+from eval.folds import crossed_ndcg10
+from eval.metrics import PerUser, ndcg10
 from eval.significance import helps
 from fusion.linear import LinearFusion, Transform
 
 RETRIEVAL = "retrieval"
 RERANKER = "reranker"
 TRANSFORMS = {RETRIEVAL: Transform.RAW, RERANKER: Transform.RAW}
-FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,7 @@ class FusionRecord:
         return asdict(self)
 
 
-def fit_rerank_fusion(
-    candidates: Candidates, targets: Histories
-) -> tuple[LinearFusion, npt.NDArray[np.float64], FusionRecord]:
+def fit_rerank_fusion(candidates: Candidates, targets: Histories) -> tuple[LinearFusion, PerUser, FusionRecord]:
     """Fits the weights of retrieval score and reranker score on validation users.
 
     The reranker's weight is set to 0 unless, by cross-validation over users, the fusion's NDCG@10 is
@@ -79,24 +74,9 @@ def fit_rerank_fusion(
     return fusion, gains, record
 
 
-def ndcg10(candidates: Candidates, targets: Histories) -> npt.NDArray[np.float64]:
-    """(B,) NDCG@10 of lists as they stand."""
-    depth = min(10, candidates.depth)
-    return ndcg_at_k(relevance_of(candidates, targets), targets.lengths, k=depth)
-
-
 def crossed_gains(
     candidates: Candidates, targets: Histories, transforms: Mapping[str, Transform] = TRANSFORMS
-) -> npt.NDArray[np.float64]:
+) -> PerUser:
     """(B,) what each user gains in NDCG@10 by a fusion of these sources, its weights fitted on the other folds."""
-    without = ndcg10(candidates, targets)
-    fold = np.arange(len(candidates)) % FOLDS
-    reached = np.zeros(len(candidates))
-    for left_out in range(FOLDS):
-        inside, outside = np.flatnonzero(fold != left_out), np.flatnonzero(fold == left_out)
-        if not len(outside):
-            continue
-        fitted = LinearFusion.fit(candidates.take(inside), targets.take(inside), transforms)
-        asked = candidates.take(outside)
-        reached[outside] = ndcg10(asked.ranked_by(fitted.score(asked)), targets.take(outside))
-    return reached - without
+    reached = crossed_ndcg10(candidates, targets, lambda some, taken: LinearFusion.fit(some, taken, transforms).score)
+    return reached - ndcg10(candidates, targets)

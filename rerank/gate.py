@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.schema import Candidates
+from eval.folds import folds
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -17,7 +18,6 @@ FEATURES = ("log history", "first probability", "margin", "entropy", "mass below
 RIDGE = 1.0
 ALIKE = 1e-12
 """Forecasts no further apart are the same: those of a gate that found nothing to tell users apart by."""
-FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,8 @@ class Gate:
         weights = _ridge(standard, gains)
         forecasts = np.percentile(standard @ weights, np.arange(101))
         crossed = np.zeros(len(gains))
-        fold = np.arange(len(gains)) % FOLDS
-        for left_out in range(FOLDS):
-            inside, outside = fold != left_out, fold == left_out
-            if inside.any() and outside.any():
-                crossed[outside] = standard[outside] @ _ridge(standard[inside], gains[inside])
+        for inside, outside in folds(len(gains)):
+            crossed[outside] = standard[outside] @ _ridge(standard[inside], gains[inside])
         curve = _curve(crossed, gains)
         return cls(_floats(mean), _floats(spread), _floats(weights), _floats(forecasts), curve)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.schema import Candidates, Histories, Holdout
-from eval.metrics import PerUser, ndcg_at_k, relevance_of
+from eval.folds import crossed_ndcg10
+from eval.metrics import PerUser, ndcg10
 from eval.significance import helps
 from fusion.linear import LinearFusion, Transform, targets_among
 from retrieval.own_weights import AFTER_SHORT, OF_COLD, OwnWeights, Part, cold_columns, is_own, short_columns, source_of
@@ -20,7 +21,6 @@ beforehand weighs as much as a number of users and not as much as a share of the
 STIFFNESS_OF_SHORT = 10.0
 """Pull towards 0 of what short histories add to a weight, as a multiple of that of the weight itself. Cold items are
 pulled once: their scores may be on quite another scale, and there must be so many targets among them."""
-FOLDS = 5
 STAGES = {Part.SHORT: "fusion by length", Part.COLD: "fusion of cold items"}
 """Names in the log."""
 
@@ -53,13 +53,13 @@ def with_fitted_fusion(retriever: Retriever, validation: Holdout, log: Log) -> W
         columns = {**columns, **asked.columns} if found.kept else columns
         own.append(found)
     fusion = fitted_fusion(candidates, validation.targets, columns, trend)
-    ndcg10 = float(_ndcg10(candidates.ranked_by(fusion.score(candidates)), validation.targets).mean())
+    fused = float(ndcg10(candidates.ranked_by(fusion.score(candidates)), validation.targets).mean())
     weights = {name: round(weight, 4) for name, weight in fusion.weights.items()}
-    log({"stage": "fusion", "weights": weights, "validation_ndcg@10": round(ndcg10, 5)})
+    log({"stage": "fusion", "weights": weights, "validation_ndcg@10": round(fused, 5)})
     if any(towers.weights.values()):
         of_kinds = {kind: towers.weights[kind] for kind in kinds}
         retriever = replace(retriever, towers=replace(retriever.towers, weights=of_kinds))
-    return Weighed(replace(retriever, fusion=fusion), ndcg10, tuple(own))
+    return Weighed(replace(retriever, fusion=fusion), fused, tuple(own))
 
 
 def fitted_fusion(
@@ -129,19 +129,8 @@ def _crossed_gains(
     trend: Trend,
 ) -> PerUser:
     """(B,) what each user's NDCG@10 gains by some columns over fewer, by weights fitted without the user."""
-    fold = np.arange(len(candidates)) % FOLDS
-    gains = np.zeros(len(candidates))
-    for left_out in range(FOLDS):
-        inside, outside = np.flatnonzero(fold != left_out), np.flatnonzero(fold == left_out)
-        if not len(inside) or not len(outside):
-            continue
-        asked, wanted = candidates.take(outside), targets.take(outside)
-        for sign, tried in ((1, more), (-1, fewer)):
-            fitted = fitted_fusion(candidates.take(inside), targets.take(inside), tried, trend)
-            gains[outside] += sign * _ndcg10(asked.ranked_by(fitted.score(asked)), wanted)
-    return gains
 
+    def reached(columns: Mapping[str, Transform]) -> PerUser:
+        return crossed_ndcg10(candidates, targets, lambda some, taken: fitted_fusion(some, taken, columns, trend).score)
 
-def _ndcg10(candidates: Candidates, targets: Histories) -> PerUser:
-    """(B,) of lists as they stand."""
-    return ndcg_at_k(relevance_of(candidates.head(10), targets), targets.lengths, k=10)
+    return reached(more) - reached(fewer)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from data.schema import NO_ITEM, Candidates, Histories
+from eval.metrics import ndcg10
 from fusion.linear import LinearFusion
-from rerank.fusion import RERANKER, RETRIEVAL, fit_rerank_fusion, ndcg10
+from rerank.fusion import RERANKER, RETRIEVAL, fit_rerank_fusion
 
 USERS, DEPTH = 300, 12
 
