@@ -164,12 +164,13 @@ def _server(run: Path, settings: list[str] | None, *, no_auth: bool, hub: "Addre
     from store.artifacts import Run
 
     config = _config(run, settings)
+    limit_s = config.serve.time_limit_ms / 1000
     service = Service(
         Run(run),
         configure=lambda: _config(run, settings).recommending,
         overload=config.serve.overload,
-        time_limit_s=config.serve.time_limit_ms / 1000,
-        opener=None if hub is None else lambda _run, key, _config: SharedReranker(hub, key),
+        time_limit_s=limit_s,
+        opener=None if hub is None else lambda _run, key, _config: SharedReranker(hub, key, timeout_s=limit_s),
     )
     if service.serving.child is None:
         say(f"{run} has no reranker: answers are in retrieval order")

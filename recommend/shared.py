@@ -5,6 +5,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
@@ -20,6 +21,8 @@ KEPT = 2
 """Rerankers that stay: of the present release, and of the one before while others change over."""
 STATE_S, STATE_WAIT_S = 0.2, 2.0
 """How long the state of the reranker is taken to last, and how long to wait for it."""
+PATIENCE = 4
+"""How long an answer is waited for, in time limits: the hub's own waits, for a turn and for the child, end before."""
 TEND_S = 0.5
 """Between two looks at whether every child lives."""
 STATE, CALIBRATE, FORGET, SCORE = "state", "calibrate", "forget", "score"
@@ -157,12 +160,14 @@ class SharedReranker:
     Args:
         address: of the hub.
         key: of the reranker.
+        timeout_s: the time limit of the hub and of its child.
     """
 
-    def __init__(self, address: Address, key: str) -> None:
+    def __init__(self, address: Address, key: str, *, timeout_s: float) -> None:
         self.name = "shared"
-        self._address, self._key = address, key
+        self._address, self._key, self._timeout_s = address, key, timeout_s
         self._threads = threading.local()
+        self._greeting = threading.Lock()
         self._state = (False, 0, "")
         self._looked_at = float("-inf")
         self._look()
@@ -189,6 +194,10 @@ class SharedReranker:
             Crowded: when others were served for too long.
             RerankerFailure: when the hub or its child gave no answer.
         """
+        # What does not answer is not asked again by everybody.
+        ready, _, trouble = self._look()
+        if not ready:
+            raise RerankerFailure(f"the reranker gave no answer: {trouble or 'it is being started'}")
         found: RerankResult = self._ask(SCORE, list(requests))
         return found
 
@@ -216,6 +225,7 @@ class SharedReranker:
         return self._state
 
     def _ask(self, method: str, *arguments: Any, within_s: float | None = None) -> Any:
+        within_s = PATIENCE * self._timeout_s if within_s is None else within_s
         try:
             connection = self._connection()
             connection.send((self._key, method, arguments))
@@ -233,5 +243,29 @@ class SharedReranker:
     def _connection(self) -> Connection:
         found: Connection | None = getattr(self._threads, "connection", None)
         if found is None:
-            found = self._threads.connection = Client(self._address.path, "AF_UNIX", authkey=self._address.secret)
+            found = self._threads.connection = self._connected()
         return found
+
+    def _connected(self) -> Connection:
+        """A connection of its own; it is made in a thread that can be left behind, since a greeting has no time limit.
+
+        One thread at a time: the first that a hub which stands still has not greeted keeps the others waiting.
+        """
+        made: Future[Connection] = Future()
+
+        def connect() -> None:
+            try:
+                made.set_result(Client(self._address.path, "AF_UNIX", authkey=self._address.secret))
+            except Exception as error:
+                made.set_exception(error)
+            finally:
+                self._greeting.release()
+
+        if not self._greeting.acquire(timeout=STATE_WAIT_S):
+            raise TimeoutError("it has not greeted others yet")
+        threading.Thread(target=connect, daemon=True, name="hub-greeting").start()
+        try:
+            return made.result(STATE_WAIT_S)
+        except TimeoutError as error:
+            made.add_done_callback(lambda late: None if late.exception() else late.result().close())
+            raise TimeoutError(f"it has not greeted for {STATE_WAIT_S:g} s") from error
