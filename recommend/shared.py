@@ -197,7 +197,7 @@ class SharedReranker:
         # What does not answer is not asked again by everybody.
         ready, _, trouble = self._look()
         if not ready:
-            raise RerankerFailure(f"the reranker gave no answer: {trouble or 'it is being started'}")
+            raise RerankerFailure(trouble or "the reranker gave no answer: it is being started")
         found: RerankResult = self._ask(SCORE, list(requests))
         return found
 
