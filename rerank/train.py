@@ -14,12 +14,12 @@ from rerank.adapters import RankSchedule
 from rerank.best import Best, Weights, figures_from, plain
 from rerank.figures import ListFigures, figures_of, list_figures
 from rerank.grades import graded_figures
-from rerank.hints import led
 from rerank.lists import DrawnList, TrainingLists, batches, draw_list
 from rerank.objective import Objective, graded_loss, loss_of
 from rerank.packed import PackedReranker
 from rerank.packing import Ids, Prompt
 from rerank.progress import ProgressLine, rates
+from rerank.sample import Sample, prompt_of
 from rerank.schedule import hard_share, make_optimizer, set_rates
 from rerank.train_config import RerankTrainConfig, autocast_type
 from store.checkpoint import Checkpoints
@@ -30,7 +30,9 @@ SCALES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 LEAST_SCALE = 0.2
 """Of scores whose model cannot be damped: with less of them it would learn too slowly."""
 SCALING_LISTS = 64
-"""Lists that the factor is chosen on."""
+"""Lists that the factor is chosen on, at most."""
+SHARE_OF_A_PASS = 0.08
+"""Of the budget of minutes, for one pass over a sample: before training, in between and at the end."""
 
 Log = Callable[[Mapping[str, Any]], None]
 
@@ -133,7 +135,8 @@ class _Training:
         self.optimizer = make_optimizer(self.parameters, config)
         self.ranks = RankSchedule(reranker.backbone)
         self.autocast = autocast_type(config.precision)
-        self.validation = self._drawn_once(validation, config.validation_lists)
+        self.validation = Sample.of(validation, config.validation_lists, prompter=reranker.prompter, config=config)
+        self.affordable_tokens = math.inf  # in a pass that nothing is learnt from
         self.scale = 1.0
         self.before: ListFigures | None = None
         self.best = Best(self._weights(), None)
@@ -141,6 +144,10 @@ class _Training:
     def run(self, progress: ProgressLine, checkpoints: Checkpoints | None) -> TrainingRecord:
         """Step through the epochs until something stops them, then put the kept weights back."""
         if checkpoints is None or not checkpoints.resume(self):
+            if self.validation is not None:
+                pace = self.validation.tokens_a_second(reader=self.reranker, autocast=self.autocast)
+                self.affordable_tokens = SHARE_OF_A_PASS * 60 * self.config.budget_minutes * pace
+                self.validation = self.validation.within(self.affordable_tokens)
             self.scale = self._scale_beside_prior()
             self.before = self._validate()
             self.best = Best(self._weights(), self.before)
@@ -197,6 +204,7 @@ class _Training:
             "best": self.best.parts(),
             "before": plain(self.before),
             "scale": self.scale,
+            "affordable_tokens": self.affordable_tokens,
             "losses": self.losses,
             "lists": self.lists,
             "tokens": self.tokens,
@@ -216,6 +224,9 @@ class _Training:
         self.ranks.restore(parts["ranks"])
         self.best = Best.of(parts["best"])
         self.before, self.scale = figures_from(parts["before"]), parts["scale"]
+        self.affordable_tokens = parts["affordable_tokens"]
+        if self.validation is not None:
+            self.validation = self.validation.within(self.affordable_tokens)
         self.losses, self.reserved_s = list(parts["losses"]), parts["reserved_s"]
         self.lists, self.tokens = parts["lists"], parts["tokens"]
         self.start = time.monotonic() - parts["elapsed_s"]
@@ -233,8 +244,10 @@ class _Training:
             draw_list(self.examples, int(place), size=self.config.list_size, hard_share=share, rng=self.rng)
             for place in places
         ]
+        prompter = self.reranker.prompter
         prompts = [
-            self._prompt(self.ids, self.examples, place, made) for place, made in zip(places, drawn, strict=True)
+            prompt_of(prompter, self.ids, self.examples, int(place), made)
+            for place, made in zip(places, drawn, strict=True)
         ]
         rate = set_rates(self.optimizer, progress, config=self.config)
         loss = self._backward(prompts, drawn)
@@ -289,40 +302,19 @@ class _Training:
             teacher_temperature=config.teacher_temperature,
         )
 
-    def _prompt(self, ids: Sequence[Ids], lists: TrainingLists, place: int, drawn: DrawnList) -> Prompt:
-        prompter = self.reranker.prompter
-        history = [ids[row] for row in lists.histories[place].tolist()]
-        (about,) = prompter.tokenize([lists.histories.about_of(place)])
-        rows = drawn.item_rows.tolist()
-        if drawn.hints is None:
-            return prompter.prompt(history, [ids[row] for row in rows], about=about)
-        texts = led([lists.texts[row] for row in rows], prompter.config.hint, drawn.hints.tolist())
-        return prompter.prompt(history, prompter.tokenize(texts), about=about)
-
-    def _drawn_once(self, lists: TrainingLists | None, most: int) -> tuple[list[Prompt], list[DrawnList]] | None:
-        """At most so many lists that hold their target, always the same; None where there are none."""
-        if lists is None or not len(lists.found if lists.scored else lists):
-            return None
-        rng = np.random.default_rng(self.config.seed + 1)
-        if lists.scored:
-            lists = lists.take(lists.found)
-        lists = lists.take(np.sort(rng.permutation(len(lists))[:most]))
-        size, share = self.config.list_size, self.config.hard_share_end
-        drawn = [draw_list(lists, place, size=size, hard_share=share, rng=rng) for place in range(len(lists))]
-        ids = self.reranker.prompter.tokenize(lists.texts)
-        prompts = [self._prompt(ids, lists, place, made) for place, made in enumerate(drawn)]
-        return prompts, drawn
-
     def _scale_beside_prior(self) -> float:
         """By how much scores are multiplied beside a prior, so that at first they disturb it as little as they can.
 
         Where the head can, it is damped instead, which does not slow down what it learns afterwards.
         """
-        if self.examples.prior is None or (sample := self._drawn_once(self.examples, SCALING_LISTS)) is None:
+        if self.examples.prior is None:
             return 1.0
-        prompts, drawn = sample
-        scores = self.reranker.score_prompts(prompts, autocast=self.autocast).scores
-        scale = min(SCALES, key=lambda tried: figures_of(scores, drawn, scale=tried).loss)
+        sample = Sample.of(self.examples, SCALING_LISTS, prompter=self.reranker.prompter, config=self.config)
+        if sample is None:
+            return 1.0
+        sample = sample.within(self.affordable_tokens)
+        scores = self.reranker.score_prompts(sample.prompts, autocast=self.autocast).scores
+        scale = min(SCALES, key=lambda tried: figures_of(scores, sample.lists, scale=tried).loss)
         damped = self.reranker.damp(scale)
         self.log({"event": "beside a prior", "scale": scale, "in_the_head": damped})
         return 1.0 if damped else max(scale, LEAST_SCALE)
@@ -332,13 +324,18 @@ class _Training:
             return None
         began = time.monotonic()
         if self.config.objective is Objective.GRADED:
-            figures = graded_figures(self.reranker, *self.validation, autocast=self.autocast)
+            figures = graded_figures(
+                self.reranker, self.validation.prompts, self.validation.lists, autocast=self.autocast
+            )
         else:
-            figures = list_figures(self.reranker, *self.validation, scale=self.scale, autocast=self.autocast)
+            figures = list_figures(
+                self.reranker, self.validation.prompts, self.validation.lists, scale=self.scale, autocast=self.autocast
+            )
         self.reserved_s = max(self.reserved_s, time.monotonic() - began)
         self.log(
             {
                 "event": "validation",
+                "lists": len(self.validation.lists),
                 "step": len(self.losses),
                 "loss": round(figures.loss, 5),
                 "ndcg@10": round(figures.ndcg_10, 5),

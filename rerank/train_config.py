@@ -59,7 +59,9 @@ class RerankTrainConfig(BaseModel):
     weight_decay: float = Field(0.01, ge=0, description="on matrices, decoupled")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
     validate_every_steps: int = Field(100, ge=1, description="steps between two validations")
-    validation_lists: int = Field(128, ge=1, description="at most so many validation lists are used, drawn once")
+    validation_lists: int = Field(
+        128, ge=1, description="at most so many validation lists are used, drawn once; fewer where they would take long"
+    )
     patience: int = Field(5, ge=1, description="validations without a lower loss before training stops")
     teacher_weight: float = Field(
         1.0, ge=0, le=1, description="with a teacher: how much of the loss is its, against that of the item taken"
