@@ -49,7 +49,7 @@ def planted(args: argparse.Namespace) -> None:
 
 def ml100k(args: argparse.Namespace) -> None:
     """MovieLens-100k."""
-    args.name, args.data, args.users = "", str(fetch("movielens-100k", progress=print)), 0
+    args.name, args.data = "", str(fetch("movielens-100k", progress=print))
     data(args)
 
 
@@ -62,6 +62,14 @@ def data(args: argparse.Namespace) -> None:
 
 def _measure(name: str, files: list[str], chosen: list[str], args: argparse.Namespace) -> None:
     run = f"runs/bench-cheaper-{name or 'ml100k'}"
+    if not args.trained:
+        _train(run, files, chosen, args)
+    frontier = evaluated(run, "sweep.shares=[1.0, 0.5]", "sweep.catalog_users=0", users=args.asked)["frontier"]
+    _record(name, frontier, teacher=args.teacher, layers=args.layers or "all", minutes=args.minutes)
+
+
+def _train(run: str, files: list[str], chosen: list[str], args: argparse.Namespace) -> None:
+    """The teacher, and where it helped its student."""
     chosen = [*chosen, f"reranker.train.budget_minutes={args.minutes}", f"reranker.model={args.teacher}"]
     step("prepare", *files, "--run", run, *settings(*chosen))
     # Those of other settings would stand in the frontier, too.
@@ -74,9 +82,6 @@ def _measure(name: str, files: list[str], chosen: list[str], args: argparse.Name
         taught += [f"reranker.encoder.layers={args.layers}"] if args.layers else []
         taught += [f"reranker.train.budget_minutes={args.student_minutes or args.minutes}"]
         step("train-reranker", "--run", run, *settings(*taught))
-    asked = 0 if name == "planted" else args.users
-    frontier = evaluated(run, "sweep.shares=[1.0, 0.5]", "sweep.catalog_users=0", users=asked)["frontier"]
-    _record(name, frontier, teacher=args.teacher, layers=args.layers or "all", minutes=args.minutes)
 
 
 def _record(name: str, frontier: dict[str, Any], **about: Any) -> None:
@@ -130,6 +135,10 @@ def main() -> None:
         )
         command.add_argument("--teacher", default="minilm-l6", help="the larger model, such as smollm2-135m-q4_1")
         command.add_argument("--layers", type=int, default=2, help="of the taught MiniLM; 0: all six")
+        command.add_argument(
+            "--asked", type=int, default=0, help="users of the test part, by a hash of their id; 0: all"
+        )
+        command.add_argument("--trained", action="store_true", help="evaluate what an earlier call has trained")
         if measure is planted:
             command.add_argument("--users", type=int, default=1500)
             command.add_argument("--shared", type=float, default=0.5, help="of users, whose makers are shared")
@@ -138,7 +147,6 @@ def main() -> None:
         if measure is data:
             command.add_argument("name", help="as in beauty")
             command.add_argument("--data", required=True)
-            command.add_argument("--users", type=int, default=0, help="asked, drawn by a hash of their id; 0: all")
     args = parser.parse_args()
     args.measure(args)
 
