@@ -116,9 +116,20 @@ def _validated(content: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(_without_none(content))
     except ValidationError as error:
-        raise BadInput.of(
-            [_told(fault["loc"], fault["type"], fault["msg"]) for fault in error.errors()], where
-        ) from error
+        raise BadInput.of(_faults(error), where) from error
+
+
+def _faults(error: ValidationError) -> list[str]:
+    """One line for each setting; a value that fits none of several types is one fault, not one for each of them."""
+    found: dict[str, str] = {}
+    for fault in error.errors():
+        # A setting's types stand behind its name, as in literal['auto'].
+        key = tuple(part for part in fault["loc"] if "[" not in str(part))
+        told = _told(key, fault["type"], fault["msg"])
+        name, _, words = told.partition(": ")
+        earlier = found.get(name)
+        found[name] = told if earlier is None else f"{earlier}, or {words.removeprefix('Input should be ')}"
+    return list(found.values())
 
 
 def _told(place: tuple[int | str, ...], kind: str, message: str) -> str:

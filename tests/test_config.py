@@ -135,3 +135,12 @@ def test_every_setting_is_described_and_every_section_strict_and_frozen():
 
 def test_no_default_names_a_path_of_this_machine():
     assert str(Path.cwd()) not in Config().to_toml()
+
+
+def test_a_value_that_fits_none_of_several_types_is_one_fault():
+    with pytest.raises(BadInput) as told:
+        with_overrides(Config(), ["index.kind=nonsense"])
+    assert "'hnsw'" in str(told.value)
+    assert "'auto'" in str(told.value)
+    assert "[" not in str(told.value)
+    assert "faults" not in str(told.value)
