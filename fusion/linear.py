@@ -24,6 +24,8 @@ class Transform(StrEnum):
 
 
 LOG_FLOOR = 0.01
+PULL_ALONE = 1e-3
+"""Towards 0, of a source by itself, so that one that is always right has a weight at all."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class LinearFusion:
         stiffness: Mapping[str, float] | None = None,
         scaled_like: Mapping[str, str] | None = None,
         scaled_within: Mapping[str, Mask] | None = None,
+        around: Collection[str] = (),
     ) -> "LinearFusion":
         """Minimises -log of what a softmax over each user's candidates gives to all of the targets together.
 
@@ -81,12 +84,15 @@ class LinearFusion:
         and those in `signed`, which may get a negative weight, 0.
 
         Args:
-            l2: pull of every weight towards 0.
+            l2: pull of every weight towards 0, or as `around` says.
             stiffness: source → how many times as hard it is pulled; others once.
             scaled_like: source → another, by whose variance it is scaled: a pull then means the same for both, however
                 few users the first has a column for.
             scaled_within: source → (B, K), the candidates over which its variance is taken: a pull then means the same
                 for it however few they are. One that is constant there is scaled as others are.
+            around: the weights are pulled towards the one of these sources that explains the targets best alone, at the
+                weight that it has alone: where few users teach little, the list is then that source's, and not an even
+                mixture of good and bad.
         """
         typical = {name: typical_score(candidates, name) for name in transforms}
         columns = np.stack(
@@ -109,7 +115,10 @@ class LinearFusion:
         weights = np.where(free, 0.0, 1.0)
         if usable.any():
             pull = l2 * np.array([(stiffness or {}).get(name, 1.0) for name in transforms])
-            weights = _fit_listwise(columns[usable] / spread, present[usable], relevant[usable], free=free, pull=pull)
+            scaled = columns[usable] / spread, present[usable], relevant[usable]
+            chosen = np.flatnonzero([name in around for name in transforms] & varies)
+            centre = _best_alone(*scaled, chosen=chosen, free=free) if len(chosen) else np.zeros(len(free))
+            weights, _ = _fit_listwise(*scaled, free=free, pull=pull, centre=centre)
         weights = np.where(varies, weights / spread, 0.0)
         return cls(dict(transforms), dict(zip(transforms, weights.tolist(), strict=True)), typical)
 
@@ -159,6 +168,26 @@ def targets_among(candidates: Candidates, targets: Histories) -> npt.NDArray[np.
     return relevant
 
 
+def _best_alone(
+    columns: npt.NDArray[np.floating],
+    present: npt.NDArray[np.bool_],
+    relevant: npt.NDArray[np.bool_],
+    *,
+    chosen: npt.NDArray[np.integer],
+    free: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float64]:
+    """(F,) 0 but for the weight of the one among the `chosen` columns that explains the targets best by itself."""
+    pull, nothing = np.array([PULL_ALONE]), np.zeros(1)
+    alone = [
+        _fit_listwise(columns[:, :, [place]], present, relevant, free=free[[place]], pull=pull, centre=nothing)
+        for place in chosen
+    ]
+    best = int(np.argmin([loss for _, loss in alone]))
+    centre = np.zeros(columns.shape[2])
+    centre[chosen[best]] = alone[best][0][0]
+    return centre
+
+
 def _fit_listwise(
     columns: npt.NDArray[np.floating],
     present: npt.NDArray[np.bool_],
@@ -166,20 +195,22 @@ def _fit_listwise(
     *,
     free: npt.NDArray[np.bool_],
     pull: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float64]:
-    n_users, _, n_columns = columns.shape
+    centre: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.float64], float]:
+    """(F,) the weights, and what is left of the loss."""
+    n_users = len(columns)
 
     def loss_and_gradient(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        logits = columns @ weights
+        logits, away = columns @ weights, weights - centre
         every, any_target = (_softmax(np.where(which, logits, -np.inf)) for which in (present, relevant))
-        loss = (every.log_total - any_target.log_total).mean() + float(weights @ (pull * weights))
+        loss = (every.log_total - any_target.log_total).mean() + float(away @ (pull * away))
         too_low = np.einsum("bk,bkf->f", every.share - any_target.share, columns) / n_users
-        return float(loss), too_low + 2 * pull * weights
+        return float(loss), too_low + 2 * pull * away
 
-    start = np.where(free, 0.0, 1.0 / n_columns)
+    start = np.where(free, 0.0, 1.0 / len(free))
     bounds = [(None if signed else 0, None) for signed in free]
     fitted = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds)
-    return np.asarray(fitted.x, dtype=np.float64)
+    return np.asarray(fitted.x, dtype=np.float64), float(fitted.fun)
 
 
 @dataclass(frozen=True)

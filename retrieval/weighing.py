@@ -16,8 +16,8 @@ from retrieval.trackers import Log
 from retrieval.trend import Trend
 
 LEAST_PULL, FEW_USERS_PULL = 1e-3, 3.0
-"""Pull of the fusion's weights towards 0: the first for many users, the second shared by few, so that what is assumed
-beforehand weighs as much as a number of users and not as much as a share of them."""
+"""Pull of the fusion's weights towards the best source alone: the first for many users, the second shared by few, so
+that what is assumed beforehand weighs as much as a number of users and not as much as a share of them."""
 STIFFNESS_OF_SHORT = 10.0
 """Pull towards 0 of what short histories add to a weight, as a multiple of that of the weight itself. Cold items are
 pulled once: their scores may be on quite another scale, and there must be so many targets among them."""
@@ -80,6 +80,7 @@ def fitted_fusion(
         stiffness=dict.fromkeys(short, STIFFNESS_OF_SHORT),
         scaled_like={name: source_of(name) for name in short},
         scaled_within={name: cold for name in columns if name.endswith(OF_COLD)},
+        around=[name for name in columns if not is_own(name)],
     )
 
 

@@ -71,8 +71,8 @@ def test_gradient_equals_finite_differences(seed, monkeypatch):
     seen = []
     real = linear.minimize
     monkeypatch.setattr(linear, "minimize", lambda loss, *args, **rest: seen.append(loss) or real(loss, *args, **rest))
-    pull = np.array([0.03, 0.3, 0.0])
-    linear._fit_listwise(columns, present, relevant, free=np.zeros(3, dtype=bool), pull=pull)
+    pull, centre = np.array([0.03, 0.3, 0.0]), np.array([0.0, 2.0, 1.0])
+    linear._fit_listwise(columns, present, relevant, free=np.zeros(3, dtype=bool), pull=pull, centre=centre)
     at = rng.random(3)
     loss, gradient = seen[0](at)
     numeric = approx_fprime(at, lambda weights: seen[0](weights)[0], 1e-6)
@@ -81,7 +81,7 @@ def test_gradient_equals_finite_differences(seed, monkeypatch):
     for user in range(7):
         mass = np.exp(columns[user] @ at)
         by_hand.append(-np.log(mass[relevant[user]].sum() / mass[present[user]].sum()))
-    assert loss == pytest.approx(np.mean(by_hand) + (pull * at) @ at)
+    assert loss == pytest.approx(np.mean(by_hand) + pull @ (at - centre) ** 2)
 
 
 def test_of_many_targets_any_in_the_first_place_will_do():
@@ -207,6 +207,36 @@ def test_a_stiff_source_is_pulled_to_nothing_harder_than_others():
     assert even["b"] == pytest.approx(even["a"], rel=0.2)
     assert stiff["b"] < 0.7 * even["b"]
     assert stiff["a"] > 0.9 * even["a"]
+
+
+def test_few_users_are_given_the_best_source_alone_and_not_a_mixture():
+    """One good source and five that know nothing; a hard pull to 0 would leave all of them alike."""
+    candidates, targets = planted([2.0, 0.0, 0.0, 0.0, 0.0, 0.0], users=12)
+    sources = dict.fromkeys(candidates.sources, Transform.RAW)
+    alone = LinearFusion.fit(candidates, targets, {"a": Transform.RAW}).weights["a"]
+    found = LinearFusion.fit(candidates, targets, sources, l2=100.0, around=sources).weights
+    assert found["a"] == pytest.approx(alone, rel=0.05)
+    assert max(found[name] for name in "bcdef") < 0.05 * alone
+    others = LinearFusion.fit(candidates, targets, sources, l2=100.0, around=["b", "c"]).weights
+    assert others["a"] < 0.05 * alone
+
+
+def test_many_users_are_believed_over_the_best_source_alone():
+    candidates, targets = planted([1.0, 0.8], users=4000)
+    around, plain = (LinearFusion.fit(candidates, targets, RAW2, around=names).weights for names in (RAW2, ()))
+    assert around == pytest.approx(plain, rel=0.02)
+
+
+def test_the_best_source_alone_may_count_against_an_item():
+    candidates, targets = planted([-2.0, 0.1], users=200)
+    found = LinearFusion.fit(candidates, targets, RAW2, signed=["a"], l2=100.0, around=RAW2).weights
+    assert found["a"] < -1
+
+
+def test_a_constant_source_is_never_the_best_alone():
+    candidates, targets = planted([1.0, 0.0], users=50)
+    same = candidates.with_source("b", np.ones_like(candidates.sources["b"]))
+    assert LinearFusion.fit(same, targets, RAW2, l2=1.0, around=["b"]).weights["b"] == 0
 
 
 def test_a_column_of_few_candidates_is_pulled_as_if_they_were_all():
