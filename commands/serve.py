@@ -38,6 +38,7 @@ def serve(
     settings: SetOption = None,
 ) -> None:
     """Serve what is published: HTTP API, metrics and a web page; a newer release is taken over while it runs."""
+    _begin_imports(run, workers)  # before this process does its own
     from serve.logs import begin_logging
     from serve.server import serve_until_told
     from serve.sockets import SharedAddress, bound, is_loopback, url_of
@@ -135,6 +136,20 @@ def export_events(
 
     ensured(run, needs="prepare")
     print(f"{output}: {Events(run).export(output):,} events")
+
+
+def _begin_imports(run: Path, workers: int) -> None:
+    """Starts the process from which workers and the reranker's process are forked, where there will be any."""
+    from recommend.processes import begin_imports
+    from store.artifacts import Run
+    from store.errors import TandemError
+
+    try:
+        release = Run(run).release()
+    except TandemError:
+        return  # told by whoever opens it
+    if release.index and (workers > 1 or release.reranker):
+        begin_imports()
 
 
 def _config(run: Path, settings: list[str] | None) -> "Config":

@@ -5,6 +5,7 @@ import multiprocessing.context
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import wait
+from multiprocessing.forkserver import ensure_running
 
 IMPORTED = ("recommend.supervised", "recommend.service")
 """What the process that others are forked from imports, and nothing else: it has used no thread and no lock."""
@@ -19,6 +20,16 @@ def fresh_context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
     return context
+
+
+def begin_imports() -> None:
+    """Starts the process that others are forked from, and does not wait for it.
+
+    Its imports take as long as the caller's own: called before these, both are done at the same time, where the first
+    process to be started would otherwise wait for them afterwards. This module imports nothing that takes long.
+    """
+    fresh_context()
+    ensure_running()
 
 
 def when_parent_ends(call: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 """A reranker in a process of its own: a hang, a crash or a lack of memory there ends the child, not the caller."""
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -12,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from recommend.processes import fresh_context
+from recommend.processes import fresh_context, when_parent_ends
 from recommend.release import load_model
 from rerank.base import Reranker, RerankRequest, RerankResult
 from rerank.precision import Precision, at_precision
@@ -223,6 +224,8 @@ def _serve(pipe: Connection, load: Callable[[], Reranker]) -> None:
     """The child: loads, then answers until nobody asks any more."""
     # Ctrl-C is for the parent, which ends its child in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A model that is being loaded for a server that was killed would hold up the one that takes its place.
+    when_parent_ends(lambda: os._exit(1))
     _offer_to_be_killed()
     try:
         reranker = load()

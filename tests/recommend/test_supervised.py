@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.workspace import open_workspace
+from recommend.processes import fresh_context
 from recommend.recommender import Recommender
 from recommend.release import load_stages
 from recommend.supervised import AGAIN_S, RerankerFailure, SupervisedReranker, supervised
@@ -174,6 +175,36 @@ def test_a_model_that_takes_too_long_to_load_is_told(model: Path) -> None:
     slow = SupervisedReranker(partial(faulty, model), timeout_s=1.0, start_s=0.01)
     with slow, pytest.raises(RerankerFailure, match=r"not loaded within 0\.01 s"):
         slow.wait_until_ready()
+
+
+def loading_for_ever(told: Path) -> Reranker:
+    told.write_text(str(os.getpid()))
+    time.sleep(600)
+    raise AssertionError("nobody waits for so long")
+
+
+def serving_for_ever(told: Path) -> None:
+    SupervisedReranker(partial(loading_for_ever, told), timeout_s=5.0)
+    time.sleep(600)
+
+
+def within(seconds: float, holds: Callable[[], bool]) -> bool:
+    until = time.monotonic() + seconds
+    while not holds() and time.monotonic() < until:
+        time.sleep(0.02)
+    return holds()
+
+
+def test_a_child_that_loads_its_model_ends_with_a_caller_that_is_killed(tmp_path: Path) -> None:
+    told = tmp_path / "child"
+    caller = fresh_context().Process(target=serving_for_ever, args=(told,))
+    caller.start()
+    assert within(120, lambda: told.exists() and bool(told.read_text()))
+    child = Path("/proc") / told.read_text()
+    assert child.exists()
+    caller.kill()
+    caller.join()
+    assert within(30, lambda: not child.exists())
 
 
 def test_closing_ends_the_child(model: Path) -> None:
