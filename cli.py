@@ -32,7 +32,7 @@ from commands.options import (
     WorkersOption,
     example,
 )
-from commands.session import choice, chosen_engine, keep, opened, run_log, say, say_next
+from commands.session import choice, chosen_engine, keep, opened, refuse_unprepared, run_log, say, say_next
 
 # Bars of libraries, drawn into logs, tell nobody anything; our own lines do.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -82,9 +82,8 @@ def prepare(
     from pipeline import prepare as step
     from store.artifacts import Run
 
-    log = run_log("prepare", run)
     resolved = resolved_config(config, settings, columns=column, template=template)
-    ws = step.prepare(Run(run), log_file, catalog_file, users=users_table, config=resolved, log=log)
+    ws = step.prepare(Run(run), log_file, catalog_file, users=users_table, config=resolved, log=run_log("prepare", run))
     print(f"{run}: {len(ws.dataset.users):,} users, {len(ws.dataset.catalog):,} items")
     say_next(f"python cli.py train-retriever --run {run}")
 
@@ -101,6 +100,7 @@ def train_retriever(
     force: ForceOption = False,
 ) -> None:
     """Train the towers, count transitions, fit their fusion on validation; goes on where a killed one stopped."""
+    refuse_unprepared(run)
     from pipeline import train_retriever as step
     from pipeline.engine import HERE
     from retrieval.distributed import joined_team
@@ -138,12 +138,12 @@ def build_index(
     settings: SetOption = None,
 ) -> None:
     """Put the item vectors into an index, chosen by measurement unless a kind is named, and publish it."""
-    from pipeline import build_index as step
-
     short = {"kind": kind, "recall_target": recall_target, "memory_mb": memory_mb}
     named = [f"index.{key}={value}" for key, value in short.items() if value is not None]
     settings = [*(settings or []), *named] or None
     ws, log = opened("build-index", run, settings, needs="train-retriever")
+    from pipeline import build_index as step
+
     print(step.build_index(ws, log=log).index)
     keep(ws, settings)
     say_next(f"python cli.py train-reranker --run {run}")
@@ -157,11 +157,11 @@ def train_reranker(
     force: ForceOption = False,
 ) -> None:
     """Train the LoRA reranker on the retriever's candidates and weigh it on validation."""
-    from pipeline import train_reranker as step
-
     if budget_minutes is not None:
         settings = [*(settings or []), f"reranker.train.budget_minutes={budget_minutes:g}"]
     ws, log = opened("train-reranker", run, settings, needs="build-index")
+    from pipeline import train_reranker as step
+
     print(step.train_reranker(ws, log=log, force=force).reranker)
     keep(ws, settings)
     say_next(f"python cli.py evaluate --run {run}")
@@ -179,6 +179,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Judge both stages and the baselines on held-out items, with paired tests; JSON, Parquet and a page."""
+    refuse_unprepared(run)
     from pipeline.evaluate import EvaluationOptions, Part, evaluate_run
     from pipeline.summary import summary
 
@@ -225,6 +226,7 @@ def recommend(
     as_json: JsonOption = False,
 ) -> None:
     """Recommend for one user, a history or a wish; or for everybody, into a file."""
+    refuse_unprepared(run)
     from pipeline.answer import Wish, answer
     from pipeline.engine import HERE
     from pipeline.export import Asked, check_output, export
@@ -253,12 +255,11 @@ def recommend(
         check_output(output)
     ws, log = opened("recommend", run, None, needs="train-reranker")
     if all_users and output is not None:
-        wanted = 100 if k is None else k
         exported = export(
             ws,
             part,
             output,
-            k=wanted,
+            k=100 if k is None else k,
             depth=depth,
             users=users,
             rerank=when,
@@ -295,12 +296,13 @@ def fit(
     force: ForceOption = False,
 ) -> None:
     """Refit both stages on every interaction, for serving; reports stay with the evaluation fit."""
-    from pipeline.fit_final import fit_final
     from store.errors import BadInput
 
     if not final:
         raise BadInput("say --final: this fits on held-out items, too, and nothing can be evaluated on it afterwards")
     ws, log = opened("fit", run, None, needs="train-reranker")
+    from pipeline.fit_final import fit_final
+
     release = fit_final(ws, log=log, force=force)
     print(f"retriever {release.retriever}, index {release.index}, reranker {release.reranker}")
 

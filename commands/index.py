@@ -20,9 +20,9 @@ ItemsArgument = Annotated[Path, typer.Argument(metavar="ITEMS", help="items: CSV
 @app.command(epilog=example("python cli.py index add new.csv --run runs/shop"))
 def add(items: ItemsArgument, run: RunOption = DEFAULT_RUN) -> None:
     """Add the items of a file: searchable, recommended and explained from the next request on."""
+    ws, log = opened("index add", run, None, needs="build-index")
     from pipeline.change_index import add_items
 
-    ws, log = opened("index add", run, None, needs="build-index")
     _told(add_items(ws.run, items, log=log), "added")
     say_next(f"python cli.py recommend --run {run} --user USER")
 
@@ -30,9 +30,9 @@ def add(items: ItemsArgument, run: RunOption = DEFAULT_RUN) -> None:
 @app.command(epilog=example("python cli.py index update changed.csv --run runs/shop"))
 def update(items: ItemsArgument, run: RunOption = DEFAULT_RUN) -> None:
     """Change the items of a file; only texts that differ are read again."""
+    ws, log = opened("index update", run, None, needs="build-index")
     from pipeline.change_index import update_items
 
-    ws, log = opened("index update", run, None, needs="build-index")
     _told(update_items(ws.run, items, log=log), "updated")
 
 
@@ -53,27 +53,27 @@ def remove(
 @app.command(epilog=example("python cli.py index compact --run runs/shop"))
 def compact(run: RunOption = DEFAULT_RUN) -> None:
     """Fold all changes into a new index and publish it; the last three indexes stay."""
+    ws, log = opened("index compact", run, None, needs="build-index")
     from pipeline.change_index import compact as fold
 
-    ws, log = opened("index compact", run, None, needs="build-index")
     print(fold(ws.run, log=log).index)
 
 
 @app.command(epilog=example("python cli.py index verify --run runs/shop"))
 def verify(run: RunOption = DEFAULT_RUN) -> None:
     """Check sums, canaries, counts, journals and vectors of everything that is served or could be."""
+    ws, log = opened("index verify", run, None, needs="build-index")
     from pipeline.releases import verify as check
 
-    ws, log = opened("index verify", run, None, needs="build-index")
     print("\n".join(check(ws.run, log=log)))
 
 
 @app.command(name="list", epilog=example("python cli.py index list --run runs/shop"))
 def list_releases(run: RunOption = DEFAULT_RUN, as_json: JsonOption = False) -> None:
     """The releases on record; * marks the one that is served."""
+    ws, _ = opened("index list", run, None, needs="build-index")
     from pipeline.releases import listed, listed_as_json
 
-    ws, _ = opened("index list", run, None, needs="build-index")
     lines = listed(ws.run)
     print(json.dumps(listed_as_json(lines)) if as_json else "\n".join(line.told() for line in lines))
 
@@ -84,9 +84,9 @@ def rollback(
     run: RunOption = DEFAULT_RUN,
 ) -> None:
     """Serve an earlier release again: its models, its index and its items, by one rename."""
+    ws, log = opened("index rollback", run, None, needs="build-index")
     from pipeline.releases import go_back
 
-    ws, log = opened("index rollback", run, None, needs="build-index")
     print(f"release {go_back(ws.run, to, log=log).number}")
 
 

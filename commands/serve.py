@@ -38,15 +38,16 @@ def serve(
     settings: SetOption = None,
 ) -> None:
     """Serve what is published: HTTP API, metrics and a web page; a newer release is taken over while it runs."""
-    _begin_imports(run, workers)  # before this process does its own
-    from serve.logs import begin_logging
-    from serve.server import serve_until_told
     from serve.sockets import SharedAddress, bound, is_loopback, url_of
     from store.errors import BadInput
 
     if no_auth and not is_loopback(host):
         raise BadInput(f"--no-auth goes with a loopback address, and {host} is none: leave one of the two out")
+    _begin_imports(run, workers)  # before this process does its own
     ensured(run, needs="train-reranker")
+    from serve.logs import begin_logging
+    from serve.server import serve_until_told
+
     _config(run, settings)  # a wrong setting is told before anything else
     address = SharedAddress(host, port) if workers > 1 else None
     listening = address.first if address else bound(host, port)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from commands.options import DEFAULT_RUN
+
 
 def say(line: str) -> None:
     """A line for people."""
@@ -24,29 +26,38 @@ def run_log(command: str, run: Path) -> Any:
     return RunLog(Run(run), command)
 
 
+def refuse_unprepared(run: Path) -> None:
+    """Refuses a run in which nothing is prepared, unless it is the default run; imports nothing that takes long."""
+    from store.artifacts import Run
+    from store.prepared import prepared_key
+
+    if run != DEFAULT_RUN:
+        prepared_key(Run(run))
+
+
 def ensured(run: Path, *, needs: str) -> None:
     """Refuses a run in which nothing is prepared; the default run is made, up to what this command needs."""
-    from pipeline.steps import DEFAULT_RUN as AUTOMATIC
-    from pipeline.steps import ensure_default_run
-    from pipeline.workspace import prepared_key
     from store.artifacts import Run
+    from store.prepared import is_prepared, prepared_key
 
-    if run == AUTOMATIC:
+    if run == DEFAULT_RUN and not (needs == "prepare" and is_prepared(Run(run))):
+        from pipeline.steps import ensure_default_run
+
         ensure_default_run(needs, run_log("serve", run))
     prepared_key(Run(run))
 
 
 def opened(command: str, run: Path, settings: list[str] | None, *, needs: str) -> tuple[Any, Any]:
     """The run's workspace and log; the default run first makes whatever comes before this command."""
+    refuse_unprepared(run)
     from dataclasses import replace
 
     from config import with_overrides
-    from pipeline.steps import DEFAULT_RUN as AUTOMATIC
     from pipeline.steps import ensure_default_run
     from pipeline.workspace import open_workspace
 
     log = run_log(command, run)
-    if run == AUTOMATIC:
+    if run == DEFAULT_RUN:
         say(f"run: {run} (the default)")
         ensure_default_run(needs, log)
     ws = open_workspace(run)

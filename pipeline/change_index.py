@@ -12,13 +12,13 @@ from data.more_items import Aligned
 from data.schema import ITEM_ID, Scores
 from data.table import read_table
 from pipeline.run_log import RunLog
-from pipeline.workspace import PREPARED, prepared_key
 from recommend.catalog import Changed, LiveCatalog
 from recommend.item_file import items_in, reading
 from recommend.release import encoder_of
 from retrieval.encode import encode_texts
 from store.artifacts import Release, Run
 from store.errors import BadInput
+from store.prepared import is_prepared, prepared_key
 from store.releases import prune
 
 COMPACT_FROM = 0.1
@@ -64,7 +64,7 @@ def compact(run: Run, *, log: RunLog) -> Release:
         RunBusy, NoSpace, MissingStep, CorruptArtifact, Mismatch: as `add_items`.
     """
     with run.lock():
-        prepared = prepared_key(run) if (run.root / PREPARED).exists() else None
+        prepared = prepared_key(run) if is_prepared(run) else None
         catalog = _open(run, log)
         folded = len(catalog.published.changes)
         release = catalog.compact(say=log.say) if folded else catalog.published.release

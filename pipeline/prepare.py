@@ -8,10 +8,11 @@ from data.load import load_dataset
 from data.prepared import FORMAT, save_prepared
 from data.split import split_with_report
 from pipeline.run_log import RunLog
-from pipeline.workspace import Workspace, open_workspace, save_config, save_prepared_key
+from pipeline.workspace import Workspace, open_workspace, save_config
 from recommend.live_log import LiveLog
 from store.artifacts import Run, artifact_key
 from store.atomic import sha256_of
+from store.prepared import save_prepared_key
 
 
 def prepare(

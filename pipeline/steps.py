@@ -17,10 +17,11 @@ from pipeline.prepare import prepare
 from pipeline.run_log import RunLog
 from pipeline.train_reranker import train_reranker
 from pipeline.train_retriever import train_retriever
-from pipeline.workspace import FitKind, Workspace, open_workspace, prepared_key
+from pipeline.workspace import FitKind, Workspace, open_workspace
 from store.artifacts import Run
 from store.assets import fetch
 from store.errors import MissingStep
+from store.prepared import is_prepared
 
 DEFAULT_RUN = Path("runs/demo")
 DEMO_DATA = "movielens-100k"
@@ -101,10 +102,10 @@ def ensure_default_run(upto: str, log: RunLog) -> None:
     """
     run = Run(DEFAULT_RUN)
     # What is all there can be used while another command writes, so it is asked without the lock first.
-    if _is_prepared(run) and not _missing(upto):
+    if is_prepared(run) and not _missing(upto):
         return
     with run.work(wait_s=3600):
-        if not _is_prepared(run):
+        if not is_prepared(run):
             log.say(f"the default run {DEFAULT_RUN} is not there yet: making it with {DEMO_DATA}")
             prepare_demo(log, Config())
         ws = open_workspace(DEFAULT_RUN)
@@ -112,14 +113,6 @@ def ensure_default_run(upto: str, log: RunLog) -> None:
         for step in _missing(upto):
             log.say(f"{step.name} on {DEFAULT_RUN}")
             step.make(ws, log)
-
-
-def _is_prepared(run: Run) -> bool:
-    try:
-        prepared_key(run)
-    except MissingStep:
-        return False
-    return True
 
 
 def _missing(upto: str) -> list[Step]:

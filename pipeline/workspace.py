@@ -4,7 +4,6 @@ Keys follow from config and data alone, so a step knows what it needs without be
 already made, and a changed setting asks for the right command instead of mixing old with new.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -18,9 +17,9 @@ from data.schema import Dataset, Holdout, Split
 from data.split import group_of_users, make_split
 from store.artifacts import Run, Verify, artifact_key, atomic_write
 from store.assets import ModelSource, resolve_model
-from store.errors import CorruptArtifact, MissingStep
+from store.errors import MissingStep
+from store.prepared import prepared_key
 
-PREPARED = "prepared.json"
 NOT_MADE_FROM = {"train": {"checkpoint", "tracking"}}
 """Settings of the retriever that change how its training is watched and kept, not what it makes."""
 
@@ -187,28 +186,7 @@ def open_workspace(root: Path) -> Workspace:
     return Workspace(run, read_config(run.config_path), dataset, key, manifest["fingerprint"], manifest)
 
 
-def prepared_key(run: Run) -> str:
-    """The key of the data set that was prepared last.
-
-    Raises:
-        MissingStep, CorruptArtifact: as `open_workspace`.
-    """
-    path = run.root / PREPARED
-    command = f"'python cli.py prepare --run {run.root} LOG CATALOG'"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["dataset"])
-    except FileNotFoundError as error:
-        raise MissingStep(f"{run.root} holds no prepared data: make it with {command}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptArtifact(f"{path} is unreadable ({error}): make it again with {command}") from error
-
-
 def save_config(run: Run, config: Config) -> None:
     """Writes the resolved config beside what it makes."""
     header = "# Every setting of this run, as resolved. Change one with --set section.key=value.\n"
     atomic_write(run.config_path, header + config.to_toml())
-
-
-def save_prepared_key(run: Run, key: str) -> None:
-    """Names the data set that the next steps work on; what is published stays as it is."""
-    atomic_write(run.root / PREPARED, json.dumps({"dataset": key}) + "\n")

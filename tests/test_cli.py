@@ -70,6 +70,22 @@ def test_help_imports_neither_torch_nor_polars():
     assert done.stdout.endswith("HEAVY []\n")
 
 
+@pytest.mark.parametrize("command", ["recommend --user 1", "evaluate", "train-retriever", "serve", "keys list"])
+def test_an_unprepared_run_is_told_before_anything_that_takes_long_is_imported(command, tmp_path):
+    arguments = ["cli.py", *command.split(), "--run", str(tmp_path / "none")]
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = {arguments!r}\n"
+        f"try:\n    runpy.run_path({str(CLI)!r}, run_name='__main__')\n"
+        f"except SystemExit as end:\n    assert end.code == {MissingStep.exit_code}, end.code\n"
+        "heavy = {'torch', 'transformers', 'faiss', 'scipy'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CLI.parent)
+    assert done.stdout.endswith("HEAVY []\n")
+    assert "holds no prepared data" in done.stderr
+
+
 def test_without_site_packages_it_says_how_to_get_them(tmp_path):
     done = subprocess.run([sys.executable, "-S", "-I", CLI, "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 9
