@@ -7,183 +7,39 @@ trained once, each for at most `--minutes`. Prints a Markdown table, and writes 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-import torch
 
 from baselines.base import batched_candidates
+from bench.ablated import FEW_DRAWN, FEW_MINED, RECENCY, SAMPLED, SEQUENCE, TOP, WORDED, Bench
 from bench.record import ROOT, record
 from config import resolved_config
-from data.schema import Candidates, Histories, Holdout, Scores
+from data.schema import Candidates, Histories, Scores
 from eval.protocol import CatalogStats, evaluate
 from eval.significance import paired_bootstrap
 from fusion.linear import LinearFusion
-from index.faiss_index import FlatIndex
 from pipeline.evaluate import drawn_by_hash
 from pipeline.prepare import prepare
 from pipeline.run_log import RunLog
-from pipeline.train_retriever import base_text_vectors
-from pipeline.workspace import Workspace
-from retrieval.encode import TextSpace, load_encoder
-from retrieval.ensemble import Member, TowerEnsemble
+from retrieval.encode import load_encoder
 from retrieval.finetune import EncoderTuner, FinetuneConfig, FinetuneMethod
-from retrieval.fit import drawn
-from retrieval.groundwork import Groundwork
-from retrieval.history_reader import HistoryReader
-from retrieval.mining import MiningConfig
-from retrieval.objective import Softmax, samples_softmax
-from retrieval.retriever import TRANSITIONS, Retriever
-from retrieval.towers import TwoTowers
-from retrieval.train import train_towers
+from retrieval.retriever import TRANSITIONS
 from retrieval.user_tower import UserTowerKind
-from retrieval.weighing import fitted_fusion, with_fitted_fusion
+from retrieval.weighing import fitted_fusion
 from store.artifacts import Run
 
-TOP = 100
 METRICS = ("ndcg@10", "recall@10", "recall@100")
-RECENCY, SEQUENCE, WORDED = UserTowerKind.RECENCY, UserTowerKind.SEQUENCE, UserTowerKind.TEXT
 TEXT_ONLY: dict[str, Any] = {"residual_dim": 0}
 IDS_ONLY: dict[str, Any] = {"text_dim": 0}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One pair of towers and how long it was trained."""
-
-    towers: TwoTowers
-    minutes: float
-    epochs: int
-
-
-@dataclass
-class Bench:
-    """The data, what is counted of them, and towers trained so far.
-
-    Attributes:
-        asked: users of group A, who are judged.
-    """
-
-    ws: Workspace
-    asked: Holdout
-    minutes: float
-    log: RunLog
-    trained: dict[str, Trained] = field(default_factory=dict)
-
-    @cached_property
-    def text_vectors(self) -> Scores:
-        """(N, E) by the frozen encoder."""
-        return base_text_vectors(self.ws, log=self.log)
-
-    @cached_property
-    def selectors(self) -> Holdout:
-        """Of group B."""
-        return drawn(self.ws.selectors, self.ws.config.retriever.train)
-
-    @cached_property
-    def counts(self) -> np.ndarray:
-        """(N,) training interactions of each item."""
-        return np.bincount(self.ws.split.train.item_rows, minlength=len(self.ws.dataset.catalog))
-
-    @cached_property
-    def reader(self) -> HistoryReader:
-        """Reads histories by the frozen encoder."""
-        source = self.ws.encoder
-        return HistoryReader(
-            self.ws.dataset.catalog.texts,
-            self.text_vectors,
-            load_encoder=lambda settings: load_encoder(source.path_or_id, settings, revision=source.revision),
-            config=self.ws.config.retriever.reading,
-            say=self.log.say,
-        )
-
-    @cached_property
-    def groundwork(self) -> Groundwork:
-        """What is counted and not trained."""
-        return Groundwork.lay(
-            self.ws.split.train,
-            self.ws.dataset.catalog,
-            self.text_vectors,
-            validation=self.selectors,
-            config=self.ws.config.retriever,
-            log=self.log.record,
-        )
-
-    def towers(
-        self,
-        kind: UserTowerKind,
-        changes: Mapping[str, Any] | None = None,
-        *,
-        training: Mapping[str, Any] | None = None,
-        vectors: Scores | None = None,
-        whiten: bool = False,
-        name: str = "",
-    ) -> Trained:
-        """Towers with some settings changed, trained unless they are there.
-
-        Args:
-            vectors: (N, E) by another encoder, which `name` tells apart.
-            whiten: the text vectors, besides centring them.
-        """
-        settings, ws = self.ws.config.retriever.suited(self.ws.split.train), self.ws
-        key = json.dumps([kind, changes, training, whiten, name], default=str)
-        if key not in self.trained:
-            config = getattr(settings, kind).model_copy(update={"copies": 1, **(changes or {})})
-            train = settings.train.model_copy(update={"budget_minutes": self.minutes, **(training or {})})
-            torch.manual_seed(1)
-            read = self.text_vectors if vectors is None else vectors
-            text = torch.from_numpy(TextSpace.of(read, whiten=whiten)(read))
-            reader = self.reader if kind is WORDED else None
-            model = TwoTowers(text, config, sparse=samples_softmax(self.counts, train.softmax), reader=reader)
-            record = train_towers(
-                model,
-                ws.split.train,
-                self.selectors,
-                stand_ins=self.groundwork.transitions.stand_ins,
-                config=train,
-                name=f"{kind}-1",
-                log=self.log.record,
-                seed=1,
-            )
-            self.trained[key] = Trained(model, record.minutes, record.best_epoch)
-        return self.trained[key]
-
-    def alone(self, trained: Trained) -> Candidates:
-        """What one pair of towers ranks first in the whole catalog."""
-        items = trained.towers.item_vectors()
-
-        def score(histories: Histories) -> Scores:
-            return np.asarray(trained.towers.user_vectors(histories) @ items.T)
-
-        return batched_candidates(score, self.asked.histories, TOP, n_items=len(items), name="towers")
-
-    def retriever(self, kinds: tuple[UserTowerKind, ...]) -> Retriever:
-        """Both stages of search and all other sources over these kinds of towers, weighed by group B."""
-        members = tuple(Member(kind, 1, self.towers(kind).towers) for kind in kinds)
-        ensemble = TowerEnsemble(members, dict.fromkeys(kinds, 1.0))
-        plain = self.groundwork.under(
-            ensemble, self.text_vectors, config=self.ws.config.retriever, build_index=FlatIndex
-        )
-        return with_fitted_fusion(plain, self.selectors, self.log.record).retriever
-
-    @cached_property
-    def retriever_of_both(self) -> Retriever:
-        """Over the two kinds of the default."""
-        return self.retriever((RECENCY, SEQUENCE))
-
-    @property
-    def minutes_of_both(self) -> float:
-        """Of training behind `retriever_of_both`."""
-        return sum(self.towers(kind).minutes for kind in (RECENCY, SEQUENCE))
 
 
 @dataclass(frozen=True)
@@ -220,18 +76,28 @@ def _tower_row(
 
 def both_in_one_search(bench: Bench) -> tuple[Candidates, float]:
     """Towers alone, both kinds weighed."""
-    return bench.retriever_of_both.search(bench.asked.histories, TOP), bench.minutes_of_both
+    return bench.retriever_of_both.search(bench.asked.histories, TOP), bench.minutes_of_both()
 
 
 def fused(bench: Bench) -> tuple[Candidates, float]:
     """All sources."""
-    return bench.retriever_of_both.candidates(bench.asked.histories, TOP), bench.minutes_of_both
+    return bench.retriever_of_both.candidates(bench.asked.histories, TOP), bench.minutes_of_both()
+
+
+def both_mined(bench: Bench) -> tuple[Candidates, float]:
+    """Towers alone, both kinds weighed, on mined negatives."""
+    return bench.retriever_of_both_mined.search(bench.asked.histories, TOP), bench.minutes_of_both(FEW_MINED)
+
+
+def fused_mined(bench: Bench) -> tuple[Candidates, float]:
+    """All sources over towers on mined negatives."""
+    return bench.retriever_of_both_mined.candidates(bench.asked.histories, TOP), bench.minutes_of_both(FEW_MINED)
 
 
 def fused_with_text(bench: Bench) -> tuple[Candidates, float]:
     """All sources, over three kinds of towers."""
     retriever = bench.retriever((RECENCY, SEQUENCE, WORDED))
-    return retriever.candidates(bench.asked.histories, TOP), bench.minutes_of_both + bench.towers(WORDED).minutes
+    return retriever.candidates(bench.asked.histories, TOP), bench.minutes_of_both() + bench.towers(WORDED).minutes
 
 
 def fused_without_transitions(bench: Bench) -> tuple[Candidates, float]:
@@ -245,7 +111,7 @@ def fused_without_transitions(bench: Bench) -> tuple[Candidates, float]:
     selectors, asked = bench.selectors, bench.asked
     fusion: LinearFusion = fitted_fusion(pool(selectors.histories), selectors.targets, columns, retriever.trend)
     found = pool(asked.histories)
-    return found.ranked_by(fusion.score(found)).head(TOP), bench.minutes_of_both
+    return found.ranked_by(fusion.score(found)).head(TOP), bench.minutes_of_both()
 
 
 def counted_alone(bench: Bench) -> tuple[Candidates, float]:
@@ -280,8 +146,6 @@ def tuned_encoder(bench: Bench, method: FinetuneMethod) -> tuple[Candidates, flo
     return bench.alone(trained), bench.towers(RECENCY).minutes + trained.minutes
 
 
-SAMPLED = {"softmax": Softmax.SAMPLED}
-FEW_DRAWN = {**SAMPLED, "sampled_items": 512}
 ROWS: dict[str, Row] = {
     "recency": _tower_row("recency", "text and ids", "", kind=RECENCY),
     "recency-text": _tower_row("recency", "text alone", "recency", kind=RECENCY, changes=TEXT_ONLY),
@@ -309,15 +173,24 @@ ROWS: dict[str, Row] = {
         "512 drawn, and the step's targets",
         "few-drawn",
         kind=RECENCY,
-        training={**SAMPLED, "sampled_items": 512, "in_batch_negatives": True},
+        training={**FEW_DRAWN, "in_batch_negatives": True},
     ),
     "few-mined": _tower_row(
         "recency, negatives",
         "512 drawn, and 8 mined for each position",
         "few-drawn",
         kind=RECENCY,
-        training={**SAMPLED, "sampled_items": 512, "hard_negatives": MiningConfig(per_position=8)},
+        training=FEW_MINED,
     ),
+    "sequence-few-mined": _tower_row(
+        "sequence, negatives",
+        "512 drawn, and 8 mined for each position",
+        "sequence",
+        kind=SEQUENCE,
+        training=FEW_MINED,
+    ),
+    "towers-few-mined": Row("recency + sequence, negatives", "512 drawn, 8 mined", "towers", both_mined),
+    "fused-few-mined": Row("all sources, negatives", "512 drawn, 8 mined", "fused", fused_mined),
     "smoothed": _tower_row(
         "recency, loss", "label smoothing 0.1", "recency", kind=RECENCY, changes={"label_smoothing": 0.1}
     ),
