@@ -366,8 +366,12 @@ def _schedule(optimizer: Optimizer, rate: float, *, steps: int, warmup_share: fl
 def _advance(schedule: OneCycleLR, spent: float) -> None:
     """One step on, or on to the share `spent` of the schedule, such as the share of the budget that is used up.
 
-    A training that its budget cuts short ends at small rates, too, instead of in the middle of the schedule.
+    A training that its budget cuts short ends at small rates, too, instead of in the middle of the schedule. One that
+    was moved on by something slow and then goes on in quick steps may come to the end before its budget does: it stays
+    there.
     """
+    if schedule.last_epoch >= schedule.total_steps - 1:
+        return
     last = schedule.total_steps - 2
     schedule.last_epoch = max(schedule.last_epoch, min(int(spent * last), last))
     schedule.step()

@@ -341,3 +341,12 @@ def test_processes_exchange_one_small_message_a_step(monkeypatch, sampled):
     trained(model)
     assert messages.count(3) == 6
     assert len(messages) == 6 + 3  # are all at the same place; validation; is the budget spent
+
+
+def test_a_training_that_something_slow_moved_on_may_come_to_the_end_of_its_rates_before_its_budget(monkeypatch):
+    """As where mining takes a good part of the minutes, and the steps behind it are quick."""
+    monkeypatch.setattr(training._Run, "_clock", lambda self: 0.9)
+    model = fresh()
+    before = weights(model)
+    assert trained(model).best_epoch > 0
+    assert not same(before, weights(model))
