@@ -25,7 +25,7 @@ class Transform(StrEnum):
 
 LOG_FLOOR = 0.01
 PULL_ALONE = 1e-3
-"""Towards 0, of a source by itself, so that one that is always right has a weight at all."""
+"""Towards 0, of a source by itself: one that is always right would have no finite weight."""
 
 
 @dataclass(frozen=True)
