@@ -10,6 +10,7 @@ from eval.metrics import PerUser, metrics_of, relevance_of
 from eval.results import MAIN_METRIC, Contribution, SliceContribution
 from eval.significance import paired_bootstrap
 from eval.slices import ndcg10_by_slice
+from fusion.network import NETWORK
 from retrieval.fit import drawn
 from retrieval.own_weights import source_of
 from retrieval.retriever import LAST_TEXT, POPULARITY, TEXT, Retriever, concatenated
@@ -50,7 +51,8 @@ def judge_sources(
     """Orders the candidates of every user by each source alone, and by all but that source.
 
     The candidates are those of all sources: a source left out no longer orders them, but what nobody else
-    found stays among them. The weights of the others are fitted again.
+    found stays among them. The weights of the others are fitted again. All this is about weighted sums; a network over
+    them is judged as one more source, whose own order is by what it adds.
 
     Args:
         validation: group B, on which the weights of the fusion were fitted.
@@ -61,15 +63,20 @@ def judge_sources(
     """
     validation = drawn(validation, retriever.config.train)
     seen = (as_fitted or retriever).unions(validation.histories, exclude_known=validation.exclude_known)
-    groups = groups_of(retriever)
+    groups, summed = groups_of(retriever), retriever.linear
     alone = {name: _order_alone(retriever, name, sources, seen, validation) for name, sources in groups.items()}
     without = {name: _order_without(retriever, sources, seen, validation) for name, sources in groups.items()}
     lists: dict[str, list[Candidates]] = {name: [] for name in groups}
     together: list[Candidates] = []
     others: dict[str, list[Candidates]] = {name: [] for name in groups}
+    whole: list[Candidates] = []
     for start in range(0, len(asked), USERS_AT_ONCE):
         part = asked.take(np.arange(start, min(start + USERS_AT_ONCE, len(asked))))
-        pool = retriever.unions(part.histories, served, exclude_known=exclude_known)
+        if retriever.network is not None:
+            pool = retriever.unions(part.histories, served, exclude_known=exclude_known)
+            whole.append(_best(pool, PLACES))
+            lists.setdefault(NETWORK, []).append(_best(pool.ranked_by(pool.sources[NETWORK]), depth))
+        pool = summed.unions(part.histories, served, exclude_known=exclude_known)
         together.append(_best(pool, PLACES))
         pool = _impartial(pool)
         for name in groups:
@@ -84,6 +91,10 @@ def judge_sources(
         _contribution(name, found[name], ours, concatenated(theirs, PLACES), asked, cold=cold)
         for name, theirs in others.items()
     ]
+    if whole:
+        contributions.append(
+            _contribution(NETWORK, found[NETWORK], concatenated(whole, PLACES), ours, asked, cold=cold)
+        )
     return JudgedSources(found, contributions)
 
 

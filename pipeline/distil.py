@@ -64,9 +64,11 @@ def distil_retriever(ws: Workspace, base: Retriever, learnt_from: Histories, *, 
     retriever = replace(base, towers=towers, config=ws.config.retriever.suited(learnt_from))
     if not evaluation:
         first = read_recipe(_evaluation_folder(ws))
-        retriever = replace(retriever, towers=replace(towers, weights=first.tower_weights), fusion=first.fusion)
-    choose = evaluation and len(validation)
-    weighed = with_fitted_fusion(retriever, validation, log.record) if choose else Weighed(retriever)
+        towers = replace(towers, weights=first.tower_weights)
+        retriever = replace(retriever, towers=towers, fusion=first.fusion, network=first.network)
+    weighed = Weighed(retriever)
+    if evaluation and len(validation):
+        weighed = with_fitted_fusion(retriever, validation, log.record, learners=ws.learners)
     return _written(ws, weighed, [asdict(record) for record in records], fit=fit)
 
 
@@ -75,7 +77,7 @@ def _written(ws: Workspace, weighed: Weighed, records: list[dict[str, Any]], *, 
     retriever = weighed.retriever
     folder = ws.run.artifact("retriever", untaught(ws).retriever_key(fit), verify=Verify.FULL)
     card, recipe = read_card(folder), read_recipe(folder)
-    recipe = replace(recipe, tower_weights=retriever.towers.weights, fusion=retriever.fusion)
+    recipe = replace(recipe, tower_weights=retriever.towers.weights, fusion=retriever.fusion, network=retriever.network)
     told = [*card.records, *({**record, TAUGHT: True} for record in records)]
     encoder = load_encoder(str(folder / ENCODER), card.config.encoder) if card.tuned else None
     vectors = load_vectors(ws.run.artifact("text_vectors", card.text_vectors))

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from data.schema import Candidates, Histories, Holdout, Rows, Scores
+from data.schema import NO_ITEM, Candidates, Histories, Holdout, Rows, Scores
 from eval.agreement import Agreement
 from eval.folds import folds
 from eval.frontier import Frontier, FrontierPoint, Setting, WholeCatalog
 from eval.metrics import PerUser, ndcg10, relevance_of
 from eval.significance import paired_bootstrap
+from fusion.head import above_the_rest
 from fusion.linear import LinearFusion
 from pipeline.run_log import RunLog
 from pipeline.train_reranker import RECORD
@@ -21,7 +22,6 @@ from pipeline.workspace import FitKind, Workspace
 from recommend.ledger import Spent
 from recommend.recommender import Recommender
 from recommend.release import load_reranker
-from recommend.second_stage import above_the_rest
 from rerank.fit import request_of, with_reranker_scores
 from rerank.fusion import RERANKER, TRANSFORMS, crossed_gains
 from rerank.gate import Gate
@@ -177,10 +177,10 @@ class _Bench:
         if not users or sum(tokens) > sweep.catalog_tokens:
             return WholeCatalog(self.name, float(np.mean(tokens)) if users else 0.0, None, 0, None, None)
         histories = part.holdout.histories
-        everything = Candidates(np.tile(items, (users, 1)), recommender.retriever.fused_scores(histories, items))
+        rows = np.tile(items, (users, 1))
         if part.holdout.exclude_known:
-            everything = _without_known(everything, histories)
-        everything = everything.ranked_by(everything.score)
+            rows = _without_known(rows, histories)
+        everything = recommender.retriever.scored(rows, histories)
         started = time.perf_counter()
         scored = with_reranker_scores(self.reranker, self.texts, everything, histories)
         ms = (time.perf_counter() - started) * 1000 / users
@@ -335,10 +335,7 @@ def _oracle(asked: Asked, depth: int) -> float:
     return float(ndcg10(order, asked.holdout.targets).mean())
 
 
-def _without_known(candidates: Candidates, histories: Histories) -> Candidates:
-    rows = candidates.item_rows.copy()
-    score = candidates.score.copy()
-    for place in range(len(candidates)):
-        known = np.isin(rows[place], histories[place])
-        rows[place, known], score[place, known] = -1, -np.inf
-    return Candidates(rows, score)
+def _without_known(rows: Rows, histories: Histories) -> Rows:
+    """(B, K) the same rows with NO_ITEM in the place of each that the user knows."""
+    known = [np.isin(rows[place], histories[place]) for place in range(len(rows))]
+    return np.where(known, NO_ITEM, rows)

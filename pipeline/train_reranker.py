@@ -98,7 +98,8 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
     wanted = max(TRAINING_CANDIDATES, settings.depth)
     log.say(f"candidates for {len(learners):,} learning and {len(selectors):,} selecting users")
     exclude_known = ws.config.recommend.exclude_known
-    learner_candidates = retriever.candidates(learners.histories, wanted, exclude_known=exclude_known)
+    # Those of the weighted sum: its network was taught by the same users, and would show them their answers.
+    learner_candidates = retriever.linear.candidates(learners.histories, wanted, exclude_known=exclude_known)
     if settings.earlier_targets:
         earlier, its_candidates = _earlier(ws, wanted, log=log)
         learners = Holdout.joined([learners, earlier], part=learners.part)
@@ -143,7 +144,7 @@ def _earlier(ws: Workspace, wanted: int, *, log: RunLog) -> tuple[Holdout, Candi
     retriever = open_retriever(ws, FitKind.EARLIER)
     asked = Holdout.joined([earlier_holdout(ws.split.train, steps) for steps in range(count, 0, -1)], part="validation")
     log.say(f"candidates for {len(asked):,} earlier items of their histories")
-    return asked, retriever.candidates(asked.histories, wanted, exclude_known=ws.config.recommend.exclude_known)
+    return asked, retriever.linear.candidates(asked.histories, wanted, exclude_known=ws.config.recommend.exclude_known)
 
 
 def earlier_holdout(train: Histories, steps: int) -> Holdout:

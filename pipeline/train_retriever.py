@@ -199,6 +199,7 @@ def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Tea
             build_index=FlatIndex,
             load_encoder=encoder,
             log=told_to(log.record, curves) if team.leads else lambda entry: None,
+            learners=ws.learners if fit is FitKind.EVALUATION else None,
             recipe=recipe,
             checkpoints=lambda name: Checkpoints(
                 ws.run.root / UNFINISHED / f"{fit.value}-{name}",

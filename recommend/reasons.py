@@ -3,6 +3,7 @@
 import numpy as np
 
 from data.schema import Candidates, Rows, Scores
+from fusion.network import NETWORK
 from retrieval.explain import contributions
 from retrieval.own_weights import parts_by_source
 from retrieval.retriever import Retriever
@@ -29,6 +30,8 @@ def reasons(retriever: Retriever, history: Rows, rows: Rows) -> list[dict[int, f
 def lifts(retriever: Retriever, retrieved: Candidates) -> dict[str, Scores]:
     """source → (K,) its share in what lifts each item of one list above the lowest by each source; they add up to 1."""
     parts = {name: part[0] for name, part in parts_by_source(retriever.fusion, retrieved).items()}
+    if NETWORK in retrieved.sources:
+        parts[NETWORK] = retrieved.sources[NETWORK][0]
     present = retrieved.present[0]
     above = {name: np.where(present, part - part[present].min(initial=np.inf), 0) for name, part in parts.items()}
     whole = np.maximum(sum(above.values(), np.zeros(len(present), dtype=np.float32)), 1e-12)

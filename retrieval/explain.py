@@ -1,4 +1,4 @@
-"""Why an item was retrieved: the share that each item of the history has in its fused score."""
+"""Why an item was retrieved: the share that each item of the history has in its weighted sum of sources."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ MOST_ITEMS = 30
 
 
 def contributions(retriever: Retriever, history: Rows, item_rows: Rows) -> tuple[Rows, Scores]:
-    """How much each item's fused score falls when one recent history item is left out (occlusion).
+    """How much each item's weighted sum falls when one recent history item is left out (occlusion).
 
     Args:
         history: (n,) item rows, oldest first.
@@ -25,5 +25,5 @@ def contributions(retriever: Retriever, history: Rows, item_rows: Rows) -> tuple
     if not len(recent):
         return recent, np.zeros((0, len(item_rows)), dtype=np.float32)
     without = [np.delete(history, len(history) - 1 - back).tolist() for back in range(len(recent))]
-    scores = retriever.fused_scores(Histories.of([history.tolist(), *without]), item_rows)  # (H + 1, K)
+    scores = retriever.weighted_sums(Histories.of([history.tolist(), *without]), item_rows)  # (H + 1, K)
     return recent, np.asarray(scores[0] - scores[1:], dtype=np.float32)

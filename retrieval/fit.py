@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 from data.schema import Catalog, Histories, Holdout, Scores
 from fusion.linear import LinearFusion
+from fusion.network import FusionNetwork
 from index.base import VectorIndex
 from retrieval.distributed import ALONE, Team
 from retrieval.encode import EncoderConfig, TextSpace
@@ -54,6 +55,7 @@ class Recipe:
     fusion: LinearFusion
     tuning_rounds: int = 0
     schedule_shares: Mapping[str, float] = field(default_factory=dict)
+    network: FusionNetwork | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def fit_retriever(
     build_index: Callable[[Scores], VectorIndex],
     load_encoder: Callable[[EncoderConfig], Any],
     log: Log,
+    learners: Holdout | None = None,
     recipe: Recipe | None = None,
     checkpoints: Callable[[str], Checkpoints] | None = None,
     team: Team = ALONE,
@@ -101,6 +104,7 @@ def fit_retriever(
         build_index: makes an index of (N, D) item vectors.
         load_encoder: gives the sentence-transformer of these settings; called only where it is tuned or reads
             histories.
+        learners: group A, who teach the fusion's network; None: it has none.
         checkpoints: gives the place where the unfinished training of a member of the ensemble is kept.
         team: the processes that train together.
         say: is told from time to time how long it will take.
@@ -127,9 +131,10 @@ def fit_retriever(
     towers, records = training.ensemble(space(text_vectors), reader, tuning_minutes=tuning_minutes)
     fusion = recipe.fusion if recipe else None
     retriever = groundwork.under(towers, text_vectors, config=config, build_index=build_index, fusion=fusion)
+    retriever = replace(retriever, network=recipe.network if recipe else None)
     weighed = Weighed(retriever)
     if recipe is None and len(validation):
-        weighed = with_fitted_fusion(retriever, validation, log)
+        weighed = with_fitted_fusion(retriever, validation, log, learners=learners)
         retriever = weighed.retriever
     made_by = Recipe(
         groundwork.transitions.config,
@@ -138,6 +143,7 @@ def fit_retriever(
         retriever.fusion,
         tuned.number if tuned else 0,
         {record.name: record.schedule_share for record in records if record.schedule_share},
+        retriever.network,
     )
     told = [asdict(record) for record in records]
     return FittedRetriever(retriever, text_vectors, made_by, told, encoder, weighed.ndcg10, weighed.own)

@@ -18,6 +18,7 @@ from safetensors.torch import save_file as save_tensors
 
 from data.schema import Scores
 from fusion.linear import LinearFusion
+from fusion.network import FusionNetwork
 from index.base import VectorIndex
 from retrieval.encode import EncoderConfig, TextSpace, load_encoder
 from retrieval.ensemble import Member, TowerEnsemble
@@ -36,7 +37,7 @@ from store.errors import CorruptArtifact
 
 CARD, TOWERS, TABLES, FUSION = "retriever.json", "towers.safetensors", "tables.safetensors", "fusion.json"
 ENCODER = "text"
-VECTORS = "vectors.safetensors"
+VECTORS, NETWORK = "vectors.safetensors", "network.safetensors"
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) 
     retriever.words.save(folder)
     save_stand_ins(folder, retriever.transitions.stand_ins)
     retriever.fusion.save(folder / FUSION)
+    if retriever.network is not None:
+        retriever.network.save(folder / NETWORK)
     if fitted.encoder is not None:
         fitted.encoder.save_pretrained(str(folder / ENCODER))
     card = {
@@ -135,6 +138,7 @@ def read_recipe(folder: Path) -> Recipe:
         LinearFusion.load(folder / FUSION),
         card.tuning_rounds,
         card.schedule_shares,
+        _network(folder),
     )
 
 
@@ -166,7 +170,7 @@ def load_retriever(
         transitions = replace(Transitions.load(folder, len(text), card.transitions), stand_ins=stand_ins)
         trend = Trend.load(folder, card.config.trend_days)
         words = Words.load(folder)
-        fusion = LinearFusion.load(folder / FUSION)
+        fusion, network = LinearFusion.load(folder / FUSION), _network(folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise _corrupt(folder, error) from error
     item_vectors = towers.item_vectors()
@@ -182,7 +186,13 @@ def load_retriever(
         trend=trend,
         recent_popularity=popularity,
         index=index(item_vectors) if callable(index) else index,
+        network=network,
     )
+
+
+def _network(folder: Path) -> FusionNetwork | None:
+    """None where validation kept none."""
+    return FusionNetwork.load(folder / NETWORK) if (folder / NETWORK).exists() else None
 
 
 def load_own_encoder(folder: Path, settings: EncoderConfig) -> Any:

@@ -1,7 +1,7 @@
 """First stage: the union of what the towers find in the index and what the transitions suggest, fused."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data import schema
 from data.schema import NO_ITEM, Candidates, Histories, Mask, Rows, Scores
 from fusion.linear import LinearFusion, Transform
+from fusion.network import FusionNetwork, NetworkConfig
 from index.base import VectorIndex
 from retrieval.distil import DistilConfig
 from retrieval.encode import EncoderConfig, TextSpace
@@ -71,6 +72,7 @@ class RetrieverConfig(BaseModel):
         description="items that nobody took in training weigh the sources in their own way, where at least so many of "
         "group B's targets are such, and cross-validation gains by it; 0: all alike",
     )
+    network: NetworkConfig = Field(NetworkConfig(), description="what orders the first places after the weighted sum")
     recent_days: int = Field(30, ge=1, description="span of the popular items that an empty history is given")
 
     @model_validator(mode="after")
@@ -122,6 +124,7 @@ class Retriever:
         trend: how often each item was taken of late.
         recent_popularity: (N,) float32 interactions of the last days of the log.
         available: (N,) bool, false for items that were removed and must never be a candidate; None: all are.
+        network: what puts the first places by the fusion in another order; None: nothing does.
     """
 
     config: RetrieverConfig
@@ -136,7 +139,13 @@ class Retriever:
     recent_popularity: Scores
     index: VectorIndex
     available: Mask | None = None
+    network: FusionNetwork | None = None
     name: str = "retrieval"
+
+    @property
+    def linear(self) -> "Retriever":
+        """The same by its weighted sum alone: what is asked where group A's answers must not be known beforehand."""
+        return replace(self, network=None)
 
     def candidates(
         self, histories: Histories, depth: int, *, exclude_known: bool = True, where: Mask | None = None
@@ -199,7 +208,7 @@ class Retriever:
         rows = union(tower_rows, best_of_sparse(following, wanted, exclude=known, allowed=shown))
         rows = union(rows, self._trending(histories, known, shown))  # (B, K)
         unranked = self._sourced(rows, histories, users=users, recent=recent, following=following)
-        candidates = unranked.ranked_by(self.fusion.score(unranked))
+        candidates = self._ranked(unranked)
         empty = histories.lengths == 0
         return self._popular(candidates, empty, where) if empty.any() else candidates
 
@@ -221,11 +230,14 @@ class Retriever:
 
     def scored(self, rows: Rows, histories: Histories) -> Candidates:
         """Any items (B, K) scored by every source and ranked by their fusion."""
-        unranked = self._unranked(rows, histories)
-        return unranked.ranked_by(self.fusion.score(unranked))
+        return self._ranked(self._unranked(rows, histories))
 
-    def fused_scores(self, histories: Histories, item_rows: Rows) -> Scores:
-        """(B, K) float32 fused scores of the same items (K,) for every history."""
+    def _ranked(self, unranked: Candidates) -> Candidates:
+        ranked = unranked.ranked_by(self.fusion.score(unranked))
+        return ranked if self.network is None else self.network.reordered(ranked, self.fusion)
+
+    def weighted_sums(self, histories: Histories, item_rows: Rows) -> Scores:
+        """(B, K) float32 of the same items (K,) for every history, by the fusion without its network."""
         rows = np.broadcast_to(item_rows, (len(histories), len(item_rows)))
         return self.fusion.score(self._unranked(rows, histories))
 

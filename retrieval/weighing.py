@@ -1,15 +1,16 @@
 """The weights of a retriever's sources, fitted on validation, and which of its candidates have weights of their own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from data.schema import Candidates, Histories, Holdout
-from eval.folds import crossed_ndcg10
+from eval.folds import crossed_ndcg10, folds
 from eval.metrics import PerUser, ndcg10
 from eval.significance import helps
 from fusion.linear import LinearFusion, Transform, targets_among
+from fusion.network import FusionNetwork
 from retrieval.own_weights import AFTER_SHORT, OF_COLD, OwnWeights, Part, cold_columns, is_own, short_columns, source_of
 from retrieval.retriever import LAST_TEXT, Retriever, transforms
 from retrieval.trackers import Log
@@ -30,7 +31,7 @@ class Weighed:
     """A retriever, its weights fitted where there is validation.
 
     Attributes:
-        ndcg10: of its fused lists, of the users on whom they were fitted; 0 without.
+        ndcg10: of its fused lists, of the users on whom the weights were fitted; 0 without.
         own: what was found about each part of the candidates that the settings ask about.
     """
 
@@ -39,8 +40,15 @@ class Weighed:
     own: Sequence[OwnWeights] = ()
 
 
-def with_fitted_fusion(retriever: Retriever, validation: Holdout, log: Log) -> Weighed:
-    """The same retriever with its sources weighed on the candidates of validation users."""
+def with_fitted_fusion(
+    retriever: Retriever, validation: Holdout, log: Log, *, learners: Holdout | None = None
+) -> Weighed:
+    """The same retriever with its sources weighed on the candidates of validation users.
+
+    Args:
+        learners: users of group A, who teach the network over the weighted sum; None: there is none.
+    """
+    retriever = replace(retriever, network=None)
     # Whole unions: lists cut by the present weights would lean towards them.
     candidates = retriever.unions(validation.histories, exclude_known=validation.exclude_known)
     kinds, trend = retriever.towers.kinds, retriever.trend
@@ -59,7 +67,50 @@ def with_fitted_fusion(retriever: Retriever, validation: Holdout, log: Log) -> W
     if any(towers.weights.values()):
         of_kinds = {kind: towers.weights[kind] for kind in kinds}
         retriever = replace(retriever, towers=replace(retriever.towers, weights=of_kinds))
-    return Weighed(replace(retriever, fusion=fusion), fused, tuple(own))
+    weighed = Weighed(replace(retriever, fusion=fusion), fused, tuple(own))
+    return weighed if learners is None else _with_network(weighed, candidates, validation, learners, log)
+
+
+def _with_network(
+    weighed: Weighed, candidates: Candidates, validation: Holdout, learners: Holdout, log: Log
+) -> Weighed:
+    """With a network over the weighted sum, if cross-validation over the learners gains by it more than chance gives.
+
+    It also says after how many epochs. Group B, whose answers fitted the sum, is asked for nothing but the figure.
+    """
+    retriever = weighed.retriever
+    config, fusion = retriever.config.network, retriever.fusion
+    known, seed = np.flatnonzero(learners.histories.lengths > 0), retriever.config.train.seed
+    if not config.epochs or not len(known):
+        return weighed
+    taught = learners.take(np.sort(np.random.default_rng(seed).permutation(known)[: config.users]))
+    lists = retriever.candidates(taught.histories, config.reach, exclude_known=taught.exclude_known)
+    sources = [name for name in fusion.transforms if not is_own(name)]
+
+    def trained(some: Candidates, targets: Histories, watched: Callable[[int, FusionNetwork], None]) -> None:
+        FusionNetwork.fit(some, targets, fusion, sources=sources, config=config, seed=seed, watched=watched)
+
+    gains = np.zeros((config.epochs + 1, len(taught)))  # of each epoch, and of none
+    for inside, outside in folds(len(taught)):
+        asked, targets = lists.take(outside), taught.targets.take(outside)
+        before = ndcg10(asked, targets)
+
+        def judged(epoch: int, network: FusionNetwork) -> None:
+            gains[epoch, outside] = ndcg10(network.reordered(asked, fusion), targets) - before  # noqa: B023
+
+        trained(lists.take(inside), taught.targets.take(inside), judged)
+    best = int(gains.mean(axis=1).argmax())
+    told = {"stage": "network", "users": len(taught), "epoch": best, "gain_of_ndcg@10": round(gains[best].mean(), 5)}
+    if not best or not helps(gains[best]):
+        log({**told, "kept": False})
+        return weighed
+    epochs: dict[int, FusionNetwork] = {}
+    trained(lists, taught.targets, lambda epoch, network: epochs.update({epoch: network.copy()}))
+    retriever = replace(retriever, network=epochs[best])
+    ranked = candidates.ranked_by(fusion.score(candidates))
+    reached = float(ndcg10(epochs[best].reordered(ranked, fusion), validation.targets).mean())
+    log({**told, "validation_ndcg@10": round(reached, 5), "kept": True})
+    return replace(weighed, retriever=retriever, ndcg10=reached)
 
 
 def fitted_fusion(

@@ -174,4 +174,4 @@ def test_removals_alone_read_nothing(whole: Retriever) -> None:
 def test_a_removed_item_still_speaks_in_a_history(whole: Retriever) -> None:
     grew, kept = grow(cut(whole), whole, removed=np.array([2])), grow(cut(whole), whole)
     asked, rows = Histories.of([[2]]), np.array([1, 3, 4, KNOWN])
-    np.testing.assert_allclose(grew.fused_scores(asked, rows), kept.fused_scores(asked, rows), atol=1e-6)
+    np.testing.assert_allclose(grew.weighted_sums(asked, rows), kept.weighted_sums(asked, rows), atol=1e-6)

@@ -93,7 +93,7 @@ def test_a_short_history_is_served_by_its_own_weights_and_a_long_one_by_those_of
     found = with_weights(PLAIN, {after_short("recency"): 0.7, after_short(TRANSITIONS): 0.9})
     found = with_settings(found, short_history=2)
     histories, items = Histories.of([[3, 5], [3, 5, 9]]), np.arange(20)
-    before, after = (one.fused_scores(histories, items) for one in (PLAIN, found))
+    before, after = (one.weighted_sums(histories, items) for one in (PLAIN, found))
     sources = PLAIN.scored(np.broadcast_to(items, (2, 20)).copy(), histories)
     order = np.argsort(sources.item_rows, axis=1)
     recency = np.take_along_axis(sources.sources["recency"], order, 1)
@@ -204,7 +204,7 @@ def test_cold_items_are_served_by_their_own_weights_and_others_exactly_as_before
     plain, own = partly_cold(), {of_cold("recency"): 0.7, of_cold(TRANSITIONS): 0.9, of_cold(EVER): -2.0}
     found = with_settings(with_weights(plain, own), cold_targets=1)
     items = np.arange(20)
-    before, after = (one.fused_scores(SOME, items) for one in (plain, found))
+    before, after = (one.weighted_sums(SOME, items) for one in (plain, found))
     np.testing.assert_array_equal(after[:, :12], before[:, :12])
     scored = plain.scored(np.broadcast_to(items, (3, 20)).copy(), SOME)
     order = np.argsort(scored.item_rows, axis=1)
@@ -222,7 +222,7 @@ def test_a_setting_alone_changes_no_score():
     items = np.arange(20)
     for settings in ({"cold_targets": 1}, {"cold_targets": 1, "short_history": 2}):
         found = partly_cold(**settings)
-        np.testing.assert_array_equal(found.fused_scores(SOME, items), plain.fused_scores(SOME, items))
+        np.testing.assert_array_equal(found.weighted_sums(SOME, items), plain.weighted_sums(SOME, items))
         lists = [one.candidates(SOME, 8) for one in (plain, found)]
         np.testing.assert_array_equal(lists[0].item_rows, lists[1].item_rows)
         np.testing.assert_array_equal(lists[0].score, lists[1].score)
@@ -249,7 +249,7 @@ def test_a_fit_counts_its_cold_targets_and_shares_the_weights_bit_for_bit_where_
     assert log[0] == {"stage": "fusion of cold items", "targets": cold, "gain_of_ndcg@10": None, "kept": False}
     assert found.retriever.fusion == plain.retriever.fusion
     items = np.arange(20)
-    scores = [one.retriever.fused_scores(SOME, items) for one in (found, plain)]
+    scores = [one.retriever.weighted_sums(SOME, items) for one in (found, plain)]
     np.testing.assert_array_equal(*scores)
 
 
@@ -284,8 +284,8 @@ def test_own_weights_are_saved_with_the_retriever(tmp_path):
     loaded = load_retriever(tmp_path, texts=item_texts(20), text_vectors=text_vectors(20), index=FlatIndex)
     assert loaded.fusion == found.fusion
     items = np.arange(20)
-    np.testing.assert_array_equal(loaded.fused_scores(SOME, items), found.fused_scores(SOME, items))
-    assert not np.allclose(loaded.fused_scores(SOME, items), partly_cold().fused_scores(SOME, items))
+    np.testing.assert_array_equal(loaded.weighted_sums(SOME, items), found.weighted_sums(SOME, items))
+    assert not np.allclose(loaded.weighted_sums(SOME, items), partly_cold().weighted_sums(SOME, items))
 
 
 def test_a_retriever_saved_before_there_was_the_setting_scores_as_it_did(tmp_path):
@@ -296,4 +296,4 @@ def test_a_retriever_saved_before_there_was_the_setting_scores_as_it_did(tmp_pat
     (tmp_path / CARD).write_text(json.dumps(card))
     loaded = load_retriever(tmp_path, texts=item_texts(20), text_vectors=text_vectors(20), index=FlatIndex)
     assert (loaded.config.cold_targets, read_card(tmp_path).own_weights) == (0, ())
-    np.testing.assert_array_equal(loaded.fused_scores(SOME, np.arange(20)), found.fused_scores(SOME, np.arange(20)))
+    np.testing.assert_array_equal(loaded.weighted_sums(SOME, np.arange(20)), found.weighted_sums(SOME, np.arange(20)))

@@ -215,11 +215,11 @@ def test_the_weights_of_the_kinds_decide_what_the_search_finds_and_leave_its_sco
     assert found[0.0] != found[1.0]
 
 
-def test_fused_scores_of_the_same_items_for_every_history():
+def test_weighted_sums_of_the_same_items_for_every_history():
     rows = np.array([7, 1, 33])
     histories = Histories.of([[3, 8], [0], []])
     np.testing.assert_allclose(
-        PLAIN.fused_scores(histories, rows), dense_fusion(PLAIN, histories)[:, rows], rtol=1e-4, atol=1e-4
+        PLAIN.weighted_sums(histories, rows), dense_fusion(PLAIN, histories)[:, rows], rtol=1e-4, atol=1e-4
     )
 
 
