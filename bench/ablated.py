@@ -146,14 +146,30 @@ class Bench:
 
         return batched_candidates(score, self.asked.histories, TOP, n_items=len(items), name="towers")
 
-    def retriever(self, kinds: tuple[UserTowerKind, ...], training: Mapping[str, Any] | None = None) -> Retriever:
-        """Both stages of search and all other sources over these kinds of towers, weighed by group B."""
+    def retriever(
+        self,
+        kinds: tuple[UserTowerKind, ...],
+        training: Mapping[str, Any] | None = None,
+        *,
+        learners: Holdout | None = None,
+    ) -> Retriever:
+        """Both stages of search and all other sources over these kinds of towers, weighed by group B.
+
+        Args:
+            learners: who teach the network over the weighted sum; None: there is none.
+        """
         members = tuple(Member(kind, 1, self.towers(kind, training=training).towers) for kind in kinds)
         ensemble = TowerEnsemble(members, dict.fromkeys(kinds, 1.0))
         plain = self.groundwork.under(
             ensemble, self.text_vectors, config=self.ws.config.retriever, build_index=FlatIndex
         )
-        return with_fitted_fusion(plain, self.selectors, self.log.record).retriever
+        return with_fitted_fusion(plain, self.selectors, self.log.record, learners=learners).retriever
+
+    @cached_property
+    def others(self) -> Holdout:
+        """Users of group A who are not judged."""
+        everyone = self.ws.learners
+        return everyone.take(np.flatnonzero(~np.isin(everyone.user_rows, self.asked.user_rows)))
 
     @cached_property
     def retriever_of_both(self) -> Retriever:

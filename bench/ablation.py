@@ -2,8 +2,9 @@
 
 DIR holds interactions.parquet and items.parquet; results: bench/results/ablation.json. Leave one out: everything is
 fitted on the training part, towers and fusions are selected on group B's validation items, and the table judges users
-of group A by theirs; the test part is not looked at. The catalog is read once, and towers that several rows need are
-trained once, each for at most `--minutes`. Prints a Markdown table, and writes each row as soon as it is there.
+of group A by theirs; others of group A teach the network over the sources. The test part is not looked at. The catalog
+is read once, and towers that several rows need are trained once, each for at most `--minutes`. Prints a Markdown table,
+and writes each row as soon as it is there.
 """
 
 import argparse
@@ -84,6 +85,12 @@ def fused(bench: Bench) -> tuple[Candidates, float]:
     return bench.retriever_of_both.candidates(bench.asked.histories, TOP), bench.minutes_of_both()
 
 
+def fused_by_network(bench: Bench) -> tuple[Candidates, float]:
+    """All sources, the first places ordered by a network that other users of group A taught."""
+    retriever = bench.retriever((RECENCY, SEQUENCE), learners=bench.others)
+    return retriever.candidates(bench.asked.histories, TOP), bench.minutes_of_both()
+
+
 def both_mined(bench: Bench) -> tuple[Candidates, float]:
     """Towers alone, both kinds weighed, on mined negatives."""
     return bench.retriever_of_both_mined.search(bench.asked.histories, TOP), bench.minutes_of_both(FEW_MINED)
@@ -156,7 +163,8 @@ ROWS: dict[str, Row] = {
     "text": _tower_row("text", "history in words; reading not counted", "recency", kind=WORDED),
     "towers": Row("recency + sequence", "one search", "sequence", both_in_one_search),
     "transitions": Row("transitions", "counted, nothing trained", "recency", counted_alone),
-    "fused": Row("all sources", "fused", "towers", fused),
+    "fused": Row("all sources", "weighted sum", "towers", fused),
+    "network": Row("all sources", "weighted sum, and the network over it", "fused", fused_by_network),
     "fused-without-transitions": Row("all sources", "without transitions", "fused", fused_without_transitions),
     "fused-with-text": Row("all sources", "and text towers", "fused", fused_with_text),
     "sampled": _tower_row("recency, loss", "softmax over 4,096 drawn items", "recency", kind=RECENCY, training=SAMPLED),

@@ -18,7 +18,7 @@ from data.schema import Candidates, Histories, Scores
 from fusion.head import above_the_rest
 from fusion.linear import LinearFusion, column, targets_among
 
-NETWORK = "network"
+NETWORK = "network over all sources"
 """Its part of a fused score, among the sources of the candidates that it has ordered."""
 FARTHEST = 6.0
 """Standard deviations beyond which a feature says nothing more: what lies there was not seen in training."""

@@ -95,6 +95,7 @@ def _lessons(ws: Workspace, base: Retriever, histories: Histories, *, log: RunLo
     known = np.flatnonzero(histories.lengths > 0)
     rng = np.random.default_rng(settings.seed)
     asked = histories.take(np.sort(rng.permutation(known)[: settings.users]))
+    base = base.linear  # its network knows answers of group A, who are asked here
     exclude_known = ws.config.recommend.exclude_known
     if settings.teacher == OWN_SCORES:
         candidates = base.candidates(asked, settings.depth, exclude_known=exclude_known)
