@@ -43,5 +43,6 @@ class Likeness:
             start, end = recent.indptr[place], recent.indptr[place + 1]
             if start < end:
                 sharp = self.between(rows[place], recent.indices[start:end]) ** SHARPNESS
-                np.matmul(sharp, recent.data[start:end], out=out[place])
+                # np.matmul would warn of what AVX-512 kernels read behind the last row, though nothing comes of it.
+                np.dot(sharp, recent.data[start:end], out=out[place])
         return out
