@@ -8,6 +8,7 @@ import pytest
 
 from data.schema import Histories, Holdout
 from fusion.linear import column
+from fusion.network import NETWORK, FusionNetwork, NetworkConfig
 from pipeline import contributions as module
 from pipeline.contributions import TOWERS, TREND, JudgedSources, groups_of, judge_sources
 from retrieval.own_weights import cold_columns, of_cold
@@ -235,3 +236,32 @@ def test_one_kind_of_towers_is_the_towers():
     kept = {name: how for name, how in RETRIEVER.fusion.transforms.items() if name != "sequence"}
     one = replace(RETRIEVER, towers=towers, fusion=replace(RETRIEVER.fusion, transforms=kept))
     assert list(groups_of(one)) == [TOWERS, TRANSITIONS, LIKENESS, TEXT, TREND]
+
+
+@pytest.fixture(scope="module")
+def networked() -> Retriever:
+    """With a network that one pass over the validation lists has taught something."""
+    lists = RETRIEVER.candidates(VALIDATION.histories, SERVED)
+    seen: list[FusionNetwork] = []
+    FusionNetwork.fit(
+        lists,
+        VALIDATION.targets,
+        RETRIEVER.fusion,
+        sources=list(RETRIEVER.fusion.transforms),
+        config=NetworkConfig(epochs=1, reach=SERVED, learning_rate=0.05, batch_size=8),
+        seed=0,
+        watched=lambda epoch, network: seen.append(network.copy()),
+    )
+    return replace(RETRIEVER, network=seen[-1])
+
+
+def test_a_network_is_judged_beside_the_weighted_sum_and_changes_no_other_source(networked, made):
+    found = judged(networked)
+    assert [one.source for one in found.contributions] == [*(one.source for one in made.contributions), NETWORK]
+    for one, other in zip(found.contributions, made.contributions, strict=False):
+        assert one.test == other.test
+    with_it, without = (one.candidates(ASKED.histories, SERVED).item_rows.tolist() for one in (networked, RETRIEVER))
+    assert with_it != without
+    test = found.contributions[-1].test
+    for ours, lists in ((test.ours, with_it), (test.theirs, without)):
+        assert ours == pytest.approx(np.mean([ndcg10(lists[user], target_of(user)) for user in range(len(ASKED))]))

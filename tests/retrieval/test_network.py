@@ -11,6 +11,7 @@ from data.schema import Histories, Holdout
 from eval.metrics import ndcg10
 from fusion.network import NETWORK, NetworkConfig
 from index.faiss_index import FlatIndex
+from recommend.reasons import lifts
 from retrieval import weighing
 from retrieval.fit import FittedRetriever, Recipe
 from retrieval.folder import load_retriever, read_recipe, save_retriever
@@ -129,6 +130,13 @@ def test_an_empty_history_has_its_popular_items_in_their_own_order(made):
     np.testing.assert_array_equal(found.item_rows[0], popular)
     assert (found.sources[NETWORK][0] == 0).all()
     assert (found.sources[POPULARITY][0] > 0).any()
+
+
+def test_its_share_in_what_lifts_an_item_is_told_beside_those_of_the_sources(made):
+    one = made.retriever.candidates(OTHERS.histories.take(np.array([4])), 10)
+    told = lifts(made.retriever, one)
+    assert told[NETWORK].max() > 0.05
+    np.testing.assert_allclose(sum(told.values()), 1, atol=1e-5)
 
 
 def test_it_is_saved_with_the_retriever_and_told_by_its_recipe(made, tmp_path):
