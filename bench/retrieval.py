@@ -5,6 +5,8 @@ retriever is fitted without the validation items, too, as published figures are.
 
 - beauty: beauty_towers_recall10, beauty_towers_ndcg10, beauty_fused_recall10, beauty_fused_ndcg10,
   beauty_fused_recall100, beauty_train_minutes; means of three seeds, the smallest and largest as low and high
+- beauty_sum: beauty_sum_ndcg10, beauty_sum_recall10; after `beauty`, of its three runs the same lists by the weighted
+  sum of sources alone, without the network over it
 - ml1m: ml1m_fused_recall10, ml1m_fused_ndcg10; one seed, low and high from the judge's interval over users
 - temporal NAME: NAME_temporal_ndcg10_over_best_baseline; a global cut at 90 % of the rows, looked at once
 - catalog: catalog156k_train_hours, catalog156k_train_peak_gb, catalog156k_ndcg10_over_best_baseline
@@ -22,12 +24,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+import polars as pl
 
 from bench.judged import BLIND, Judge
 from bench.record import ROOT, record
 from bench.steps import files_of, lists_of_all, settings, step
+from data.schema import ITEM_ID, RANK, USER_ID
+from pipeline.workspace import open_workspace
+from recommend.release import load_stages
 
-FILE = "retrieval.json"
+FILE, DEPTH = "retrieval.json", 100
 SEEDS = 3
 SEQUENCE_BASELINES = ["recent-popularity", "item-knn", "transitions-text", "sasrec"]
 SYSTEMS = {"towers": ["--towers-only"], "fused": ["--rerank", "never"]}
@@ -43,6 +49,29 @@ def beauty(args: argparse.Namespace) -> None:
             if (system, key) != ("towers", "recall100"):
                 _record_spread(f"beauty_{system}_{key}", [seed[system][metric] for seed in found])
     _record_spread("beauty_train_minutes", [seed["minutes"] for seed in found])
+
+
+def beauty_sum(args: argparse.Namespace) -> None:
+    """The lists of `beauty`'s runs by the weighted sum of sources alone."""
+    judge, found = Judge.of(args), []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(SEEDS):
+            ws = open_workspace(ROOT / f"runs/bench-beauty-{seed}")
+            retriever = load_stages(ws.run, ws.run.release(), with_reranker=False).retriever.linear
+            top = retriever.candidates(ws.dataset.interactions, DEPTH)
+            users, items = (vocabulary.ids for vocabulary in (ws.dataset.users, ws.dataset.catalog.vocabulary))
+            user, place = top.present.nonzero()
+            rows = {
+                USER_ID: [users[row] for row in user],
+                ITEM_ID: [items[row] for row in top.item_rows[user, place]],
+                RANK: place + 1,
+                "score": top.score[user, place],
+            }
+            lists = Path(folder) / f"{seed}.parquet"
+            pl.DataFrame(rows).write_parquet(lists)
+            found.append(judge.score(lists))
+    for key, metric in (("recall10", "recall@10"), ("ndcg10", "ndcg@10")):
+        _record_spread(f"beauty_sum_{key}", [seed[metric] for seed in found])
 
 
 def ml1m(args: argparse.Namespace) -> None:
@@ -127,11 +156,11 @@ def _record_spread(figure: str, values: list[float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(required=True)
-    for measure in (beauty, ml1m, temporal, catalog):
+    for measure in (beauty, beauty_sum, ml1m, temporal, catalog):
         command = what.add_parser(measure.__name__, help=measure.__doc__)
         command.set_defaults(measure=measure)
         command.add_argument("--data", required=True)
-        if measure in (beauty, ml1m):
+        if measure in (beauty, beauty_sum, ml1m):
             command.add_argument("--judge", required=True)
         if measure is temporal:
             command.add_argument("name", help="as in beauty, ml1m")
