@@ -7,8 +7,8 @@ DIR holds interactions.parquet and items.parquet. The job is given a log from wh
 was taken away; its settings are chosen on cold items of validation, then all that is left is learnt from. A user is
 asked for the cold items that the user took, knowing the others, once with the cold items as the only candidates and
 once with the whole catalog. Zero-shot is the same model on the same texts without training: the mean of the history's
-vectors, centred by the catalog's mean or not. `--part validation` stops before the test: it judges the cold items of
-validation and records nothing.
+vectors, centred by the catalog's mean or not. `--part validation` stops before the test: it judges group B's cold
+items of validation, since group A's taught the network over the sources, and records nothing.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         truth = _blinded(args.data, Path(folder), protocol)
         ws = _trained(f"runs/cold-{args.what}", args.data, Path(folder), protocol, settings=args.settings, final=final)
-    asked = _asked(ws, truth) if final else ws.split.validation
+    asked = _asked(ws, truth) if final else ws.selectors
     cold = held_out_items(ws.dataset.catalog.vocabulary, protocol.split).asked(args.part)
     retriever = open_retriever(ws, FitKind.FINAL if final else FitKind.EVALUATION)
     learnt = CatalogStats.of(ws.dataset.interactions if final else ws.split.train, len(ws.dataset.catalog))

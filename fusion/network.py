@@ -87,7 +87,7 @@ class FusionNetwork:
         return torch.from_numpy((described - self.centre) / self.spread).clamp_(-FARTHEST, FARTHEST)
 
     @classmethod
-    def fit(
+    def train(
         cls,
         candidates: Candidates,
         targets: Histories,
@@ -105,7 +105,8 @@ class FusionNetwork:
 
         Args:
             candidates: (B, K) in the order of the weighted sum, of users who taught that nothing.
-            watched: is given each epoch's number and the network as it then is.
+            watched: is given each epoch's number and the network as it then is; no more of them once the weights are
+                no longer finite, as by far too large a learning rate.
         """
         head = candidates.head(config.reach)
         relevant = targets_among(head, targets)
@@ -213,4 +214,6 @@ def _epochs(weights: Mapping[str, Tensor], lists: _Lists, config: NetworkConfig)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            return
         yield epoch

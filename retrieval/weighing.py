@@ -88,7 +88,7 @@ def _with_network(
     sources = [name for name in fusion.transforms if not is_own(name)]
 
     def trained(some: Candidates, targets: Histories, watched: Callable[[int, FusionNetwork], None]) -> None:
-        FusionNetwork.fit(some, targets, fusion, sources=sources, config=config, seed=seed, watched=watched)
+        FusionNetwork.train(some, targets, fusion, sources=sources, config=config, seed=seed, watched=watched)
 
     gains = np.zeros((config.epochs + 1, len(taught)))  # of each epoch, and of none
     for inside, outside in folds(len(taught)):
@@ -101,11 +101,12 @@ def _with_network(
         trained(lists.take(inside), taught.targets.take(inside), judged)
     best = int(gains.mean(axis=1).argmax())
     told = {"stage": "network", "users": len(taught), "epoch": best, "gain_of_ndcg@10": round(gains[best].mean(), 5)}
-    if not best or not helps(gains[best]):
+    epochs: dict[int, FusionNetwork] = {}
+    if best and helps(gains[best]):
+        trained(lists, taught.targets, lambda epoch, network: epochs.update({epoch: network.copy()}))
+    if best not in epochs:
         log({**told, "kept": False})
         return weighed
-    epochs: dict[int, FusionNetwork] = {}
-    trained(lists, taught.targets, lambda epoch, network: epochs.update({epoch: network.copy()}))
     retriever = replace(retriever, network=epochs[best])
     ranked = candidates.ranked_by(fusion.score(candidates))
     reached = float(ndcg10(epochs[best].reordered(ranked, fusion), validation.targets).mean())

@@ -30,7 +30,7 @@ def either(users: int, *, seed: int, depth: int = 20, absent: int = 0) -> tuple[
 def learnt(lists: Candidates, targets: Histories, config: NetworkConfig = CONFIG, *, seed: int = 0) -> FusionNetwork:
     """The network of the last epoch."""
     seen: list[FusionNetwork] = []
-    FusionNetwork.fit(
+    FusionNetwork.train(
         lists,
         targets,
         SUM,
@@ -129,10 +129,16 @@ def test_the_same_seed_gives_the_same_network_and_moves_no_one_elses_draws():
     assert not np.allclose(learnt(lists, targets, few, seed=1).corrections(lists, SUM), one.corrections(lists, SUM))
 
 
+def test_weights_that_are_no_longer_finite_are_shown_to_nobody():
+    lists, targets = either(200, seed=0)
+    wild = CONFIG.model_copy(update={"learning_rate": 1e30})
+    FusionNetwork.train(lists, targets, SUM, sources=SOURCES, config=wild, seed=0, watched=pytest.fail)
+
+
 def test_lists_without_their_target_teach_nothing():
     lists, _ = either(20, seed=0)
     nothing = Histories.of([[99]] * 20)
-    FusionNetwork.fit(lists, nothing, SUM, sources=SOURCES, config=CONFIG, seed=0, watched=pytest.fail)
+    FusionNetwork.train(lists, nothing, SUM, sources=SOURCES, config=CONFIG, seed=0, watched=pytest.fail)
 
 
 def test_an_item_is_described_by_value_distance_to_the_best_and_place():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from bench.vectors import ClusteredVectors
 from index.build import IndexConfig, plan_index, told
@@ -90,9 +91,11 @@ def test_halved_storage_scores_what_is_stored_and_comes_back(kind: str, storage:
     np.testing.assert_allclose(stored, VECTORS, atol=rounding)
     assert not np.array_equal(stored, VECTORS)
     scores, rows = index.search(OTHERS, 5)
-    # FAISS rounds the query as well where the processor multiplies in bfloat16 (AVX512-BF16).
-    exact = {"float16": 1e-5, "bfloat16": 2**-8}[storage]
-    np.testing.assert_allclose(scores, np.einsum("bd,bkd->bk", OTHERS, stored[rows]), atol=exact)
+    # Where the processor multiplies in bfloat16 (AVX512-BF16), FAISS rounds the query as well; IVF-flat what is left of
+    # it beside the centroid.
+    rounded = torch.from_numpy(OTHERS).bfloat16().float().numpy() if storage == "bfloat16" else OTHERS
+    errors = [np.abs(scores - np.einsum("bd,bkd->bk", asked, stored[rows])).max() for asked in (OTHERS, rounded)]
+    assert min(errors) < (2**-9 if (kind, storage) == ("ivf-flat", "bfloat16") else 1e-5)
     index.save(tmp_path, retriever="r", catalog="c", report=planned.report)
     again = load_index(tmp_path)
     np.testing.assert_array_equal(again.search(OTHERS, 5)[1], rows)

@@ -243,7 +243,7 @@ def networked() -> Retriever:
     """With a network that one pass over the validation lists has taught something."""
     lists = RETRIEVER.candidates(VALIDATION.histories, SERVED)
     seen: list[FusionNetwork] = []
-    FusionNetwork.fit(
+    FusionNetwork.train(
         lists,
         VALIDATION.targets,
         RETRIEVER.fusion,

@@ -102,6 +102,13 @@ def test_without_learners_or_epochs_there_is_none(changes):
     assert weighed(**changes).retriever.network is None
 
 
+@pytest.mark.parametrize("rate", [1e6, 1e30])
+def test_a_training_that_diverges_leaves_the_weighted_sum(rate):
+    wild = NETWORK_CONFIG.model_copy(update={"learning_rate": rate})
+    found = weighed(found=replace(plain(), config=plain().config.model_copy(update={"network": wild})))
+    assert found.retriever.network is None
+
+
 def test_only_so_many_learners_are_asked():
     log: list[dict[str, Any]] = []
     few = NETWORK_CONFIG.model_copy(update={"users": 50, "epochs": 1})
