@@ -68,7 +68,7 @@ def distil_retriever(ws: Workspace, base: Retriever, learnt_from: Histories, *, 
         retriever = replace(retriever, towers=towers, fusion=first.fusion, network=first.network)
     weighed = Weighed(retriever)
     if evaluation and len(validation):
-        weighed = with_fitted_fusion(retriever, validation, log.record, learners=ws.learners)
+        weighed = with_fitted_fusion(retriever, validation, log.record, learners=ws.learners, say=log.say)
     return _written(ws, weighed, [asdict(record) for record in records], fit=fit)
 
 

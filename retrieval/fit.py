@@ -134,7 +134,7 @@ def fit_retriever(
     retriever = replace(retriever, network=recipe.network if recipe else None)
     weighed = Weighed(retriever)
     if recipe is None and len(validation):
-        weighed = with_fitted_fusion(retriever, validation, log, learners=learners)
+        weighed = with_fitted_fusion(retriever, validation, log, learners=learners, say=say)
         retriever = weighed.retriever
     made_by = Recipe(
         groundwork.transitions.config,

@@ -1,5 +1,6 @@
 """The weights of a retriever's sources, fitted on validation, and which of its candidates have weights of their own."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -41,12 +42,18 @@ class Weighed:
 
 
 def with_fitted_fusion(
-    retriever: Retriever, validation: Holdout, log: Log, *, learners: Holdout | None = None
+    retriever: Retriever,
+    validation: Holdout,
+    log: Log,
+    *,
+    learners: Holdout | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Weighed:
     """The same retriever with its sources weighed on the candidates of validation users.
 
     Args:
         learners: users of group A, who teach the network over the weighted sum; None: there is none.
+        say: is told what takes long.
     """
     retriever = replace(retriever, network=None)
     # Whole unions: lists cut by the present weights would lean towards them.
@@ -68,11 +75,16 @@ def with_fitted_fusion(
         of_kinds = {kind: towers.weights[kind] for kind in kinds}
         retriever = replace(retriever, towers=replace(retriever.towers, weights=of_kinds))
     weighed = Weighed(replace(retriever, fusion=fusion), fused, tuple(own))
-    return weighed if learners is None else _with_network(weighed, candidates, validation, learners, log)
+    return weighed if learners is None else _with_network(weighed, candidates, validation, learners, log, say)
 
 
 def _with_network(
-    weighed: Weighed, candidates: Candidates, validation: Holdout, learners: Holdout, log: Log
+    weighed: Weighed,
+    candidates: Candidates,
+    validation: Holdout,
+    learners: Holdout,
+    log: Log,
+    say: Callable[[str], None],
 ) -> Weighed:
     """With a network over the weighted sum, if cross-validation over the learners gains by it more than chance gives.
 
@@ -84,6 +96,8 @@ def _with_network(
     if not config.epochs or not len(known):
         return weighed
     taught = learners.take(np.sort(np.random.default_rng(seed).permutation(known)[: config.users]))
+    started = time.monotonic()
+    say(f"a network over all sources learns from {len(taught):,} users, beyond retriever.train.budget_minutes")
     lists = retriever.candidates(taught.histories, config.reach, exclude_known=taught.exclude_known)
     sources = [name for name in fusion.transforms if not is_own(name)]
 
@@ -104,6 +118,7 @@ def _with_network(
     epochs: dict[int, FusionNetwork] = {}
     if best and helps(gains[best]):
         trained(lists, taught.targets, lambda epoch, network: epochs.update({epoch: network.copy()}))
+    told["minutes"] = round((time.monotonic() - started) / 60, 3)
     if best not in epochs:
         log({**told, "kept": False})
         return weighed

@@ -47,10 +47,14 @@ def _standard(scores: np.ndarray, present: np.ndarray) -> np.ndarray:
 LEARNERS, VALIDATION, OTHERS = (asked(users, seed=seed) for seed, users in enumerate((800, 200, 200)))
 
 
-def weighed(log: list[dict[str, Any]] | None = None, **changes: Any) -> Weighed:
+def weighed(log: list[dict[str, Any]] | None = None, said: list[str] | None = None, **changes: Any) -> Weighed:
     asking = {"validation": VALIDATION, "learners": LEARNERS, "found": plain()} | changes
     return with_fitted_fusion(
-        asking["found"], asking["validation"], [].append if log is None else log.append, learners=asking["learners"]
+        asking["found"],
+        asking["validation"],
+        [].append if log is None else log.append,
+        learners=asking["learners"],
+        say=[].append if said is None else said.append,
     )
 
 
@@ -71,10 +75,13 @@ def test_one_that_helps_is_kept_and_orders_what_is_served(made):
     assert found.linear.network is None
 
 
-def test_the_log_tells_what_was_kept():
+def test_it_says_beforehand_whom_it_learns_from_and_the_log_what_was_kept():
     log: list[dict[str, Any]] = []
-    found = weighed(log)
+    said: list[str] = []
+    found = weighed(log, said)
+    assert [line for line in said if "800 users" in line] == said != []
     told = log[-1]
+    assert told["minutes"] > 0
     assert (told["stage"], told["users"], told["kept"]) == ("network", 800, True)
     assert 1 <= told["epoch"] <= NETWORK_CONFIG.epochs
     assert told["validation_ndcg@10"] == pytest.approx(found.ndcg10, abs=1e-5)
