@@ -10,6 +10,7 @@ import torch
 
 from store.assets import ASSETS, default_assets_dir, fetched
 from store.errors import TandemError
+from store.hardware import Precision, bfloat16_speedup, computes_bfloat16
 
 
 def findings() -> list[str]:
@@ -20,10 +21,12 @@ def findings() -> list[str]:
         lines.append(f"GPU: {torch.cuda.get_device_name()}: models run there, in bfloat16")
     else:
         lines.append("GPU: none: models run on the processor")
-    if torch.cpu._is_avx512_bf16_supported():
-        lines.append("bfloat16: fast on this processor (AVX512-BF16): texts are encoded in it")
+    if speedup := bfloat16_speedup():
+        found = f"{speedup:.2g} times as fast as float32 on this processor"
     else:
-        lines.append("bfloat16: not fast on this processor: texts are encoded in float32")
+        found = "no instructions for it on this processor"
+    used = "bfloat16" if computes_bfloat16(Precision.AUTO) else "float32"
+    lines.append(f"bfloat16: {found}: texts are encoded and models trained in {used}")
     gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
     lines.append(f"FAISS: {'on the GPU' if gpus else 'on the processor'}")
     free = shutil.disk_usage(Path.cwd()).free / 1e9

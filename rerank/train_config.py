@@ -1,32 +1,15 @@
 """How a reranker is trained: the settings that a user may change."""
 
-from enum import StrEnum
-from typing import Any
-
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from rerank.objective import Objective
-from store.hardware import device
-
-
-class Precision(StrEnum):
-    """Type of the encoder's matrix products in training."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
+from store.hardware import Precision, computes_bfloat16
 
 
 def autocast_type(precision: Precision) -> torch.dtype | None:
     """The type that `precision` means where models run here; None for plain float32."""
-    if precision is Precision.AUTO:
-        if device() == "cuda":
-            return torch.bfloat16
-        # Without such instructions bfloat16 is emulated, and slower than float32. With them, 1.6 × faster.
-        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else None
-    return torch.bfloat16 if precision is Precision.BFLOAT16 else None
+    return torch.bfloat16 if computes_bfloat16(precision) else None
 
 
 class RerankTrainConfig(BaseModel):
@@ -69,6 +52,6 @@ class RerankTrainConfig(BaseModel):
     teacher_temperature: float = Field(1.0, gt=0, description="with a teacher: softens both sides before they compare")
     precision: Precision = Field(
         Precision.AUTO,
-        description="type of the products in training; auto: bfloat16 on a GPU, and where the processor has it",
+        description="of the products in training; auto: bfloat16 on a GPU, and where the processor is faster in it",
     )
     seed: int = Field(0, ge=0, description="of the order, the negatives and the dropout")

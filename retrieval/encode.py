@@ -32,7 +32,7 @@ class EncoderConfig(BaseModel):
     model: str = Field("minilm-l6", description="an asset's name, a local folder, or hub:owner/name@revision")
     max_tokens: int = Field(64, ge=8, description="tokens read of each item text")
     batch_size: int = Field(64, ge=1, description="texts in one forward pass, where it pads")
-    precision: Precision = Field(Precision.AUTO, description="auto takes bfloat16 where the processor computes it fast")
+    precision: Precision = Field(Precision.AUTO, description="auto takes bfloat16 where the processor is faster in it")
 
 
 def load_encoder(path: str, config: EncoderConfig, *, revision: str | None = None) -> Any:

@@ -53,7 +53,7 @@ class TrainConfig(BaseModel):
     budget_minutes: float = Field(50.0, gt=0, description="for all towers; the learning rate falls in time for its end")
     seed: int = Field(0, ge=0, description="of initial weights, order and dropout")
     precision: Precision = Field(
-        Precision.AUTO, description="of matrix products; auto takes bfloat16 where the processor computes it fast"
+        Precision.AUTO, description="of matrix products; auto takes bfloat16 where the processor is faster in it"
     )
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="what a killed training goes on from")
     tracking: TrackerConfig = Field(TrackerConfig(), description="curves beside log.jsonl")
@@ -119,7 +119,7 @@ def train_towers(
     model.to(team.device if team.size > 1 else device())
     team.broadcast_weights(model)
     counts = np.bincount(train.item_rows, minlength=len(model.text))
-    low_precision = computes_bfloat16(config.precision)
+    low_precision = bool(team.from_leader(lambda: float(computes_bfloat16(config.precision))))
     examples = model.user.examples(train)
     run = _Run(
         model=model,

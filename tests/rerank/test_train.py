@@ -17,7 +17,8 @@ from rerank.objective import Objective
 from rerank.sample import LEAST_LISTS, Sample
 from rerank.schedule import hard_share, make_optimizer, set_rates
 from rerank.train import StopReason, train_reranker
-from rerank.train_config import Precision, RerankTrainConfig, autocast_type
+from rerank.train_config import RerankTrainConfig
+from store.hardware import Precision
 from tests.rerank.tiny_bert import CONFIG, WORDS, untrained
 
 PARTNERS = 8
@@ -249,15 +250,6 @@ def test_bfloat16_training_follows_float32(tiny_bert: Path) -> None:
     close = trained(tiny_bert, FAST.model_copy(update={"precision": Precision.BFLOAT16}))[1].losses
     assert close == pytest.approx(exact, abs=0.1)
     assert close != exact
-
-
-def test_automatic_precision_asks_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert autocast_type(Precision.AUTO) is torch.bfloat16
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    assert autocast_type(Precision.AUTO) is None
-    assert autocast_type(Precision.BFLOAT16) is torch.bfloat16
-    assert autocast_type(Precision.FLOAT32) is None
 
 
 def test_hard_share_rises_over_the_curriculum_and_stays() -> None:

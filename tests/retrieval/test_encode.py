@@ -5,7 +5,6 @@ from scipy.linalg import sqrtm
 from retrieval import encode
 from retrieval.encode import LEAST_SPREAD, EncoderConfig, TextSpace, centred, encode_texts
 from store.errors import BadInput
-from store.hardware import Precision, computes_bfloat16
 
 
 class Letters:
@@ -70,8 +69,3 @@ def test_whitened_vectors_are_those_of_the_inverse_root_of_their_covariance():
     assert spread[0][0] > 5 * spread[0][1]
     assert spread[1][0] < 3 * spread[1][1]
     assert np.isfinite(TextSpace.of(vectors[:1], whiten=True)(vectors[:1])).all()
-
-
-@pytest.mark.parametrize(("precision", "expected"), [(Precision.FLOAT32, False), (Precision.BFLOAT16, True)])
-def test_a_stated_precision_is_taken(precision, expected):
-    assert computes_bfloat16(precision) is expected
