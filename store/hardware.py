@@ -44,7 +44,7 @@ def bfloat16_speedup() -> float:
     if not torch.cpu._is_avx512_bf16_supported():
         return 0.0
     rows, width, inner = TRIED_SHAPE
-    fastest = {}
+    fastest: dict[torch.dtype, float] = {}
     sides = {kind: (torch.ones(rows, width, dtype=kind), torch.ones(inner, width, dtype=kind)) for kind in _KINDS}
     for _ in range(1 + TRIALS):  # in turn, so that what else the machine does meets both; the first time warms up
         for kind, (left, right) in sides.items():
