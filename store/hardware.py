@@ -10,8 +10,9 @@ from torch import Tensor
 
 LEAST_SPEEDUP = 1.25
 """Of products in bfloat16 over float32: with less, the conversions around them take what is gained."""
-TRIED_SHAPE, TRIALS = (1024, 384, 1536), 5
-"""Tokens, width and inner width of a small language model's layer; and how often both are multiplied."""
+TRIED_SHAPE, TRIALS = (256, 384, 384), 50
+"""Tokens, width and width of a small language model's product, done in less than a scheduler's turn; and how often."""
+TRIED_KINDS = (torch.float32, torch.bfloat16)
 
 
 class Precision(StrEnum):
@@ -38,23 +39,25 @@ def computes_bfloat16(precision: Precision) -> bool:
 def bfloat16_speedup() -> float:
     """How many times as fast as in float32 this processor multiplies in bfloat16; 0 without instructions for it.
 
-    Measured once, in some tenths of a second: among processors that have the instructions, some are three times as
-    fast with them, others take twice as long.
+    Measured once, in some hundredths of a second: among processors that have the instructions, some are three times as
+    fast with them, others take twice as long. On one thread: several wait for each other where the machine is busy.
     """
     if not torch.cpu._is_avx512_bf16_supported():
         return 0.0
     rows, width, inner = TRIED_SHAPE
     fastest: dict[torch.dtype, float] = {}
-    sides = {kind: (torch.ones(rows, width, dtype=kind), torch.ones(inner, width, dtype=kind)) for kind in _KINDS}
-    for _ in range(1 + TRIALS):  # in turn, so that what else the machine does meets both; the first time warms up
-        for kind, (left, right) in sides.items():
-            started = time.perf_counter()
-            left @ right.T
-            fastest[kind] = min(fastest.get(kind, float("inf")), time.perf_counter() - started)
+    sides = {kind: (torch.ones(rows, width, dtype=kind), torch.ones(inner, width, dtype=kind)) for kind in TRIED_KINDS}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(1 + TRIALS):  # in turn, so that what else the machine does meets both; the first warms up
+            for kind, (left, right) in sides.items():
+                started = time.perf_counter()
+                left @ right.T
+                fastest[kind] = min(fastest.get(kind, float("inf")), time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
     return fastest[torch.float32] / fastest[torch.bfloat16]
-
-
-_KINDS = (torch.float32, torch.bfloat16)
 
 
 def random_states(used: torch.device) -> dict[str, Tensor | None]:

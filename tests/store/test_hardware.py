@@ -43,7 +43,7 @@ def test_a_processor_without_the_instructions_is_not_measured(measured_anew, mon
 def test_the_products_are_timed_once_and_not_assumed(slower, expected, without_gpu, measured_anew, monkeypatch):
     """A clock that stands still but for one kind of products."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    now, done = [0.0], []
+    now, done, threads = [0.0], [], torch.get_num_threads()
     multiply = torch.Tensor.__matmul__
 
     def timed(left, right):
@@ -55,4 +55,5 @@ def test_the_products_are_timed_once_and_not_assumed(slower, expected, without_g
     monkeypatch.setattr(hardware.time, "perf_counter", lambda: now[0])
     assert bfloat16_speedup() == pytest.approx(0.25 if slower is torch.bfloat16 else 4.0)
     assert computes_bfloat16(Precision.AUTO) is expected is (bfloat16_speedup() >= LEAST_SPEEDUP)
+    assert torch.get_num_threads() == threads
     assert done.count(torch.bfloat16) == done.count(torch.float32) == 1 + hardware.TRIALS
