@@ -58,6 +58,8 @@ TRIES: dict[str, tuple[str, ...]] = {
     "graded": ("reranker.train.objective=graded", "reranker.positions_per_user=8"),
     "small_steps": ("reranker.train.users_per_batch=2", "reranker.train.learning_rate=1e-4"),
     "fast": ("reranker.train.learning_rate=1e-3", "reranker.encoder.adapter.kind=dora"),
+    "from_fused": ("reranker.teacher=retrieval", "reranker.residual=false"),
+    "decoder": ("reranker.model=smollm2-135m-q4_1",),
 }
 """Name → settings beside the defaults."""
 BOTH = "both"

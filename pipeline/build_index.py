@@ -18,7 +18,7 @@ def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION
     """Builds the index and publishes data set, retriever, vectors and index in one step.
 
     What was changed live since the data set was prepared is carried over, see `pipeline.carry_over`. A published
-    reranker stays in the release only where it was trained behind this retriever.
+    reranker stays in the release only where it was trained behind this retriever, as it is now.
 
     Raises:
         MissingStep: when the retriever has not been trained.
@@ -46,7 +46,7 @@ def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION
             retriever=key,
             vectors=vectors_key,
             index=index_key,
-            reranker=ws.reranker_key(fit) if ws.has_reranker(fit) else None,
+            reranker=_reranker(ws, fit, log),
         )
         # From here on no item may change: what is changed live is carried over.
         with ws.run.lock():
@@ -56,3 +56,14 @@ def build_index(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION
         {"event": "index", "kind": index.kind, "items": len(index), "dimension": index.dimension, "key": index_key}
     )
     return release
+
+
+def _reranker(ws: Workspace, fit: FitKind, log: RunLog) -> str | None:
+    """Key of the one that belongs to what is published, and a word where there is one for an earlier training."""
+    key = ws.reranker_key(fit)
+    if ws.has_reranker(fit):
+        return key
+    if ws.run.has("reranker", key):
+        again = ws.command("fit --final" if fit is FitKind.FINAL else "train-reranker")
+        log.say(f"left out: reranker {key}, since what it was trained behind has been made anew; train it by {again}")
+    return None

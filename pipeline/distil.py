@@ -86,6 +86,7 @@ def _written(ws: Workspace, weighed: Weighed, records: list[dict[str, Any]], *, 
         "retriever",
         ws.retriever_made_from(fit),
         lambda made: save_retriever(made, fitted, text_vectors=card.text_vectors),
+        follows=ws.follows("retriever", fit),
     )
 
 

@@ -42,7 +42,8 @@ def _has_reranker(ws: Workspace) -> bool:
     """Whether the evaluation fit's reranker is made, and published unless something else is, such as a final fit."""
     release = ws.run.release()
     published = release.reranker is not None or release.retriever != ws.retriever_key(FitKind.EVALUATION)
-    return published and ws.run.has("reranker", ws.reranker_key(FitKind.EVALUATION))
+    whole = ws.run.has("reranker", ws.reranker_key(FitKind.EVALUATION))
+    return published and whole and ws.has_reranker(FitKind.EVALUATION)
 
 
 def _has_index(ws: Workspace) -> bool:

@@ -55,7 +55,7 @@ def make_reranker(ws: Workspace, *, log: RunLog, fit: FitKind, force: bool = Fal
     """Trains unless exactly this reranker is already there; returns its key and publishes nothing."""
     with ws.run.work():
         key = ws.reranker_key(fit)
-        if ws.run.has("reranker", key) and not force:
+        if ws.run.has("reranker", key) and ws.is_current("reranker", fit) and not force:
             log.say(f"the reranker of these settings and data is already made ({key}); --force trains it again")
             return key
         if force:
@@ -69,7 +69,7 @@ def make_reranker(ws: Workspace, *, log: RunLog, fit: FitKind, force: bool = Fal
             gate.save(folder / RERANK_GATE)
             (folder / RECORD).write_text(json.dumps(record.as_json(), indent=1) + "\n", encoding="utf-8")
 
-        made = ws.run.write_artifact("reranker", ws.reranker_made_from(fit), write)
+        made = ws.run.write_artifact("reranker", ws.reranker_made_from(fit), write, follows=ws.follows("reranker", fit))
         forget_unfinished(ws)
         # A training that was gone on with has taken longer than this command.
         minutes = max((time.monotonic() - started) / 60, sum(one.minutes for one in record.rounds))
@@ -116,7 +116,7 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
     base = BaseModelName(settings.model, ws.reranker_base.fingerprint)
     reranker = create_reranker(local_folder(ws.reranker_base), base=base, config=settings, seed=settings.train.seed)
     made_from = ws.reranker_made_from(fit)
-    belongs_to = {**made_from, "reranker": made_from["config"]}
+    belongs_to = {**made_from, "reranker": made_from["config"], "follows": ws.follows("reranker", fit)}
     del belongs_to["config"]
     with memory_for("training the reranker", less_for_reranker(ws.config, reranker.kind)):
         fusion, gate, record = fit_reranker(
@@ -128,7 +128,7 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
                 ws.run.root / UNFINISHED / f"reranker-{fit.value}-{name}",
                 belongs_to,
                 config=settings.checkpoint,
-                restart="start anew with 'train-reranker --force'",
+                restart="start anew with 'train-reranker --force'" if fit is FitKind.EVALUATION else None,
             ),
         )
     if fit is FitKind.FINAL:

@@ -62,7 +62,7 @@ def train_retriever(
     """
     key = ws.retriever_key(fit)
     with ws.run.work() if team.leads else nullcontext():
-        if team.from_leader(lambda: float(_is_whole(ws, key) and not force)):
+        if team.from_leader(lambda: float(_is_whole(ws, fit) and not force)):
             log.say(f"the retriever of these settings and data is already made ({key}); --force trains it again")
             return key
         if team.leads:
@@ -88,6 +88,7 @@ def train_retriever(
             "retriever",
             ws.retriever_made_from(fit),
             lambda folder: save_retriever(folder, fitted, text_vectors=vectors_key),
+            follows=ws.follows("retriever", fit),
         )
         forget_unfinished(ws, fit)
         _put_down(ws, started, fitted.records)
@@ -125,9 +126,10 @@ def _taught(ws: Workspace, *, fit: FitKind, log: RunLog, team: Team) -> str:
     return ws.retriever_key(fit)
 
 
-def _is_whole(ws: Workspace, key: str) -> bool:
-    """Whether a retriever is there with the text vectors it was trained on."""
-    if not ws.run.has("retriever", key):
+def _is_whole(ws: Workspace, fit: FitKind) -> bool:
+    """Whether a retriever is there with the text vectors it was trained on, by what the evaluation fit chose."""
+    key = ws.retriever_key(fit)
+    if not ws.run.has("retriever", key) or not ws.is_current("retriever", fit):
         return False
     return ws.run.has("text_vectors", read_card(ws.run.artifact("retriever", key)).text_vectors)
 
@@ -183,9 +185,12 @@ def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Tea
         validation, recipe = nobody(train), read_recipe(evaluation_folder(ws))
     tracking = settings.train.tracking if team.leads else TrackerConfig()
     made_from = ws.retriever_made_from(fit)
+    own = fit is FitKind.EVALUATION
     # Settings under the names by which a user sets them: a refusal to go on tells which one was changed.
     belongs_to = {**made_from, "retriever": made_from["config"]}
     del belongs_to["config"]
+    if not own:
+        belongs_to["follows"] = ws.follows("retriever", fit)
     with (
         tracker(tracking, ws.run.root, name=ws.retriever_key(fit), settings=made_from) as curves,
         memory_for("training the towers", less_for_towers(ws.config)),
@@ -199,13 +204,13 @@ def _fit(ws: Workspace, vectors: Scores, *, fit: FitKind, log: RunLog, team: Tea
             build_index=FlatIndex,
             load_encoder=encoder,
             log=told_to(log.record, curves) if team.leads else lambda entry: None,
-            learners=ws.learners if fit is FitKind.EVALUATION else None,
+            learners=ws.learners if own else None,
             recipe=recipe,
             checkpoints=lambda name: Checkpoints(
                 ws.run.root / UNFINISHED / f"{fit.value}-{name}",
                 belongs_to,
                 config=settings.train.checkpoint,
-                restart="start anew with 'train-retriever --force'",
+                restart="start anew with 'train-retriever --force'" if own else None,
             ),
             team=team,
             say=log.say if team.leads else lambda line: None,

@@ -155,17 +155,42 @@ class Workspace:
         """Where the reranker is, or will be."""
         return artifact_key("reranker", self.reranker_made_from(fit))
 
+    def follows(self, kind: str, fit: FitKind) -> dict[str, str]:
+        """Kind → content of what an artifact repeats the choices of, or was weighed against: all of the evaluation fit.
+
+        Keys tell only by which settings that was made; a training made anew may have chosen otherwise.
+
+        Raises:
+            MissingStep, CorruptArtifact: when something of it is not there.
+        """
+        keys = {"retriever": self.retriever_key, "reranker": self.reranker_key}
+        others = {"retriever": [], "reranker": ["retriever"]}[kind]
+        if fit is not FitKind.EVALUATION:
+            others = [*others, kind]
+        return {other: self.run.content(other, keys[other](FitKind.EVALUATION)) for other in others}
+
+    def is_current(self, kind: str, fit: FitKind) -> bool:
+        """Whether that retriever or reranker, which is there, was made after what is there of the evaluation fit now.
+
+        Raises:
+            MissingStep, CorruptArtifact: as `follows`.
+        """
+        key = self.retriever_key(fit) if kind == "retriever" else self.reranker_key(fit)
+        # Older versions did not tell.
+        told = self.run.manifest(kind, key).get("follows")
+        return told is None or told == self.follows(kind, fit)
+
     def has_reranker(self, fit: FitKind) -> bool:
-        """Whether that fit has a reranker.
+        """Whether that fit has a reranker, and one for the retriever that is there now.
 
         Raises:
             CorruptArtifact: when it has a damaged one, rather than going on as if it had none.
         """
         try:
             self.run.artifact("reranker", self.reranker_key(fit), verify=Verify.FULL)
+            return self.is_current("reranker", fit)
         except MissingStep:
             return False
-        return True
 
     def command(self, name: str) -> str:
         """How a user runs a step on this run."""

@@ -112,13 +112,21 @@ class Run:
         with writer_lock(self.root, wait_s=wait_s, name=WORK):
             yield
 
-    def write_artifact(self, kind: str, made_from: Mapping[str, Any], write: Callable[[Path], None]) -> str:
+    def write_artifact(
+        self,
+        kind: str,
+        made_from: Mapping[str, Any],
+        write: Callable[[Path], None],
+        *,
+        follows: Mapping[str, str] | None = None,
+    ) -> str:
         """Lets `write` fill a new folder and puts it at artifacts/<kind>/<key> by one rename.
 
         Args:
             kind: what it is, such as "retriever".
             made_from: everything that it depends on: configs, fingerprints, keys of other artifacts.
             write: called with an empty folder; may make folders in it.
+            follows: kind → `content` of other artifacts, where not only their keys matter.
 
         Returns:
             The key: 16 hexadecimal digits that follow from kind and made_from alone.
@@ -134,6 +142,7 @@ class Run:
                 "kind": kind,
                 "hash": key,
                 "made_from": canonical(made_from),
+                "follows": dict(follows or {}),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "files": listing_of(folder),
             }
@@ -174,6 +183,14 @@ class Run:
         except (MissingStep, CorruptArtifact):
             return False
         return True
+
+    def content(self, kind: str, key: str) -> str:
+        """What tells two makings of the same key apart, as of a training that was made anew.
+
+        Raises:
+            MissingStep, CorruptArtifact, Mismatch: as `artifact`.
+        """
+        return fingerprint(self.manifest(kind, key)["files"])
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
         """What an artifact was made from, and its files, as written by `write_artifact`.

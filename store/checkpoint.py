@@ -67,7 +67,8 @@ class Checkpoints:
         folder: where it is kept; named after what is trained, not after its settings, so that a change is noticed.
         belongs_to: settings and fingerprints of the data, nested; all that must be the same for the training
             to go on, under the names by which a user sets them. What decides nothing, such as a budget, stays out.
-        restart: what to do to start anew, for messages.
+        restart: what to do to start anew, for messages; None: what belongs to anything else is written over, as where
+            the training is part of a step that has no such choice.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class Checkpoints:
         belongs_to: Mapping[str, Any],
         *,
         config: CheckpointConfig | None = None,
-        restart: str = "start anew with --force",
+        restart: str | None = "start anew with --force",
     ) -> None:
-        self.folder, self.restart = folder, restart
+        self.folder, self.restart = folder, restart or f"delete {folder}"
+        self._lenient = restart is None
         self.belongs_to: dict[str, Any] = canonical(belongs_to)
         self._every_s = (config or CheckpointConfig()).every_minutes * 60
         self._last_save = time.monotonic()
@@ -119,8 +121,15 @@ class Checkpoints:
         folder = present(self.folder)
         if not folder.exists():
             return False
-        belongs_to, parts = self._read(folder)
+        try:
+            belongs_to, parts = self._read(folder)
+        except (CorruptArtifact, Mismatch):
+            if self._lenient:
+                return False
+            raise
         if changed := differences(belongs_to, self.belongs_to):
+            if self._lenient:
+                return False
             raise Mismatch(
                 f"{folder} holds an unfinished training with other settings or data ({'; '.join(changed)}): "
                 f"change them back to go on with it, or {self.restart}"

@@ -174,4 +174,5 @@ def weigh_reranker(root: Path, *, retrieval: float, reranker: float) -> None:
         (new / MANIFEST).unlink()
         fusion.save(new / RERANK_FUSION)
 
-    ws.run.write_artifact("reranker", ws.reranker_made_from(FitKind.EVALUATION), write)
+    follows = ws.follows("reranker", FitKind.EVALUATION)
+    ws.run.write_artifact("reranker", ws.reranker_made_from(FitKind.EVALUATION), write, follows=follows)

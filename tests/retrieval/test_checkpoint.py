@@ -213,6 +213,18 @@ def test_other_settings_are_refused_by_name_and_leave_the_checkpoint(tmp_path):
     assert at(tmp_path / "toy").resume(fresh())
 
 
+@pytest.mark.parametrize("fault", ["other settings", "damage"])
+def test_a_training_that_nobody_asked_for_by_itself_begins_anew_instead(tmp_path, fault):
+    at(tmp_path / "toy").save(fresh())
+    if fault == "damage":
+        (tmp_path / "toy" / "state.json").write_text("{}")
+    belongs_to = {**BELONGS_TO, "dataset": "34cd"} if fault == "other settings" else BELONGS_TO
+    lenient = Checkpoints(tmp_path / "toy", belongs_to, config=EVERY_STEP, restart=None)
+    assert not lenient.resume(fresh())
+    lenient.save(fresh())
+    assert lenient.resume(fresh())
+
+
 def test_differences_are_leaves_alone():
     old = {"a": {"b": 1, "c": [1, 2]}, "d": None, "e": {}}
     assert differences(old, old) == []
