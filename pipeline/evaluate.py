@@ -178,6 +178,7 @@ def evaluation_stages(ws: Workspace, part: Part, *, with_reranker: bool, log: Ru
         gate=gate,
         release=ws.run.release(),
         fit=FitKind.EVALUATION,
+        prompt=None if reranker is None else reranker.config.prompt,
     )
 
 

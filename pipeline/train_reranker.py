@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,25 @@ from pipeline.teacher import teacher_scores
 from pipeline.train_retriever import UNFINISHED, nobody, open_retriever, train_retriever
 from pipeline.workspace import FitKind, Workspace
 from recommend.ledger import LEDGER, Spent, add_to_ledger
-from recommend.release import RERANK_FUSION, RERANK_GATE
+from recommend.release import RERANK_FUSION, RERANK_GATE, load_reranker
 from rerank.card import BaseModelName
-from rerank.fit import RerankerRecord, TaskData, fit_reranker, retrieval_column
-from rerank.fusion import RETRIEVAL
+from rerank.fit import RerankerRecord, TaskData, fit_reranker, retrieval_column, with_reranker_scores
+from rerank.fusion import RETRIEVAL, FusionRecord, for_another
 from rerank.gate import Gate
 from rerank.grades import rating_scale
 from rerank.kinds import create_reranker
 from rerank.objective import Objective
 from rerank.packed import PackedReranker
-from retrieval.retriever import concatenated
-from store.artifacts import Release, Verify
+from retrieval.retriever import Retriever, concatenated
+from store.artifacts import Release
 from store.assets import local_folder
 from store.checkpoint import Checkpoints
 
 RECORD = "record.json"
 TRAINING_CANDIDATES = 50
 """Candidates of a user that hard negatives are drawn from."""
+COMPARED_USERS = 200
+"""Whose lists tell how the scores of two trainings compare."""
 
 
 def train_reranker(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION, force: bool = False) -> Release:
@@ -132,9 +135,28 @@ def _fit(ws: Workspace, *, fit: FitKind, log: RunLog) -> tuple[PackedReranker[An
             ),
         )
     if fit is FitKind.FINAL:
-        chosen = ws.run.artifact("reranker", ws.reranker_key(FitKind.EVALUATION), verify=Verify.FULL)
-        fusion, gate = LinearFusion.load(chosen / RERANK_FUSION), Gate.load(chosen / RERANK_GATE)
+        fusion, gate, chosen = _chosen(ws, retriever, reranker)
+        record = replace(record, fusion=chosen)
+        log.record({"event": "fusion", **chosen.as_json()})
     return reranker, fusion, gate, record
+
+
+def _chosen(
+    ws: Workspace, retriever: Retriever, reranker: PackedReranker[Any]
+) -> tuple[LinearFusion, Gate, FusionRecord]:
+    """How validation weighed the evaluation fit's reranker, for the scores of this one."""
+    key = ws.reranker_key(FitKind.EVALUATION)
+    theirs, fusion, gate = load_reranker(ws.run, key)
+    asked = ws.selectors.take(np.arange(min(len(ws.selectors), COMPARED_USERS)))
+    exclude_known = ws.config.recommend.exclude_known
+    candidates = retriever.candidates(asked.histories, ws.config.reranker.depth, exclude_known=exclude_known)
+    before, now = (
+        with_reranker_scores(one, ws.dataset.catalog.texts, candidates, asked.histories)
+        for one in (theirs, reranker.merged())
+    )
+    fusion = for_another(fusion, before, now)
+    written = json.loads((ws.run.artifact("reranker", key) / RECORD).read_text(encoding="utf-8"))["fusion"]
+    return fusion, gate, replace(FusionRecord(**written), weights=dict(fusion.weights))
 
 
 def _earlier(ws: Workspace, wanted: int, *, log: RunLog) -> tuple[Holdout, Candidates]:

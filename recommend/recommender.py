@@ -88,7 +88,7 @@ class Recommender:
             reranker = stages.reranker
             if isinstance(reranker, PackedReranker):  # one in a child has chosen for itself
                 reranker = at_precision(reranker, config.precision)
-            self.second = SecondStage(reranker, stages.fusion, self.texts, stages.gate, allowance)
+            self.second = SecondStage(reranker, stages.fusion, self.texts, stages.gate, allowance, stages.prompt)
         self._load = load
         self._calibrated = False
 

@@ -16,7 +16,9 @@ from recommend.live_items import LiveItems
 from rerank.base import Reranker
 from rerank.gate import Gate
 from rerank.kinds import load_reranker as load_trained
+from rerank.kinds import read_prompt_config
 from rerank.packed import PackedReranker
+from rerank.prompt import PromptConfig
 from retrieval.encode import EncoderConfig
 from retrieval.folder import load_own_encoder, load_retriever, load_vectors, read_card
 from retrieval.retriever import Retriever
@@ -34,6 +36,7 @@ class Stages:
     Attributes:
         reranker: None where the run has none; recommendations are then in retrieval order.
         fit: "evaluation" or "final".
+        prompt: how much the reranker reads; None where there is none.
     """
 
     dataset: Dataset
@@ -43,6 +46,7 @@ class Stages:
     gate: Gate | None
     release: Release
     fit: str
+    prompt: PromptConfig | None = None
 
 
 def load_stages(run: Run, release: Release, *, with_reranker: bool = True) -> Stages:
@@ -128,7 +132,7 @@ def load_base(
         _check_vectors(retriever, indexed, run)
         # Mapped, where the towers' own would be in the memory of every process.
         retriever = replace(retriever, item_vectors=indexed)
-    reranker, fusion, gate = None, None, None
+    reranker, fusion, gate, prompt = None, None, None, None
     if with_reranker and release.reranker is not None:
         # Every reranker, of the final fit too, learns behind the evaluation fit of its retriever.
         teacher = artifact_key("retriever", {**made_from, "fit": "evaluation"})
@@ -136,7 +140,8 @@ def load_base(
         _same(teacher, taught_by, "the reranker", "train-reranker", run)
         fusion, gate = load_weighing(run, release.reranker)
         reranker = opened(release.reranker) if opened else load_model(run, release.reranker)
-    return Stages(dataset, retriever, reranker, fusion, gate, release, made_from["fit"])
+        prompt = read_prompt_config(_whole(run, "reranker", release.reranker))
+    return Stages(dataset, retriever, reranker, fusion, gate, release, made_from["fit"], prompt)
 
 
 def load_reranker(run: Run, key: str) -> tuple[PackedReranker[Any], LinearFusion, Gate]:

@@ -1,6 +1,7 @@
 """The reranker behind the retriever: what it may read, what its scores change, and what happens when it fails."""
 
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from rerank.budget import Cap, Cut
 from rerank.fit import request_of, retrieval_column
 from rerank.fusion import RERANKER, RETRIEVAL
 from rerank.gate import Gate
+from rerank.prompt import PromptConfig
 
 CLOSED = RerankRequest((), ())
 """What is asked for a user whom the gate leaves out: nothing."""
@@ -85,6 +87,7 @@ class SecondStage:
         texts: text of each item, by row.
         gate: says whom to rerank where not everybody is.
         allowance: of tokens for the day.
+        prompt: how much the reranker reads; None: not known, and it is asked with everything.
     """
 
     reranker: Reranker
@@ -92,6 +95,7 @@ class SecondStage:
     texts: Sequence[str]
     gate: Gate | None = None
     allowance: Allowance = field(default_factory=lambda: Allowance(None))
+    prompt: PromptConfig | None = None
 
     @property
     def helps(self) -> bool:
@@ -131,7 +135,10 @@ class SecondStage:
         reasons: list[str] = []
         for start in range(0, len(head), USERS_AT_ONCE):
             places = range(start, min(start + USERS_AT_ONCE, len(head)))
-            asked = [request_of(self.texts, head, histories, place) if opened[place] else CLOSED for place in places]
+            asked = [
+                request_of(self.texts, head, histories, place, prompt=self.prompt) if opened[place] else CLOSED
+                for place in places
+            ]
             asked = [replace(one, limits=limits or {}, max_ms=max_ms) for one in asked]
             if tolerant:
                 found, why = self._answered(asked, quiet=any(reasons))
@@ -172,7 +179,7 @@ class SecondStage:
     def within_the_day(self, asked: Sequence[RerankRequest]) -> RerankResult:
         """Scores, for no more tokens than the day has left."""
         started = time.perf_counter()
-        grant = self.allowance.reserve(sum(map(_most_tokens, asked)))
+        grant = self.allowance.reserve(sum(_most_tokens(one, self.prompt) for one in asked))
         if grant is not None:
             # An equal share for each of them, so that together they cannot exceed it.
             day = {Cap.DAY: grant.tokens // max(1, sum(bool(one.candidates) for one in asked))}
@@ -242,9 +249,10 @@ def _nothing() -> RerankResult:
     return RerankResult([np.zeros(0, dtype=np.float32)], [0], [0], [0], [(Cut.NONE, Cap.NONE)])
 
 
-def _most_tokens(request: RerankRequest) -> int:
+def _most_tokens(request: RerankRequest, prompt: PromptConfig | None) -> int:
     """More tokens than its prompt has; nothing where nothing is asked."""
     if not request.candidates:
         return 0
     texts = (request.about, *request.history, *request.candidates)
-    return sum(AROUND_A_TEXT + len(text.encode()) // BYTES_A_TOKEN for text in texts)
+    longest = sys.maxsize if prompt is None else max(prompt.max_item_tokens, prompt.max_candidate_tokens)
+    return sum(AROUND_A_TEXT + min(longest, len(text.encode()) // BYTES_A_TOKEN) for text in texts)

@@ -19,6 +19,7 @@ from rerank.hints import Hint, hint_codes
 from rerank.lists import TrainingLists, earlier_positions
 from rerank.objective import Objective
 from rerank.packed import PackedReranker
+from rerank.prompt import PromptConfig, recent
 from rerank.train import Log, StopReason, TrainingRecord, train_reranker
 from rerank.train_config import RerankTrainConfig
 from store.checkpoint import CheckpointConfig, Checkpoints
@@ -181,7 +182,8 @@ def fit_reranker(
     scored = with_reranker_scores(reranker.merged(), task.texts, candidates, task.selectors.histories.take(asked))
     fusion, gains, record = fit_rerank_fusion(scored, task.selectors.targets.take(asked))
     gate = Gate.fit(candidates, task.selectors.histories.take(asked).lengths, gains)
-    log({"event": "fusion", **record.as_json()})
+    if len(asked):
+        log({"event": "fusion", **record.as_json()})
     return fusion, gate, RerankerRecord(rounds, record)
 
 
@@ -317,13 +319,23 @@ def retrieval_column(candidates: Candidates) -> Scores:
     return np.where(candidates.present, candidates.score, np.float32(0)).astype(np.float32)
 
 
-def request_of(texts: Sequence[str], candidates: Candidates, histories: Histories, place: int) -> RerankRequest:
-    """What a reranker is asked for the user at `place`."""
+def request_of(
+    texts: Sequence[str],
+    candidates: Candidates,
+    histories: Histories,
+    place: int,
+    *,
+    prompt: PromptConfig | None = None,
+) -> RerankRequest:
+    """What a reranker is asked for the user at `place`, without what a `prompt` by these limits would not hold."""
     there = candidates.present[place]
     rows = candidates.item_rows[place][there]
+    taken = histories[place].tolist()
+    if prompt is not None:
+        taken = recent(taken, prompt)
     hints = {kind: codes[0][there].tolist() for kind, codes in hint_codes(candidates.take(np.array([place]))).items()}
     return RerankRequest(
-        tuple(texts[row] for row in histories[place]),
+        tuple(texts[row] for row in taken),
         tuple(texts[row] for row in rows),
         hints=hints,
         about=histories.about_of(place),

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from data.schema import Candidates, Histories
 from eval.folds import crossed_ndcg10
 from eval.metrics import PerUser, ndcg10
@@ -72,6 +74,33 @@ def fit_rerank_fusion(candidates: Candidates, targets: Histories) -> tuple[Linea
         weights=dict(fusion.weights),
     )
     return fusion, gains, record
+
+
+def for_another(fusion: LinearFusion, chosen: Candidates, made: Candidates) -> LinearFusion:
+    """The same fusion for a reranker that was trained once more, whose scores may have another scale.
+
+    Weight and range are those of scores that differ as much within a list as they did where the weight was chosen. No
+    target is looked at.
+
+    Args:
+        fusion: fitted with the reranker of `chosen`.
+        chosen: lists with its scores.
+        made: the same lists with the scores of the other.
+    """
+    if not chosen.present.any():
+        return fusion
+    before, now = (
+        np.ma.masked_array(scored.sources[RERANKER].astype(np.float64), ~scored.present) for scored in (chosen, made)
+    )
+    spread, its_spread = (float(np.sqrt(scores.var(axis=1).mean())) for scores in (before, now))
+    if not spread or not its_spread:  # the same score for everything
+        return fusion
+    factor = its_spread / spread
+    weights = {**fusion.weights, RERANKER: fusion.weights[RERANKER] / factor}
+    if RERANKER not in fusion.ranges:
+        return replace(fusion, weights=weights)
+    lowest, highest = (float(now.mean()) + factor * (bound - float(before.mean())) for bound in fusion.ranges[RERANKER])
+    return replace(fusion, weights=weights, ranges={**fusion.ranges, RERANKER: (lowest, highest)})
 
 
 def crossed_gains(

@@ -9,6 +9,7 @@ from rerank.decoder import DecoderReranker
 from rerank.encoder import EncoderReranker
 from rerank.fit import RerankerConfig
 from rerank.packed import PackedReranker
+from rerank.prompt import PromptConfig
 from store.errors import BadInput, CorruptArtifact
 
 KINDS: dict[str, type[PackedReranker[Any]]] = {kind.kind: kind for kind in (EncoderReranker, DecoderReranker)}
@@ -34,6 +35,19 @@ def load_reranker(folder: Path, *, model_dir: Path, model_fingerprint: str) -> P
     if kind not in KINDS:
         raise corrupt(folder, ValueError(f"kind {kind!r}, where this version knows {', '.join(KINDS)}"))
     return KINDS[kind].load(folder, model_dir=model_dir, model_fingerprint=model_fingerprint)
+
+
+def read_prompt_config(folder: Path) -> PromptConfig:
+    """How much a reranker that `save` wrote reads, without loading it.
+
+    Raises:
+        CorruptArtifact: when its card cannot be read.
+        Mismatch: when a newer version wrote it.
+    """
+    try:
+        return PromptConfig.model_validate(read_card(folder)["config"]["prompt"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise corrupt(folder, error) from error
 
 
 def _kind_of(model_dir: Path) -> str:

@@ -27,7 +27,7 @@ from rerank.card import ADAPTER_DIR, CARD_FILE, FORMAT, HEAD_FILE, BaseModelName
 from rerank.hints import led
 from rerank.packing import Packed, Prompt, pack, split_long
 from rerank.pairs import PairScorer
-from rerank.prompt import PromptConfig, Prompter
+from rerank.prompt import PromptConfig, Prompter, recent
 from rerank.quantization import is_quantized
 from rerank.shared_prefix import Row
 from rerank.spans import PrefixStates
@@ -338,8 +338,9 @@ class PackedReranker(PairScorer, ABC, Generic[ConfigT]):
         """What a request makes the model read if nothing caps it."""
         hint = self.config.prompt.hint
         candidates = led(request.candidates, hint, request.hints.get(hint))
-        about, *ids = self.prompter.tokenize([request.about, *request.history, *candidates])
-        known = len(request.history)
+        history = recent(request.history, self.config.prompt)  # before anything is read: time is short
+        about, *ids = self.prompter.tokenize([request.about, *history, *candidates])
+        known = len(history)
         return self.prompter.prompt(ids[:known], ids[known:], about=about)
 
     @classmethod

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rerank.hints import Hint
 from rerank.packing import NO_AGE, Ids, Prompt
 from store.errors import BadInput
+
+Item = TypeVar("Item")
 
 
 class PromptConfig(BaseModel):
@@ -114,6 +116,16 @@ def decoder_wording(tokenizer: Any, *, grades: int = 0) -> Wording:
     )
 
 
+def recent(history: Sequence[Item], config: PromptConfig) -> Sequence[Item]:
+    """The newest items, of which some may still be too many: what is older is never read, whatever the lengths.
+
+    Whole blocks fall out, so that `first_kept` of these keeps what it would have kept of all.
+    """
+    block = config.history_block_items
+    surplus = len(history) - config.max_history_items
+    return history[max(0, -(-surplus // block) * block) :]
+
+
 def first_kept(lengths: Sequence[int], config: PromptConfig, *, around: int = 1) -> int:
     """How many of the oldest items to drop: the fewest whole blocks such that the rest is allowed.
 
@@ -194,11 +206,8 @@ class Prompter:
         candidate_limit = (
             self.config.max_candidate_tokens - len(wording.before_candidate) - len(wording.after_candidate)
         )
-        # Older items than these fall out under any lengths; a whole number of blocks keeps the rule below.
-        surplus = len(history) - self.config.max_history_items
-        block = self.config.history_block_items
-        recent = history[max(0, -(-surplus // block) * block) :]
-        items = [np.concatenate([wording.before_item, ids[:item_limit], wording.after_item]) for ids in recent]
+        newest = recent(history, self.config)
+        items = [np.concatenate([wording.before_item, ids[:item_limit], wording.after_item]) for ids in newest]
         start = wording.start
         if about is not None and len(about):
             start = np.concatenate([start, wording.before_item, about[:item_limit], wording.after_item])
@@ -214,5 +223,5 @@ class Prompter:
                 for ids in candidates
             ),
             cut_candidates=sum(len(ids) > candidate_limit for ids in candidates),
-            block_items=block,
+            block_items=self.config.history_block_items,
         )

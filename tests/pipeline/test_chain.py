@@ -15,11 +15,12 @@ from pipeline.export import Asked
 from pipeline.fit_final import fit_final
 from pipeline.prepare import prepare
 from pipeline.run_log import RunLog
-from pipeline.train_reranker import train_reranker
+from pipeline.train_reranker import RECORD, train_reranker
 from pipeline.train_retriever import train_retriever, train_seeds
 from pipeline.workspace import FitKind, open_workspace
 from recommend.recommender import Recommender
-from recommend.release import load_stages
+from recommend.release import load_reranker, load_stages
+from rerank.fit import with_reranker_scores
 from rerank.fusion import RERANKER, RETRIEVAL
 from retrieval.distributed import ALONE
 from retrieval.folder import read_card, read_recipe
@@ -199,7 +200,20 @@ def test_the_final_fit_is_served_while_the_figures_stay(shop, tmp_path):
     assert by_user(exported(ws, Asked.NEXT, tmp_path)) != by_user(next_before)
     served = Recommender(load_stages(ws.run, release), ws.config.recommending)
     assert served.fit == "final"
-    assert served.second.fusion.weights == {RETRIEVAL: 1.0, RERANKER: 0.8}  # chosen on validation, repeated
+    # Chosen on validation, repeated for the scale of its own scores.
+    weights = served.second.fusion.weights
+    asked = ws.selectors
+    candidates = served.retriever.candidates(asked.histories, ws.config.reranker.depth)
+    theirs = load_reranker(ws.run, ws.reranker_key(FitKind.EVALUATION))[0]
+    spread, its_spread = (
+        with_reranker_scores(one, ws.dataset.catalog.texts, candidates, asked.histories).sources[RERANKER].std()
+        for one in (theirs, served.second.reranker)
+    )
+    assert weights[RETRIEVAL] == 1.0
+    assert weights[RERANKER] * its_spread == pytest.approx(0.8 * spread, rel=0.5)
+    record = json.loads((ws.run.artifact("reranker", release.reranker) / RECORD).read_text())["fusion"]
+    assert record["weights"] == weights
+    assert record["users"] == len(asked) > 0
     assert served.recommend(served.history_of("u010")).release_fit == "final"
     # It has counted every interaction, the last ones too.
     alone = load_stages(ws.run, release).retriever.transitions.weights

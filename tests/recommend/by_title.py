@@ -40,7 +40,7 @@ class ByTitle:
 def weighed(stages: Stages, *, retrieval: float, reranker: float) -> Stages:
     # The range is that of the scores of the reranker that was trained.
     fusion = replace(stages.fusion, weights={RETRIEVAL: retrieval, RERANKER: reranker}, ranges={})
-    return replace(stages, reranker=ByTitle(), fusion=fusion)
+    return replace(stages, reranker=ByTitle(), fusion=fusion, prompt=None)
 
 
 def history(recommender: Recommender, user: str = "u010"):

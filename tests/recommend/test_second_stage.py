@@ -205,6 +205,19 @@ class Slow(ByTitle):
         return super().score(asked)
 
 
+def test_a_long_history_is_cut_before_it_is_asked_and_reserves_no_more_than_its_prompt_may_have(stages):
+    reads = stages.prompt
+    sharp = replace(weighed(stages, retrieval=0.0, reranker=1.0), prompt=reads)
+    capped = Recommender(sharp, CONFIG.model_copy(update={"max_tokens_per_day": 10_000}))
+    reserved, reserve = [], capped.second.allowance.reserve
+    capped.second.allowance.reserve = lambda tokens: reserved.append(tokens) or reserve(tokens)
+    capped.recommend(np.tile(history(capped), 500), k=3)
+    (asked,) = capped.second.reranker.requests
+    assert 0 < len(asked.history) <= reads.max_history_items
+    assert asked.history[-1] == capped.texts[history(capped)[-1]]
+    assert reserved[0] < (reads.max_history_items + CONFIG.depth + 1) * (16 + reads.max_candidate_tokens) < 1000
+
+
 def test_calls_at_the_same_time_do_not_exceed_the_day_together(stages):
     sharp = replace(weighed(stages, retrieval=0.0, reranker=1.0), reranker=Slow())
     capped = Recommender(sharp, CONFIG.model_copy(update={"max_tokens_per_day": 400}))

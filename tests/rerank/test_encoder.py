@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,16 @@ def test_a_cap_on_tokens_counts_a_history_that_is_read_twice(tiny_bert: Path, li
     found = short_rows.score([request])
     assert limit - 2 * 6 - 5 < found.prompt_tokens[0] <= limit
     assert found.cuts == [(Cut.NONE, Cap.NONE) if limit == 112 else (Cut.DEPTH, Cap.TOKENS)]
+
+
+def test_of_a_long_history_only_what_fits_is_tokenised(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker = untrained(tiny_bert)
+    long = RerankRequest(tuple(f"bal {number}" for number in range(5000)), ("gos",))
+    tokenize, seen = reranker.prompter.tokenize, []
+    monkeypatch.setattr(reranker.prompter, "tokenize", lambda texts: seen.extend(texts) or tokenize(texts))
+    short = replace(long, history=long.history[-CONFIG.prompt.max_history_items - CONFIG.prompt.history_block_items :])
+    assert reranker.prompt_of(long).prefix.tolist() == reranker.prompt_of(short).prefix.tolist()
+    assert len(seen) < 40
 
 
 def test_time_spent_on_tokenizing_counts(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from data.schema import NO_ITEM, Candidates, Histories
 from eval.metrics import ndcg10
 from fusion.linear import LinearFusion
-from rerank.fusion import RERANKER, RETRIEVAL, fit_rerank_fusion
+from rerank.fusion import RERANKER, RETRIEVAL, fit_rerank_fusion, for_another
 
 USERS, DEPTH = 300, 12
 
@@ -159,3 +159,29 @@ def test_weights_survive_saving(tmp_path):
     assert loaded == fusion
     far = candidates.with_source(RERANKER, 10 * candidates.sources[RERANKER])
     np.testing.assert_array_equal(loaded.score(far), fusion.score(far))
+
+
+def test_a_reranker_of_another_scale_ranks_as_the_one_that_was_weighed():
+    candidates, targets = lists(knowing)
+    fusion, _, record = fit_rerank_fusion(candidates, targets)
+    assert record.used
+    again = candidates.with_source(RERANKER, 7 + candidates.sources[RERANKER] / 5)
+    fitting = for_another(fusion, candidates, again)
+    expected, found = (
+        ordered.item_rows
+        for ordered in (candidates.ranked_by(fusion.score(candidates)), again.ranked_by(fitting.score(again)))
+    )
+    assert np.array_equal(found, expected)
+    assert fitting.ranges[RERANKER] == pytest.approx([7 + bound / 5 for bound in fusion.ranges[RERANKER]], abs=1e-4)
+    # Clipped to the range of the other scale nothing of the order would be left.
+    stuck = again.ranked_by(fusion.score(again))
+    assert np.array_equal(stuck.item_rows, again.item_rows)
+
+
+def test_scores_that_tell_nothing_apart_leave_the_weights():
+    candidates, targets = lists(knowing)
+    fusion = fit_rerank_fusion(candidates, targets)[0]
+    constant = candidates.with_source(RERANKER, np.ones_like(candidates.score))
+    assert for_another(fusion, candidates, constant) == fusion
+    nobody = candidates.take(np.zeros(0, dtype=np.int64))
+    assert for_another(fusion, nobody, nobody) == fusion

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from rerank.packing import NO_AGE
-from rerank.prompt import OPENING, QUESTION, PromptConfig, Prompter, bert_wording, decoder_wording, first_kept
+from rerank.prompt import OPENING, QUESTION, PromptConfig, Prompter, bert_wording, decoder_wording, first_kept, recent
 from store.errors import BadInput
 from tests.rerank.tiny_llama import PROMPT as LLAMA
 
@@ -76,6 +76,10 @@ def test_the_fewest_blocks_are_dropped_and_never_the_last_item(lengths: list[int
     assert fits(dropped)
     assert not any(fits(fewer) for fewer in range(0, dropped, CONFIG.history_block_items))
     assert not lengths or dropped < len(lengths)
+    # What is left out beforehand, whatever its length, would not have been kept.
+    newest = recent(lengths, CONFIG)
+    assert newest[first_kept(newest, CONFIG) :] == lengths[dropped:]
+    assert len(newest) <= CONFIG.max_history_items
 
 
 def test_every_text_is_tokenised_once_until_it_is_forgotten(tokenizer: Counting) -> None:
