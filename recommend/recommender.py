@@ -4,6 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -164,6 +165,10 @@ class Recommender:
         exclude_known = self.config.exclude_known if exclude_known is None else exclude_known
         histories = Histories.of([history.tolist()], about=[about])
         wanted = max(k, self.config.candidates) + (0 if exclude is None else len(exclude))
+        asks = rerank is Rerank.ALWAYS or (rerank is not Rerank.NEVER and self.reranker_helps)
+        if asks and budget is not None and budget.max_ms is not None:
+            with suppress(Exception):  # what fails here fails below once more, where that is told
+                self._calibrate()  # it takes longer than a request may, and is no part of it
         started = time.perf_counter()
         if query_vector is not None:
             basis = Basis.QUERY

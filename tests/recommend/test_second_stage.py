@@ -27,6 +27,21 @@ def test_caps_reach_the_reranker_and_what_retrieval_took_is_deducted(two_stages)
     assert two_stages.second.reranker.calibrated == 1
 
 
+class Unhurried(ByTitle):
+    """Takes its time to learn how fast it reads."""
+
+    def calibrate(self) -> None:
+        super().calibrate()
+        time.sleep(0.5)
+
+
+def test_learning_how_fast_it_reads_is_no_part_of_the_first_capped_request(stages):
+    slow = Recommender(replace(weighed(stages, retrieval=0.0, reranker=1.0), reranker=Unhurried()), CONFIG)
+    answer = slow.recommend(history(slow), budget=Budget(max_ms=10_000))
+    assert slow.second.reranker.calibrated == 1
+    assert answer.cost.retrieval_ms + answer.cost.rerank_ms < 500
+
+
 class Halving(ByTitle):
     """Reads the first half of what it is asked."""
 
