@@ -19,7 +19,7 @@ from data.schema import NO_ITEM, Candidates, Histories, Holdout, Rows, Scores
 from retrieval.ensemble import Member, TowerEnsemble
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log
-from retrieval.validation import next_item_ndcg10
+from retrieval.validation import catalog_ndcg10
 
 OWN_SCORES = "retrieval"
 """Name of the first stage as a teacher of its own towers."""
@@ -126,7 +126,7 @@ def _distil(
     rng = np.random.default_rng(config.seed)
 
     def validated() -> float:
-        return next_item_ndcg10(
+        return catalog_ndcg10(
             lambda asked: towers.user_vectors(asked) @ item_vectors.T, validation, n_items=len(item_vectors)
         )
 

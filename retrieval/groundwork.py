@@ -18,7 +18,7 @@ from retrieval.stand_ins import find_stand_ins
 from retrieval.trackers import Log
 from retrieval.transitions import Transitions, TransitionsConfig, count_pairs
 from retrieval.trend import Trend
-from retrieval.validation import next_item_ndcg10
+from retrieval.validation import catalog_ndcg10
 from retrieval.words import Words
 
 SECONDS_PER_DAY = 86_400
@@ -139,7 +139,7 @@ def fit_transitions(
                 update={"history_items": items, "history_decay": decay, "column_power": column_power}
             )
             fitted = replace(Transitions.from_counts(counts, setting), stand_ins=stand_ins)
-            ndcg10 = next_item_ndcg10(lambda h, t=fitted: t.scores(h).toarray(), validation, n_items=n_items)  # type: ignore[misc]
+            ndcg10 = catalog_ndcg10(lambda h, t=fitted: t.scores(h).toarray(), validation, n_items=n_items)  # type: ignore[misc]
             if best is None or ndcg10 > best[0]:
                 best = ndcg10, fitted
     assert best is not None

@@ -19,7 +19,7 @@ from retrieval.objective import FULL_SOFTMAX_ITEMS, Objective, Softmax
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log, RemainingTime, TrackerConfig
 from retrieval.training_state import TrainingState
-from retrieval.validation import next_item_ndcg10
+from retrieval.validation import catalog_ndcg10
 from store.checkpoint import CheckpointConfig, Checkpoints
 from store.errors import NotFinite
 from store.hardware import Precision, computes_bfloat16, device
@@ -180,7 +180,7 @@ def train_towers(
 def validation_ndcg10(model: TwoTowers, asked: Holdout) -> float:
     """NDCG@10 of these towers alone for the next item of each user."""
     items = model.item_vectors()
-    return next_item_ndcg10(lambda histories: model.user_vectors(histories) @ items.T, asked, n_items=len(items))
+    return catalog_ndcg10(lambda histories: model.user_vectors(histories) @ items.T, asked, n_items=len(items))
 
 
 @dataclass

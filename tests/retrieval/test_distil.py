@@ -8,7 +8,7 @@ import torch
 
 from data.schema import NO_ITEM, Candidates, Histories, Holdout
 from retrieval.distil import DistilConfig, Lessons, _loss, distil_towers
-from retrieval.validation import next_item_ndcg10
+from retrieval.validation import catalog_ndcg10
 from tests.retrieval.toy import circle, ensemble
 
 N = 20
@@ -36,7 +36,7 @@ def quiet(_: dict) -> None:
 
 def ndcg10(towers, asked: Holdout) -> float:
     vectors = towers.item_vectors()
-    return next_item_ndcg10(lambda part: towers.user_vectors(part) @ vectors.T, asked, n_items=N)
+    return catalog_ndcg10(lambda part: towers.user_vectors(part) @ vectors.T, asked, n_items=N)
 
 
 @pytest.mark.parametrize("place", [0, 2], ids=["recency", "sequence"])

@@ -18,7 +18,7 @@ from retrieval.folder import load_retriever, load_vectors, read_card, read_recip
 from retrieval.groundwork import fit_transitions, recent_popularity
 from retrieval.retriever import TEXT, TRANSITIONS, Retriever, RetrieverConfig
 from retrieval.train import TrainRecord
-from retrieval.validation import next_item_ndcg10
+from retrieval.validation import catalog_ndcg10
 from retrieval.weighing import with_fitted_fusion
 from store.checkpoint import Checkpoints
 from store.errors import CorruptArtifact
@@ -203,7 +203,7 @@ def test_the_chosen_transitions_are_the_best_of_those_tried(made):
     best = fitted(log=log.append, settings=config(epochs=1)).retriever.transitions
     told = next(entry for entry in log if entry["stage"] == "transitions")
     assert told["chosen"] == best.config.model_dump()
-    figure = next_item_ndcg10(lambda part: best.scores(part).toarray(), VALIDATION, n_items=N)
+    figure = catalog_ndcg10(lambda part: best.scores(part).toarray(), VALIDATION, n_items=N)
     assert told["validation_ndcg@10"] == pytest.approx(figure, abs=1e-5)
     assert best.config.history_items in (10, 20, 30)
 

@@ -9,7 +9,7 @@ from retrieval.distributed import Team
 from retrieval.encode import centred
 from retrieval.towers import TwoTowers
 from retrieval.train import validation_ndcg10
-from retrieval.validation import next_item_ndcg10
+from retrieval.validation import catalog_ndcg10
 from store.errors import NotFinite
 from tests.retrieval.bag_encoder import bag_reader
 from tests.retrieval.lesson import CONFIG, KINDS, TRAIN, VALIDATION, N, fresh, same, sample, trained, weights
@@ -23,7 +23,7 @@ def test_a_planted_sequence_is_learnt_and_popularity_is_beaten(kind):
     record = trained(model, log=log.append)
     found = validation_ndcg10(model, VALIDATION)
     counts = np.bincount(TRAIN.item_rows, minlength=N).astype(np.float32)
-    popular = next_item_ndcg10(lambda part: np.tile(counts, (len(part), 1)), VALIDATION, n_items=N)
+    popular = catalog_ndcg10(lambda part: np.tile(counts, (len(part), 1)), VALIDATION, n_items=N)
     assert found > 0.95
     assert popular < 0.5
     assert record.best_ndcg10 == found
