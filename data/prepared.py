@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ def load_prepared(folder: Path, *, verify: Verify = Verify.SIZES) -> tuple[Datas
         CorruptArtifact: when a file is missing, truncated, altered or unreadable.
     """
     manifest = prepared_manifest(folder, verify=verify)
+    live = manifest.get("made_from", {}).get("live", {})
     try:
-        dataset = _read(folder)
+        dataset = replace(_read(folder), last_event=int(live.get("events", 0)))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise CorruptArtifact(f"{folder} cannot be read ({error}): {_REMEDY}") from error
     return dataset, manifest

@@ -189,11 +189,16 @@ def unit_vectors(items: pl.DataFrame) -> Scores:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A validated log and catalog: one history for each user row."""
+    """A validated log and catalog: one history for each user row.
+
+    Attributes:
+        last_event: number of the last event of a service that was taken in, as all before it were; 0 without any.
+    """
 
     interactions: Histories
     users: Vocabulary
     catalog: Catalog
+    last_event: int = 0
 
 
 @dataclass(frozen=True, slots=True)

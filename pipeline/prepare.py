@@ -26,7 +26,8 @@ def prepare(
     with run.work():
         log.say(f"reading {log_path} and {catalog_path}")
         live = LiveLog.of(run.root)
-        amend = live.amended if live is not None and live.made_from else None
+        learnt = live.made_from if live is not None else {}
+        amend = live.amended if live is not None and learnt else None
         dataset, loaded = load_dataset(log_path, catalog_path, config.data, users, amend=amend)
         _, divided = split_with_report(dataset, config.split)
         report = {"load": loaded.model_dump(mode="json"), "split": divided.model_dump(mode="json")}
@@ -36,7 +37,7 @@ def prepare(
             "format": FORMAT,
             "data": config.data.model_dump(mode="json"),
             "split": config.split.model_dump(mode="json"),
-            **(live.made_from if live is not None else {}),
+            **learnt,
         }
         names = {"log": str(log_path), "catalog": str(catalog_path)}
         key = artifact_key("dataset", made_from)

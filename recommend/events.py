@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import polars as pl
 
@@ -57,6 +57,14 @@ class Stored:
     duplicates: int
 
 
+class Taken(NamedTuple):
+    """An event of a user who is known; numbers rise in the order in which events were stored."""
+
+    item_id: str
+    time: int
+    number: int
+
+
 class Events:
     """The events of a run, in `live/` of its folder; safe for several threads and processes.
 
@@ -84,13 +92,13 @@ class Events:
         """
         return self._writes(events)
 
-    def of_user(self, user_id: str) -> list[tuple[str, int]]:
-        """(item_id, Unix seconds) of the user's latest events, oldest first."""
+    def of_user(self, user_id: str) -> list[Taken]:
+        """The user's latest events, oldest first."""
         rows = self._database.reading(
-            "SELECT item_id, time FROM events WHERE user_id = ? ORDER BY time DESC, number DESC LIMIT ?",
+            "SELECT item_id, time, number FROM events WHERE user_id = ? ORDER BY time DESC, number DESC LIMIT ?",
             (user_id, RECALLED),
         )
-        return [(str(item_id), int(str(moment))) for item_id, moment in reversed(rows)]
+        return [Taken(str(item_id), int(str(moment)), int(str(number))) for item_id, moment, number in reversed(rows)]
 
     def forgotten_at(self, user_id: str) -> int | None:
         """Unix seconds of the moment up to which the user is to be forgotten; None for everybody else."""
@@ -123,9 +131,16 @@ class Events:
         schema = {USER_ID: pl.String, TIMESTAMP: pl.Int64}
         return pl.DataFrame({USER_ID: list(found), TIMESTAMP: list(found.values())}, schema=schema)
 
-    def frame(self) -> pl.DataFrame:
-        """All events as a log: user_id, item_id, timestamp (Unix seconds), in the order in which they came."""
-        rows = self._database.reading("SELECT user_id, item_id, time FROM events ORDER BY number")
+    def frame(self, last: int | None = None) -> pl.DataFrame:
+        """All events as a log: user_id, item_id, timestamp (Unix seconds), in the order in which they came.
+
+        Args:
+            last: number of the last one that is wanted; None: the newest.
+        """
+        rows = self._database.reading(
+            "SELECT user_id, item_id, time FROM events WHERE number <= ? ORDER BY number",
+            (self.last_number() if last is None else last,),
+        )
         schema = {USER_ID: pl.String, ITEM_ID: pl.String, TIMESTAMP: pl.Int64}
         return pl.DataFrame(rows, schema=schema, orient="row")
 

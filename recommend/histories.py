@@ -30,6 +30,7 @@ class Known:
 def known_of(user_id: str, dataset: Dataset, events: Events) -> Known:
     """Log and events put together in order of time; an event that the log has, too, counts once.
 
+    The log has what `prepare` took in, times or not, and what the user's own file had of the same moment.
     Of a user who asked to be forgotten only what came later is there.
     """
     rows, times = _logged(user_id, dataset)
@@ -43,11 +44,16 @@ def known_of(user_id: str, dataset: Dataset, events: Events) -> Known:
     recent = events.of_user(user_id)
     if not recent:
         return Known(rows, found=bool(len(rows)), about=about, logged=len(rows))
-    logged = set(zip(rows.tolist(), times.tolist(), strict=True))
     vocabulary = dataset.catalog.vocabulary
-    unknown = tuple(dict.fromkeys(item_id for item_id, _ in recent if item_id not in vocabulary))
-    pairs = [(vocabulary.row(item_id), moment) for item_id, moment in recent if item_id in vocabulary]
-    pairs = [pair for pair in pairs if pair not in logged]
+    unknown = tuple(dict.fromkeys(one.item_id for one in recent if one.item_id not in vocabulary))
+    there = [(vocabulary.row(one.item_id), one) for one in recent if one.item_id in vocabulary]
+    logged, at_moments = set(rows.tolist()), set(zip(rows.tolist(), times.tolist(), strict=True))
+    # What `prepare` took in is in the log, unless the catalog lacked the item then, or this log is to be forgotten.
+    pairs = [
+        (row, one.time)
+        for row, one in there
+        if (row, one.time) not in at_moments and not (one.number <= dataset.last_event and row in logged)
+    ]
     new = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     # The log keeps its own order, which need not be that of time; without time (the smallest number) it comes first.
     moments = np.concatenate([np.maximum.accumulate(times), new[:, 1]])

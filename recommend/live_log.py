@@ -16,17 +16,22 @@ class LiveLog:
 
     Attributes:
         events: user_id, item_id, timestamp (Unix seconds), in the order in which they came.
+        last_event: number of the last of them; what is stored meanwhile has a higher one. 0 without any.
         service: where users who asked to be forgotten are marked.
     """
 
     events: pl.DataFrame
+    last_event: int
     service: Events
 
     @classmethod
     def of(cls, root: Path) -> "LiveLog | None":
         """That of the run at `root`; None where nothing was ever served from it."""
         service = Events.of(root)
-        return None if service is None else cls(service.frame(), service)
+        if service is None:
+            return None
+        last = service.last_number()
+        return cls(service.frame(last), last, service)
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -34,7 +39,7 @@ class LiveLog:
         marks = self.service.marks()
         if not len(self.events) and not marks:
             return {}
-        return {"live": {"events": self.service.last_number(), "forgotten": marks}}
+        return {"live": {"events": self.last_event, "forgotten": marks}}
 
     def amended(self, log: pl.DataFrame, item_ids: pl.Series) -> tuple[pl.DataFrame, dict[str, int], int]:
         """A log without whom to forget and with the events, how many rows went, and how many came.

@@ -12,11 +12,12 @@ from pipeline.prepare import prepare
 from pipeline.run_log import RunLog
 from pipeline.workspace import Workspace, open_workspace
 from recommend.events import Event, Events
+from recommend.histories import known_of
 from recommend.recommender import Rerank
 from store.artifacts import Run
 from store.errors import UnknownId
 from tests.pipeline.commands import run as run_command
-from tests.pipeline.shop import Shop, log_rows, quiet
+from tests.pipeline.shop import Shop, log_rows, quiet, write_rows
 
 
 def prepared(root: Path, shop: Shop) -> Workspace:
@@ -42,7 +43,18 @@ def test_events_come_and_the_forgotten_go(shop: Shop, tmp_path: Path, capsys: py
     assert [after.dataset.catalog.vocabulary.ids[row] for row in new] == ["i05"]
     assert after.dataset.interactions[after.dataset.users.row("u001")][-1] == 7
     assert after.manifest["report"]["load"]["added"] == 2
+    assert (before.dataset.last_event, after.dataset.last_event) == (0, 2)
     assert prepared(root, shop).dataset_key == after.dataset_key
+
+
+def test_without_times_what_was_taken_in_counts_once(shop: Shop, tmp_path: Path) -> None:
+    root = shop.copy(tmp_path)
+    rows = [row[:2] for row in log_rows()]
+    log_path, log = write_rows(tmp_path / "log.csv", ["user_id", "item_id"], rows), RunLog(Run(root), "test")
+    events = Events(root)
+    events.add([Event("a", "new user", "i07", 1_700_000_000), Event("b", "new user", "i09", 1_700_000_001)])
+    ws = prepare(Run(root), log_path, shop.catalog, users=None, config=shop.config, log=log)
+    assert known_of("new user", ws.dataset, events).item_rows.tolist() == [7, 9]
 
 
 def test_on_the_command_line_who_is_forgotten_is_nobody_and_events_count(root: Path, tmp_path: Path) -> None:

@@ -20,17 +20,17 @@ def test_a_users_events_come_back_in_order_of_time(tmp_path: Path):
     events = Events(tmp_path)
     assert events.add([event("a", item="i3", time=30), event("b", item="i1", time=10)]) == Stored(2, 0)
     assert events.add([event("c", item="i2", time=20), event("d", user="u2")]) == Stored(2, 0)
-    assert events.of_user("u1") == [("i1", 10), ("i2", 20), ("i3", 30)]
+    assert events.of_user("u1") == [("i1", 10, 2), ("i2", 20, 3), ("i3", 30, 1)]
     assert events.of_user("nobody") == []
     assert len(events) == 4
-    assert Events(tmp_path).of_user("u2") == [("i1", 100)]
+    assert Events(tmp_path).of_user("u2") == [("i1", 100, 4)]
 
 
 def test_a_second_delivery_changes_nothing(tmp_path: Path):
     events = Events(tmp_path)
     events.add([event("a")])
     assert events.add([event("a", item="i9"), event("b"), event("b")]) == Stored(1, 2)
-    assert events.of_user("u1") == [("i1", 100), ("i1", 100)]
+    assert [one[:2] for one in events.of_user("u1")] == [("i1", 100), ("i1", 100)]
 
 
 def test_nothing_is_lost_between_threads_and_processes(tmp_path: Path):
@@ -63,7 +63,7 @@ def test_whom_to_forget_leaves_no_trace_but_a_mark(tmp_path: Path):
     assert events.forgotten_at("someone special") is None
     assert events.forget("someone special") == 2
     assert events.of_user("someone special") == []
-    assert events.of_user("other") == [("i1", 100)]
+    assert events.of_user("other") == [("i1", 100, 3)]
     assert events.forgotten_at("someone special") is not None
     assert events.forget("someone special") == 0
     events.close()

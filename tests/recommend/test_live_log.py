@@ -68,5 +68,13 @@ def test_without_times_everything_of_theirs_goes(events: Events, tmp_path: Path)
     assert found["user_id"].to_list() == ["u2", "u3"]
 
 
+def test_events_that_come_meanwhile_are_left_for_the_next_data_set(events: Events, tmp_path: Path):
+    events.add([Event("a", "u1", "i3", 50)])
+    found = live(tmp_path)
+    events.add([Event("b", "u2", "i3", 60)])
+    assert found.amended(log(), ITEMS)[2] == 1
+    assert found.made_from["live"]["events"] == 1
+
+
 def test_a_service_that_has_learnt_nothing_changes_no_key(events: Events, tmp_path: Path):
     assert live(tmp_path).made_from == {}
