@@ -22,7 +22,7 @@ from store.errors import TandemError
 LIVE, FILE = "live", "events.sqlite"
 """The folder in a run, and the file in it."""
 RECALLED = 1000
-"""A user's latest events that are read; towers and transitions look at fewer."""
+"""A user's latest events that are read as they came; towers and transitions look at fewer."""
 BATCH = 64
 """Callers whose events share one transaction."""
 _SCHEMA = """
@@ -93,12 +93,24 @@ class Events:
         return self._writes(events)
 
     def of_user(self, user_id: str) -> list[Taken]:
-        """The user's latest events, oldest first."""
-        rows = self._database.reading(
+        """The user's latest events, oldest first; before them, of each item that none of them has, the last event.
+
+        So every item that the user took is there, and can be left out of what is recommended.
+        """
+        latest = self._taken(
             "SELECT item_id, time, number FROM events WHERE user_id = ? ORDER BY time DESC, number DESC LIMIT ?",
-            (user_id, RECALLED),
+            user_id,
+            RECALLED,
         )
-        return [Taken(str(item_id), int(str(moment)), int(str(number))) for item_id, moment, number in reversed(rows)]
+        if len(latest) < RECALLED:
+            return latest[::-1]
+        among = {one.item_id for one in latest}
+        # SQLite takes the number from the row that has the maximum.
+        last = self._taken(
+            "SELECT item_id, max(time), number FROM events WHERE user_id = ? GROUP BY item_id ORDER BY 2 DESC, 3 DESC",
+            user_id,
+        )
+        return [*latest, *(one for one in last if one.item_id not in among)][::-1]
 
     def forgotten_at(self, user_id: str) -> int | None:
         """Unix seconds of the moment up to which the user is to be forgotten; None for everybody else."""
@@ -182,6 +194,10 @@ class Events:
     def close(self) -> None:
         """Closes the file."""
         self._database.close()
+
+    def _taken(self, statement: str, *values: object) -> list[Taken]:
+        rows = self._database.reading(statement, values)
+        return [Taken(str(item_id), int(str(moment)), int(str(number))) for item_id, moment, number in rows]
 
     def _store(self, batches: Sequence[Sequence[Event]]) -> list[Stored]:
         stored = []

@@ -33,6 +33,14 @@ def test_a_second_delivery_changes_nothing(tmp_path: Path):
     assert [one[:2] for one in events.of_user("u1")] == [("i1", 100), ("i1", 100)]
 
 
+def test_of_many_events_the_latest_are_read_and_every_other_item_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("recommend.events.RECALLED", 3)
+    events = Events(tmp_path)
+    taken = [("i1", 10), ("i2", 20), ("i1", 15), ("i3", 30), ("i2", 40), ("i3", 50), ("i9", 5)]
+    events.add([event(f"{number}", item=item, time=time) for number, (item, time) in enumerate(taken)])
+    assert events.of_user("u1") == [("i9", 5, 7), ("i1", 15, 3), ("i3", 30, 4), ("i2", 40, 5), ("i3", 50, 6)]
+
+
 def test_nothing_is_lost_between_threads_and_processes(tmp_path: Path):
     events = Events(tmp_path)
     context = multiprocessing.get_context("fork")

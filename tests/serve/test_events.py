@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+from recommend.events import RECALLED, Event
+from recommend.histories import known_of
 from tests.serve.conftest import Client
 
 
@@ -34,6 +36,16 @@ def test_events_go_on_from_the_log(client: Client):
     answer = first_for(client, "u020")
     assert f"i{fresh:02d}" not in [item["item_id"] for item in answer["items"]]
     assert answer["items"][0]["item_id"] == f"i{fresh + 1:02d}"
+
+
+def test_what_was_taken_before_a_thousand_events_is_not_recommended_again(client: Client):
+    many = [Event(f"m{n}", "collector", f"i{n % 50:02d}", 1_600_000_000 + n) for n in range(50)]
+    many += [Event(f"o{n}", "collector", f"i{50 + n % 5}", 1_600_001_000 + n) for n in range(RECALLED)]
+    client.service.store(many)
+    answer = client.post("/v1/recommend", {"user_id": "collector", "limit": 20, "rerank": "never"}).json()
+    assert {item["item_id"] for item in answer["items"]} == {f"i{n}" for n in range(55, 60)}
+    history = known_of("collector", client.service.serving.recommender.dataset, client.service.events).item_rows
+    assert history[:50].tolist() == list(range(50))  # what towers look at stays the latest
 
 
 def test_items_that_do_not_exist_are_named_and_kept(client: Client):
