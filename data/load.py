@@ -80,6 +80,7 @@ class LoadReport(BaseModel):
     users_described: int | None = Field(description="of the users, the ones in the users table; None without one")
     order: Order = Field(description="what put the interactions of a user in order")
     template: str = Field(description="the template that made the item texts")
+    titled: bool = Field(description="whether the catalog has titles; else they are made of its other columns")
     first_time: str | None = Field(description="UTC time of the earliest interaction")
     last_time: str | None = Field(description="UTC time of the latest interaction")
     rows_without_time: int = Field(description="interactions kept whose time is unknown")
@@ -87,10 +88,11 @@ class LoadReport(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Items:
-    """item_id, title, text and the file's other columns, and the template that made the texts."""
+    """item_id, title, text and the file's other columns, the template of the texts, and whether it has titles."""
 
     frame: pl.DataFrame
     template: str
+    titled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,7 @@ def _report(dataset: Dataset, log: _Log, items: _Items, order: Order, described:
         users_described=None if described is None else sum(user in dataset.users for user in described[USER_ID]),
         order=order,
         template=items.template,
+        titled=items.titled,
         first_time=told(int(timed.min())) if len(timed) else None,
         last_time=told(int(timed.max())) if len(timed) else None,
         rows_without_time=len(rows) - len(timed),
@@ -290,7 +293,8 @@ def _read_items(path: Path, config: LoadConfig, faults: Faults) -> _Items | None
     named = named.with_columns(ids.alias(ITEM_ID))
     rest = own.drop([column for column in (*found.values(), ITEM_ID, TITLE, TEXT) if column in own.columns])
     given = [] if vectors is None else [vectors]
-    return _Items(pl.DataFrame([ids.alias(ITEM_ID), item_titles(named, texts), texts, *given, *rest]), template)
+    frame = pl.DataFrame([ids.alias(ITEM_ID), item_titles(named, texts), texts, *given, *rest])
+    return _Items(frame, template, TITLE in found)
 
 
 def _about(users: pl.DataFrame, path: Path, config: LoadConfig, faults: Faults) -> dict[str, str] | None:

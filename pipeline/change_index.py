@@ -106,8 +106,8 @@ def _open(run: Run, log: RunLog) -> LiveCatalog:
 
 def _items(run: Run, path: Path, catalog: LiveCatalog, log: RunLog, *, told_missing: str) -> Aligned:
     """The file's items, read as those of the data set were, in the columns that its catalog has."""
-    config = reading(run, catalog.published.release)
-    found = items_in(path, config, catalog.catalog, where=str(path))
+    read = reading(run, catalog.published.release)
+    found = items_in(path, read, catalog.catalog, where=str(path))
     if found.missing:
         log.say(f"columns that {path} lacks, {told_missing}: {', '.join(found.missing)}")
     if found.ignored:
