@@ -22,13 +22,17 @@ class Faults:
         """Notes one fault of the file at `path`."""
         self._found.append((path, fault))
 
-    def raise_all(self) -> None:
-        """Raises one BadInput with every fault noted; does nothing when there is none."""
+    def raise_all(self, where: str = "") -> None:
+        """Raises one BadInput with every fault noted; does nothing when there is none.
+
+        Args:
+            where: names a single file; empty for its path.
+        """
         if not self._found:
             return
         paths = list(dict.fromkeys(path for path, _ in self._found))
         if len(paths) == 1:
-            raise BadInput.of([fault for _, fault in self._found], str(paths[0]))
+            raise BadInput.of([fault for _, fault in self._found], where or str(paths[0]))
         where = " and ".join(str(path) for path in paths)
         raise BadInput.of([f"{path.name}: {fault}" for path, fault in self._found], where)
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data import checks
 from data.assemble import Duplicates, Order, assemble
+from data.changed_columns import Before, ChangedColumns
 from data.columns import TableKind, check_mapping, find_columns, unused_time
 from data.faults import Faults, rows_told
 from data.schema import ITEM_ID, POSITION, RATING, TEXT, TIMESTAMP, TITLE, USER_ID, VECTOR, Dataset, Histories
@@ -121,15 +122,22 @@ def load_interactions(path: Path, config: LoadConfig) -> pl.DataFrame:
     return log.frame.drop(ROW)
 
 
-def load_items(path: Path, config: LoadConfig) -> pl.DataFrame:
+def load_items(path: Path, config: LoadConfig, *, before: Before | None = None, where: str = "") -> pl.DataFrame:
     """item_id, title (for people), text (for models), then the file's other columns; in the order of the file.
+
+    Args:
+        path: items.
+        config: how to read them, with a template if there is a `before`.
+        before: of a file that changes some columns, what the others are, since titles and texts may need them. Those
+            that the file lacks are not returned, nor are title and text where it says nothing about them.
+        where: names the file in errors; empty for its path.
 
     Raises:
         BadInput: with all faults of the file.
     """
     faults = Faults()
-    items = _read_items(Path(path), config, faults)
-    faults.raise_all()
+    items = _read_items(Path(path), config, faults, before)
+    faults.raise_all(where)
     assert items is not None
     return items.frame
 
@@ -267,13 +275,16 @@ def _cleaned(frame: pl.DataFrame, table: Table, config: LoadConfig) -> _Log:
     return _Log(kept, len(frame), frame[USER_ID].n_unique(), dropped)
 
 
-def _read_items(path: Path, config: LoadConfig, faults: Faults) -> _Items | None:
+def _read_items(path: Path, config: LoadConfig, faults: Faults, before: Before | None = None) -> _Items | None:
     table = _read(path, faults)
     if table is None:
         return None
+    changed = None if before is None else ChangedColumns.of(table, config.columns, before)
+    lacked: frozenset[str] = frozenset() if changed is None else changed.lacked
+    table = table if changed is None else changed.table
     found = find_columns(table, TableKind.CATALOG, config.columns, faults)
     ids = checks.unique_ids(table, found[ITEM_ID], faults) if ITEM_ID in found else None
-    vectors = checks.vectors(table, found[VECTOR], faults) if VECTOR in found else None
+    vectors = checks.vectors(table, found[VECTOR], faults) if VECTOR in found and found[VECTOR] not in lacked else None
     # The file's own names stay usable in the template beside ours.
     own = table.frame.drop(ROW)
     named = own.with_columns(own[column].alias(name) for name, column in found.items() if name != VECTOR)
@@ -283,18 +294,19 @@ def _read_items(path: Path, config: LoadConfig, faults: Faults) -> _Items | None
     except BadInput as error:
         faults.add(path, str(error))
         return None
+    kept = set() if changed is None else changed.kept(template, found, faults)
     absent = texts.is_null()
-    if absent.any():
+    if absent.any() and TEXT not in kept:
         rows = rows_told(table.rows(absent))
         faults.add(path, f"{rows}: no text comes out of the template {template!r}; fill a column or drop the item")
         return None
     if ids is None:
         return None
     named = named.with_columns(ids.alias(ITEM_ID))
-    rest = own.drop([column for column in (*found.values(), ITEM_ID, TITLE, TEXT) if column in own.columns])
+    rest = own.drop({*found.values(), *lacked, ITEM_ID, TITLE, TEXT} & set(own.columns))
     given = [] if vectors is None else [vectors]
     frame = pl.DataFrame([ids.alias(ITEM_ID), item_titles(named, texts), texts, *given, *rest])
-    return _Items(frame, template, TITLE in found)
+    return _Items(frame.drop(kept), template, TITLE in found)
 
 
 def _about(users: pl.DataFrame, path: Path, config: LoadConfig, faults: Faults) -> dict[str, str] | None:

@@ -14,7 +14,8 @@ from store.errors import BadInput
 
 MAX_CHARS_PER_PART = 300
 
-_HEADLINES = (TITLE, "name", "headline", "product_name", TEXT)
+HEADLINES = (TITLE, "name", "headline", "product_name", TEXT)
+"""What may be an item's title, the first of them that it has."""
 _DETAILS = (
     "categories",
     "genres",
@@ -80,8 +81,17 @@ def item_texts(items: pl.DataFrame, template: str, *, max_chars_per_part: int = 
 
 def item_titles(items: pl.DataFrame, texts: pl.Series) -> pl.Series:
     """One title an item, for people: its title, else its name, else its text, else its id."""
-    known = [_words(items[column], None) for column in _HEADLINES if column in items.columns]
+    known = [_words(items[column], None) for column in HEADLINES if column in items.columns]
     return pl.select(pl.coalesce(*known, texts, items[ITEM_ID]).alias(TITLE))[TITLE]
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns that a template names.
+
+    Raises:
+        BadInput: when it is malformed.
+    """
+    return list(dict.fromkeys(name for _, name in _pieces(template) if name is not None))
 
 
 def default_template(items: pl.DataFrame) -> str:
@@ -91,7 +101,7 @@ def default_template(items: pl.DataFrame) -> str:
         BadInput: when no column is known to describe an item.
     """
     texts = {name for name, kind in items.schema.items() if kind == pl.String}
-    headline = [column for column in _HEADLINES if column in texts][:1]
+    headline = [column for column in HEADLINES if column in texts][:1]
     columns = headline + [column for column in _DETAILS if column in texts and column not in headline]
     if not columns:
         close = difflib.get_close_matches(TITLE, items.columns, n=1)
@@ -178,7 +188,7 @@ def _words(values: pl.Series, max_chars: int | None) -> pl.Series:
     text = (values.fill_nan(None) if floats else values).cast(pl.String)
     if floats:
         text = text.str.replace(r"\.0$", "")
-    if values.name not in _HEADLINES:
+    if values.name not in HEADLINES:
         text = text.str.strip_chars(" |").str.replace_all(r"\s*\|[\s|]*", ", ")
     text = text.str.replace_all(r"\s+", " ").str.strip_chars()
     if max_chars is not None:

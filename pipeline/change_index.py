@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.changed_columns import Before
 from data.checks import unique_ids
 from data.columns import TableKind, find_columns
 from data.faults import Faults
@@ -36,7 +37,7 @@ def add_items(run: Run, path: Path, *, log: RunLog) -> Changed:
     """
     with run.lock():
         catalog = _open(run, log)
-        changed = catalog.add(_items(run, path, catalog, log, told_missing="null"))
+        changed = catalog.add(_items(run, path, catalog, log))
         return _done(catalog, changed, "added", log)
 
 
@@ -44,7 +45,7 @@ def update_items(run: Run, path: Path, *, log: RunLog) -> Changed:
     """Changes the items of a file, or none of them; errors as `add_items`, and UnknownId for items not there."""
     with run.lock():
         catalog = _open(run, log)
-        changed = catalog.update(_items(run, path, catalog, log, told_missing="left as they are"))
+        changed = catalog.update(_items(run, path, catalog, log, before=catalog.now))
         return _done(catalog, changed, "updated", log)
 
 
@@ -104,12 +105,17 @@ def _open(run: Run, log: RunLog) -> LiveCatalog:
     return LiveCatalog(run, lambda texts: encoder(run, run.release(), log, texts))
 
 
-def _items(run: Run, path: Path, catalog: LiveCatalog, log: RunLog, *, told_missing: str) -> Aligned:
-    """The file's items, read as those of the data set were, in the columns that its catalog has."""
+def _items(run: Run, path: Path, catalog: LiveCatalog, log: RunLog, *, before: Before | None = None) -> Aligned:
+    """The file's items, read as those of the data set were, in the columns that its catalog has.
+
+    Args:
+        before: gives what the catalog has of them; None where they are new.
+    """
     read = reading(run, catalog.published.release)
-    found = items_in(path, read, catalog.catalog, where=str(path))
+    found = items_in(path, read, catalog.catalog, where=str(path), before=before)
     if found.missing:
-        log.say(f"columns that {path} lacks, {told_missing}: {', '.join(found.missing)}")
+        what = "null" if before is None else "left as they are"
+        log.say(f"columns that {path} lacks, {what}: {', '.join(found.missing)}")
     if found.ignored:
         log.say(f"columns that the catalog lacks, ignored: {', '.join(found.ignored)}")
     return found

@@ -122,6 +122,16 @@ class LiveCatalog:
         known = [self.catalog.vocabulary.row(one) if one in self.catalog.vocabulary else -1 for one in ids]
         return self._has(known)
 
+    def now(self, ids: Sequence[str]) -> pl.DataFrame:
+        """What the catalog has of items that can be recommended, in that order.
+
+        Raises:
+            UnknownId: when an item is not there.
+        """
+        if strange := [one for one, shown in zip(ids, self.is_shown(ids), strict=True) if not shown]:
+            raise UnknownId(f"{_told(strange, len(ids))} not in the catalog: add them with 'index add'")
+        return self.catalog.items[self.catalog.vocabulary.rows(ids)]
+
     def add(self, more: Aligned) -> Changed:
         """Puts items into the catalog; those that are there and the same are left alone.
 
@@ -149,10 +159,7 @@ class LiveCatalog:
             UnknownId: when an item is not there; nothing is changed then.
             NoSpace: as `add`.
         """
-        ids = more.items[ITEM_ID].to_list()
-        if strange := [one for one, shown in zip(ids, self.is_shown(ids), strict=True) if not shown]:
-            raise UnknownId(f"{_told(strange, len(ids))} not in the catalog: add them with 'index add'")
-        now = self._rows_of(more.items)
+        now = self.now(more.items[ITEM_ID].to_list())
         wanted = more.items.with_columns(now[name] for name in more.missing)
         changed = pl.Series(_differing(wanted, now), dtype=pl.Boolean)
         same_text = wanted[TEXT] == now[TEXT]

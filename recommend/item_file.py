@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
+from data.changed_columns import Before
 from data.load import LoadConfig, load_items
 from data.more_items import Aligned, aligned
 from data.prepared import prepared_manifest
-from data.schema import ITEM_ID, TITLE, VECTOR, Catalog
+from data.schema import ITEM_ID, TEXT, TITLE, VECTOR, Catalog, brings_vectors
+from data.text import template_columns
 from store.artifacts import Release, Run
 
 
@@ -33,17 +37,41 @@ def reading(run: Run, release: Release) -> Reading:
     return Reading(config.model_copy(update={"template": load["template"]}), titled)
 
 
-def items_in(path: Path, read: Reading, catalog: Catalog, *, where: str) -> Aligned:
+def items_in(path: Path, read: Reading, catalog: Catalog, *, where: str, before: Before | None = None) -> Aligned:
     """The items of a file in the columns of a catalog.
 
     Args:
         read: how the catalog's own file was.
         where: names the file in errors.
+        before: ids → the catalog's rows of these items, where some of their columns are changed; None where all of an
+            item is in the file.
 
     Raises:
-        BadInput: with every fault of the file.
+        BadInput: with every fault of the file; and what `before` raises.
     """
-    return aligned(load_items(path, read.config), catalog.items, where)
+    given = None if before is None else lambda ids: _by_file(before(ids), read)
+    return aligned(load_items(path, read.config, before=given, where=where), catalog.items, where)
+
+
+def empty_item(read: Reading, catalog: Catalog) -> dict[str, None]:
+    """The columns of a catalog's file, with nothing in them."""
+    return dict.fromkeys(_by_file(catalog.items.clear(), read).columns)
+
+
+def _by_file(items: pl.DataFrame, read: Reading) -> pl.DataFrame:
+    """Rows of a catalog by column of its file, but for the ids; vectors are null, and looked at by nobody.
+
+    Where texts are made of a column `text`, what was made of it stands there: the column itself is not kept.
+    """
+    ours = {ITEM_ID, TITLE, TEXT, *([VECTOR] if brings_vectors(items) else [])}
+    columns = {name: items[name] for name in items.columns if name not in ours}
+    if read.titled:
+        columns[title_column(read.config)] = items[TITLE]
+    if brings_vectors(items):
+        columns[vector_column(read.config)] = pl.Series([None] * len(items), dtype=pl.String)
+    if TEXT in template_columns(read.config.template):
+        columns[TEXT] = items[TEXT]
+    return pl.DataFrame(columns)
 
 
 def id_column(config: LoadConfig) -> str:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.schema import ITEM_ID, TEXT, TITLE, VECTOR, Catalog, brings_vectors
 from recommend.catalog import LiveCatalog
-from recommend.item_file import Reading, id_column, items_in, reading, title_column, vector_column
+from recommend.item_file import empty_item, id_column, items_in, reading
 from recommend.microbatch import MicroBatch
 from store.artifacts import Run
 from store.errors import BadInput, RunBusy, TandemError, UnknownId
@@ -109,32 +108,15 @@ class ItemWriter:
             return ItemState("removed")
         read = reading(self._run, catalog.published.release)
         there = catalog.is_shown([change.item_id])[0]
-        row = {**_before(catalog.catalog, read, change.item_id, there=there), **change.values}
-        row[id_column(read.config)] = change.item_id
+        row: dict[str, Any] = {} if there else {**empty_item(read, catalog.catalog)}
+        row |= {**change.values, id_column(read.config): change.item_id}
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "item.jsonl"
             file.write_text(json.dumps(row, default=str) + "\n", encoding="utf-8")
-            more = items_in(file, read, catalog.catalog, where="the item")
+            more = items_in(file, read, catalog.catalog, where="the item", before=catalog.now if there else None)
         if more.items[0, 0] != change.item_id:
             raise BadInput(f"the item names itself {more.items[0, 0]!r}, the address {change.item_id!r}")
         found = catalog.update(more) if there else catalog.add(more)
         if not found.ids:
             return ItemState("unchanged", more.ignored)
         return ItemState("updated" if there else "added", more.ignored)
-
-
-def _before(catalog: Catalog, read: Reading, item_id: str, *, there: bool) -> dict[str, Any]:
-    """What the catalog has of an item, by column of its file; nothing but the columns where it has none.
-
-    A title that was made of other columns is none of the file: it is made anew, by what they are now.
-    """
-    columns = [name for name in catalog.items.columns if name not in (ITEM_ID, TITLE, TEXT, VECTOR)]
-    values: dict[str, Any] = dict.fromkeys([title_column(read.config), *columns])
-    if there:
-        found = catalog.items.row(catalog.vocabulary.row(item_id), named=True)
-        values |= {name: found[name] for name in columns}
-        if read.titled:
-            values[title_column(read.config)] = found[TITLE]
-        if brings_vectors(catalog.items):
-            values[vector_column(read.config)] = list(found[VECTOR])
-    return values

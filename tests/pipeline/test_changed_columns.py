@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 
 from config import with_overrides
+from data.schema import Scores
 from pipeline.build_index import build_index
+from pipeline.change_index import update_items
 from pipeline.prepare import prepare
 from pipeline.run_log import RunLog
 from pipeline.train_retriever import train_retriever
-from recommend.catalog import LiveCatalog
+from recommend.catalog import Changed, LiveCatalog
 from recommend.item_writer import ItemChange, ItemWriter
 from recommend.release import encoder_of
 from retrieval.encode import encode_texts
 from store.artifacts import Run
+from store.errors import BadInput, UnknownId
 from tests.pipeline.shop import Shop, catalog_rows, quiet, write_rows
 
 Make = Callable[..., Path]
@@ -84,3 +87,52 @@ def test_a_title_by_another_name_stays(made: Make):
     expected = {"title": WORDS, "text": f"{WORDS} | genre3", "genres": "genre3", "price": "9"}
     assert put(root, "i03", price="9") == expected
     assert put(root, "i03", label="sol") == {**expected, "title": "sol", "text": "sol | genre3"}
+
+
+def updated(root: Path, header: Sequence[str], row: Sequence[str]) -> tuple[Changed, dict[str, Any]]:
+    """What an update by a file of one item did, and what the catalog has of the item then."""
+    file = write_rows(root.parent / "changes.csv", list(header), [list(row)])
+    done = update_items(Run(root), file, log=RunLog(Run(root), "test"))
+    return done, now(LiveCatalog(Run(root), unread), row[0])
+
+
+def unread(texts: Sequence[str]) -> Scores:
+    raise AssertionError(f"{len(texts)} texts were read")
+
+
+def test_a_file_of_some_columns_leaves_the_others(made: Make, capsys: pytest.CaptureFixture[str]):
+    root = made(["item_id", "title", "genres", "price"], 'data.template="{title} | {genres}"')
+    expected = {"title": WORDS, "text": f"{WORDS} | genre3", "genres": "genre3", "price": "9"}
+    assert updated(root, ["item_id", "price"], ["i03", "9"]) == (Changed(["i03"], [], 0), expected)
+    assert "changes.csv lacks, left as they are: title, text, genres" in capsys.readouterr().err
+    expected |= {"title": "sol", "text": "sol | genre3"}
+    assert updated(root, ["item_id", "title"], ["i03", "sol"]) == (Changed(["i03"], [], 1), expected)
+    assert updated(root, ["item_id", "title"], ["i03", "sol"]) == (Changed([], ["i03"], 0), expected)
+    with pytest.raises(UnknownId, match=r"'nobody'\) is not in the catalog: add them"):
+        updated(root, ["item_id", "price"], ["nobody", "9"])
+
+
+def test_a_text_of_its_own_that_is_not_kept_has_to_be_given(made: Make):
+    root = made(["item_id", "title", "text", "price"])
+    expected = {"title": WORDS, "text": f"{WORDS} | genre3", "price": "9"}
+    assert put(root, "i03", price="9") == expected
+    for change in (
+        lambda: put(root, "i03", title="sol"),
+        lambda: updated(root, ["item_id", "title"], ["i03", "sol"]),
+    ):
+        with pytest.raises(
+            BadInput, match="catalog keeps only what was made of its column 'text': give 'text', too"
+        ) as told:
+            change()
+        assert "item.jsonl" not in str(told.value)
+    assert put(root, "i03", text="mar")["text"] == f"{WORDS} | mar"
+    assert put(root, "i03", title="sol", text="mar") == {"title": "sol", "text": "sol | mar", "price": "9"}
+    assert put(root, "new", title="sol") == {"title": "sol", "text": "sol", "price": None}
+    with pytest.raises(BadInput, match=r"^the item: row 1: no text comes out"):
+        put(root, "other", price="9")
+
+
+def test_a_title_that_was_put_where_others_have_a_name_stays(made: Make):
+    root = made(["item_id", "name", "price"])
+    put(root, "i03", title="sol")
+    assert put(root, "i03", price="7") == {"title": "sol", "text": WORDS, "name": WORDS, "price": "7"}

@@ -83,6 +83,8 @@ def test_items_that_come_later_bring_theirs(given, tmp_path):
     writer = ItemWriter(run, lambda: catalog, lambda: None, alone=threading.RLock())
     assert writer.write(ItemChange("twin", {"genres": "genre9"})).state == "updated"
     assert writer.write(ItemChange("twin", {"genres": "genre9"})).state == "unchanged"
+    genres = write_rows(tmp_path / "genres.csv", ["item_id", "genres"], [["twin", "genre9"]])
+    assert update_items(run, genres, log=quiet(ws)).unchanged == ["twin"]  # and so does it for a file
     with pytest.raises(BadInput, match="pixels"):
         writer.write(ItemChange("other", {"title": "sol"}))
     stages = load_stages(run, run.release(), with_reranker=False)
