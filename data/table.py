@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from data.loose_text import read_loosely
 from store.errors import BadInput
 
 ROW = "\0row"
@@ -73,6 +74,12 @@ def _read_text(path: Path, separator: str) -> Table:
         frame = pl.read_csv(path, separator=separator, infer_schema=False)
     except pl.exceptions.NoDataError:
         frame = pl.DataFrame()
+    except pl.exceptions.ComputeError as error:
+        # Slower, and so only where it is needed.
+        try:
+            frame = read_loosely(path, separator)
+        except UnicodeDecodeError:
+            raise error from None
     if not frame.width:
         return Table(path, pl.DataFrame(schema={ROW: pl.UInt32}))
     # A blank line is no row, but it counts in the numbering.

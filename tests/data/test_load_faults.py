@@ -175,7 +175,7 @@ def test_all_faults_of_all_files_come_in_one_error(folder):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("log.csv", b"user_id,item_id\nu,1,2,3\n", "cannot be read as csv: found more fields"),
+        ("log.csv", b"user_id,item_id\nu,1,2,3\n", r"log.csv: row 2 \('u,1,2,3'\) has 4 fields, but the header has 2"),
         ("log.csv", b"user_id,item_id\n\xff\xfe,1\n", "cannot be read as csv: invalid utf-8"),
         ("log.parquet", b"PAR1 half a fi", "cannot be read as parquet"),
         ("log.jsonl", b'{"user_id": 1}\n{"user_id"\n', "row 2 is no JSON"),
