@@ -204,7 +204,7 @@ def recommend(
     all_users: Annotated[bool, typer.Option("--all", help="every user, into the file of -o")] = False,
     split: Annotated[str, typer.Option(help="with --all: validation, test or next")] = "next",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Parquet file for --all")] = None,
-    k: Annotated[int | None, typer.Option("--k", "-k", help="items for each user; 10, or 100 with --all")] = None,
+    k: Annotated[int | None, typer.Option("--k", "-k", help="items for each user; 10, with --all 100")] = None,
     depth: Annotated[int | None, typer.Option(min=0, help="candidates reranked; 0 leaves retrieval order")] = None,
     rerank: Annotated[
         str, typer.Option(help="auto: where it helped on validation; always: show its scores even so; never")
@@ -259,7 +259,7 @@ def recommend(
             ws,
             part,
             output,
-            k=100 if k is None else k,
+            k=k,
             depth=depth,
             users=users,
             rerank=when,

@@ -28,6 +28,8 @@ from rerank.budget import Cap
 from store.artifacts import atomic_write
 from store.errors import BadInput
 
+K = 100
+"""Items for each user unless another number is stated."""
 USERS_AT_ONCE = 1024
 
 
@@ -44,7 +46,7 @@ def export(
     asked: Asked,
     path: Path,
     *,
-    k: int,
+    k: int | None,
     depth: int | None,
     users: int,
     rerank: Rerank,
@@ -62,6 +64,7 @@ def export(
     `next` uses what is published, and whole histories.
 
     Args:
+        k: how many items; None: K, or all of a smaller catalog.
         towers_only: one search in the index, without the other sources and the reranker.
         items: which may be recommended; where they are fewer than k, so are a user's rows.
         engine: who does it; users go through it USERS_AT_ONCE at a time in any case, so that the rows are the same.
@@ -70,11 +73,11 @@ def export(
         BadInput: when the part has no users, k exceeds the catalog, or no item passes the filter.
         CorruptArtifact: when the ledger cannot be read.
     """
-    wanted = Lists(asked, k, depth, rerank, towers_only, items)
+    wanted = Lists(asked, K if k is None else k, depth, rerank, towers_only, items)
     # Workers load their own; this process then only knows who is asked.
     here = engine.kind is EngineKind.PROCESS
     recommender = (wanted if here else replace(wanted, rerank=Rerank.NEVER)).recommender(ws, log)
-    recommender.check_k(k)
+    wanted = replace(wanted, k=recommender.checked_k(k, unless=K))
     make = wanted.maker(recommender)
     holdout = _holdout(ws, asked, recommender)
     if not len(holdout):

@@ -146,7 +146,7 @@ class Recommender:
 
         Args:
             history: (n,) item rows, oldest first; empty: recent popular items, or the query alone.
-            k: items wanted; None: as configured. Fewer come back only where fewer exist.
+            k: items wanted; None: as configured, or all of a smaller catalog. Fewer come back only where fewer exist.
             depth: items reranked; None: as configured.
             rerank: `ALWAYS` shows the reranker's places and scores even where they do not count.
             budget: what the answer may cost; what was left out for it stands in the answer.
@@ -160,8 +160,7 @@ class Recommender:
         Raises:
             BadInput: when k is not positive or larger than the catalog.
         """
-        k = self.config.k if k is None else k
-        self.check_k(k)
+        k = self.checked_k(k, unless=self.config.k)
         exclude_known = self.config.exclude_known if exclude_known is None else exclude_known
         histories = Histories.of([history.tolist()], about=[about])
         wanted = max(k, self.config.candidates) + (0 if exclude is None else len(exclude))
@@ -294,16 +293,19 @@ class Recommender:
         """The title of a known item."""
         return self.titles[self.catalog.vocabulary.row(item_id)]
 
-    def check_k(self, k: int) -> None:
-        """Refuses a number of items that no list can have.
+    def checked_k(self, k: int | None, *, unless: int) -> int:
+        """A number of items that a list can have: `k`, or where nobody stated it as much of `unless` as there is.
 
         Raises:
             BadInput: when k is not positive or larger than the catalog.
         """
         available = self.retriever.available
         items = len(self.catalog) if available is None else int(available.sum())
+        if k is None:
+            k = max(1, min(unless, items))
         if not 1 <= k <= items:
             raise BadInput(f"k is {k:,}, but the catalog has {items:,} items: ask for 1 to that many")
+        return k
 
     def _items(self, ranked: Ranked, history: Rows, k: int, *, explained: bool) -> tuple[RecommendedItem, ...]:
         final, retrieved = ranked.reranked, ranked.retrieved

@@ -35,6 +35,8 @@ SETTLE_S = 5.0
 """Between two entries into the ledger."""
 AGAIN_S, AT_LAST_S = 1.0, 60.0
 """Between two attempts to open a release that cannot be served: twice as long after each."""
+SIMILAR = 10
+"""How many similar items are given unless another number is stated."""
 NOBODY = np.zeros(0, dtype=np.int64)
 _LOG = logging.getLogger(__name__)
 
@@ -162,8 +164,8 @@ class Service:
         known = known_of(user_id, recommender.dataset, self.events)
         return [recommender.texts[row] for row in known.item_rows.tolist()], known.found
 
-    def similar(self, item_id: str, limit: int) -> tuple[Serving, list[tuple[int, float]]]:
-        """(item_row, cosine of the texts) of the items most alike.
+    def similar(self, item_id: str, limit: int | None = None) -> tuple[Serving, list[tuple[int, float]]]:
+        """(item_row, cosine of the texts) of the items most alike; without a limit SIMILAR, or all others.
 
         Raises:
             UnknownId: when the catalog has no such item.
@@ -171,7 +173,7 @@ class Service:
         """
         serving = self._now
         recommender = serving.recommender
-        recommender.check_k(limit)
+        limit = recommender.checked_k(limit, unless=SIMILAR)
         row = int(recommender.item_rows([item_id])[0])
         itself = Histories.of([[row]])
         found = recommender.retriever.candidates_for_texts(recommender.retriever.text[row][None, :], itself, limit)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from recommend.events import Event
+from recommend.service import SIMILAR
 from serve import answers
 from serve.answers import json_response
 from serve.bodies import ItemBody, RecommendBody, RerankBody, check, events_of
@@ -20,6 +21,9 @@ router = APIRouter()
 ItemId = Annotated[str, Path(max_length=256, description="of the catalog")]
 UserId = Annotated[str, Path(max_length=256, description="of the log or of events")]
 Limit = Annotated[int, Query(ge=1, le=200, description="how many at most")]
+SimilarLimit = Annotated[
+    int | None, Query(ge=1, le=200, description=f"how many; unset: {SIMILAR}, or fewer of a small catalog")
+]
 AWAY: dict[int | str, dict[str, Any]] = {503: {"model": answers.HealthAnswer, "description": "why not"}}
 Search = Annotated[str, Query(max_length=200, description="words, in any order")]
 
@@ -154,7 +158,7 @@ async def remove_item(request: Request, item_id: ItemId) -> Response:
 
 
 @router.get("/v1/items/{item_id:path}/similar", response_model=answers.SimilarAnswer, tags=["catalog"])
-async def similar(request: Request, item_id: ItemId, limit: Limit = 10) -> Response:
+async def similar(request: Request, item_id: ItemId, limit: SimilarLimit = None) -> Response:
     """The items whose texts are most alike."""
     server = server_of(request)
     serving, found = await server.work(lambda: server.service.similar(item_id, limit))

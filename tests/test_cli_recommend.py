@@ -104,7 +104,7 @@ def test_unknown_users_and_items_are_told_the_way_out(shop: Shop):
         (["--user", "u010", "-o", "x.parquet"], "-o needs --all"),
         (["--all", "-o", "x.parquet", "--user", "u010"], "--all"),
         (["--all", "-o", "x.parquet", "--split", "train"], "--split is 'train'; it may be validation, test, next"),
-        (["--all", "-o", "x.parquet"], "k is 100, but the catalog has 60 items"),
+        (["--all", "-o", "x.parquet", "-k", "100"], "k is 100, but the catalog has 60 items"),
         (["--user", "u010", "--rerank", "sometimes"], "--rerank is 'sometimes'; it may be auto, always, never"),
     ],
 )
@@ -119,6 +119,17 @@ def test_all_users_into_a_file(shop: Shop, tmp_path):
     assert done.code == 0, done.err
     assert done.out == f"{path}: 2,400 rows\n"
     assert len(pl.read_parquet(path)) == 2400
+
+
+def test_all_users_into_a_file_without_a_k_gives_what_a_small_catalog_has(shop: Shop, tmp_path):
+    path = tmp_path / "recs.parquet"
+    done = asked(shop, "--all", "-o", path, "--rerank", "never")
+    assert done.code == 0, done.err
+    rows = pl.read_parquet(path).group_by("user_id").len()
+    taken = pl.DataFrame(log_rows(), schema=["user_id", "item_id", "timestamp"], orient="row").group_by("user_id").len()
+    both = rows.join(taken, on="user_id")
+    assert len(both) == 120
+    assert (both["len"] + both["len_right"] == 60).all()
 
 
 def test_a_fresh_process_recommends_as_this_one_does(shop: Shop, tmp_path):

@@ -176,6 +176,13 @@ def test_a_k_that_no_list_can_have_is_refused(two_stages, k):
         two_stages.recommend(history(two_stages), k=k)
 
 
+def test_a_k_that_nobody_stated_is_as_much_as_the_catalog_has(stages):
+    many = Recommender(stages, CONFIG.model_copy(update={"k": 100}))
+    known = history(many)
+    assert len(many.recommend(known).items) == 60 - len(known)
+    assert many.checked_k(None, unless=10) == 10
+
+
 def test_unknown_users_and_items(two_stages):
     with pytest.raises(UnknownId, match=r"user 'nobody' is not among the 120 known users"):
         two_stages.history_of("nobody")

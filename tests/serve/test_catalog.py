@@ -49,6 +49,13 @@ def test_similar_items_are_those_with_like_texts(client: Client):
     assert found[0]["score"] == pytest.approx(float(cosines.max()), abs=1e-5)
 
 
+def test_a_catalog_with_fewer_items_than_are_usually_similar_gives_all_others(client: Client, monkeypatch):
+    monkeypatch.setattr("recommend.service.SIMILAR", 100)
+    found = client.get("/v1/items/i07/similar").json()["items"]
+    assert len({item["item_id"] for item in found} - {"i07"}) == 59
+    assert client.get("/v1/items/i07/similar", params={"limit": 100}).status_code == 422
+
+
 def test_an_unknown_item_has_nothing_similar(client: Client):
     found = client.get("/v1/items/x%2Fy/similar")
     assert found.status_code == 404
