@@ -18,6 +18,7 @@ ROW = "\0row"
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
+_CATEGORIES = (pl.Categorical, pl.Enum)
 _ALL = (*_SEPARATORS, ".parquet", *_JSON_LINES)
 
 
@@ -94,7 +95,7 @@ def _lists_joined(frame: pl.DataFrame) -> pl.DataFrame:
         for name, kind in schema.items()
         if isinstance(kind, pl.List | pl.Array) and not kind.inner.is_nested()
     ]
-    texts = [pl.col(name).cast(pl.String) for name, kind in schema.items() if isinstance(kind, pl.Categorical)]
+    texts = [pl.col(name).cast(pl.String) for name, kind in schema.items() if isinstance(kind, _CATEGORIES)]
     return frame.with_columns(joined + texts)
 
 

@@ -149,6 +149,15 @@ def test_columns_are_mapped_for_all_files_or_for_one(folder):
     assert dataset.catalog.texts == ["Alien (1979)", "Brazil (1985)", "Clue", "Diva"]
 
 
+@pytest.mark.parametrize("kind", [pl.Categorical(), pl.Enum(["1", "01", " b", "new", "u1", "u2"])])
+def test_ids_that_are_categories_are_text(tmp_path, kind):
+    for name, rows, columns in (("log", LOG, ["user_id", "item_id"]), ("items", ITEMS, ["item_id"])):
+        frame = pl.DataFrame(rows, infer_schema_length=None)
+        frame.with_columns(pl.col(columns).cast(kind)).write_parquet(tmp_path / f"{name}.parquet")
+    dataset, _ = load_dataset(tmp_path / "log.parquet", tmp_path / "items.parquet", LoadConfig())
+    assert taken(dataset) == TAKEN
+
+
 def test_an_items_own_columns_follow_its_text(folder):
     items = load_items(folder / "items.csv", LoadConfig())
     assert items.columns == ["item_id", "title", "text", "genres"]
