@@ -227,6 +227,12 @@ def _serve(pipe: Connection, load: Callable[[], Reranker]) -> None:
     # A model that is being loaded for a server that was killed would hold up the one that takes its place.
     when_parent_ends(lambda: os._exit(1))
     _offer_to_be_killed()
+    # One that closes with an answer unread resets the connection.
+    with suppress(EOFError, ConnectionError):
+        _answer_all(pipe, load)
+
+
+def _answer_all(pipe: Connection, load: Callable[[], Reranker]) -> None:
     try:
         reranker = load()
         reranker.calibrate()
@@ -235,10 +241,7 @@ def _serve(pipe: Connection, load: Callable[[], Reranker]) -> None:
         return
     pipe.send((READY, None))
     while True:
-        try:
-            method, arguments = pipe.recv()
-        except EOFError:
-            return
+        method, arguments = pipe.recv()
         try:
             pipe.send((ANSWER, getattr(reranker, method)(*arguments)))
         except Exception as error:  # whatever it is, the caller has to be told and the child goes on

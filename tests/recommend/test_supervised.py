@@ -16,7 +16,7 @@ from pipeline.workspace import open_workspace
 from recommend.processes import fresh_context
 from recommend.recommender import Recommender
 from recommend.release import load_stages
-from recommend.supervised import AGAIN_S, RerankerFailure, SupervisedReranker, supervised
+from recommend.supervised import AGAIN_S, RerankerFailure, SupervisedReranker, _serve, supervised
 from rerank.base import Reranker, RerankRequest, RerankResult
 from rerank.precision import Precision
 from tests.pipeline.shop import weigh_reranker
@@ -214,6 +214,21 @@ def test_closing_ends_the_child(model: Path) -> None:
     assert process is not None
     found.close()
     assert not process.is_alive()
+
+
+def test_a_child_whose_caller_leaves_an_answer_unread_ends_without_a_word(
+    model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    context = fresh_context()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, partial(faulty, model)))
+    process.start()
+    theirs.close()
+    assert ours.poll(120)
+    ours.close()
+    process.join(30)
+    assert process.exitcode == 0
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_recommender_goes_on_in_retrieval_order_while_the_child_is_away(shop, tmp_path: Path) -> None:
