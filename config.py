@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def read_config(path: Path) -> Config:
 
 
 def with_overrides(config: Config, assignments: Sequence[str]) -> Config:
-    """The settings with `dotted.key=value` assignments; values are TOML, or else plain text.
+    """The settings with `dotted.key=value` assignments; values are TOML, or plain text where they or the setting are.
 
     Raises:
         BadInput: with every assignment that is wrong.
@@ -75,6 +75,7 @@ def with_overrides(config: Config, assignments: Sequence[str]) -> Config:
     malformed = [assignment for assignment in assignments if "=" not in assignment]
     if malformed:
         raise BadInput.of([f"{text!r} is not of the form key=value" for text in malformed], "--set")
+    places: dict[tuple[str, ...], tuple[dict[str, Any], str]] = {}
     for assignment in assignments:
         key, _, text = assignment.partition("=")
         place = content
@@ -84,6 +85,8 @@ def with_overrides(config: Config, assignments: Sequence[str]) -> Config:
             if not isinstance(place, dict):
                 raise BadInput(f"--set {assignment}: {parent!r} holds a value, not settings")
         place[leaf] = _value(text.strip())
+        places[(*parents, leaf)] = (place, text.strip())
+    _take_as_text(content, places)
     return _validated(content, "--set")
 
 
@@ -103,6 +106,19 @@ def resolved_config(
     if template is not None:
         data["template"] = template
     return config.model_copy(update={"data": config.data.model_copy(update=data)})
+
+
+def _take_as_text(content: dict[str, Any], places: Mapping[tuple[str, ...], tuple[dict[str, Any], str]]) -> None:
+    """Puts numbers back as they were typed where a setting wants text: a key of digits alone is one."""
+    try:
+        Config.model_validate(_without_none(content))
+    except ValidationError as error:
+        for fault in error.errors():
+            key = tuple(map(str, fault["loc"]))
+            if fault["type"] == "string_type" and key in places:
+                place, text = places[key]
+                if type(place[key[-1]]) in (int, float):
+                    place[key[-1]] = text
 
 
 def _value(text: str) -> Any:

@@ -42,6 +42,11 @@ def test_an_override_changes_one_setting_and_leaves_the_others():
         ("baselines.recent_days=[7, 30.5]", (7.0, 30.5)),
         ("data.columns.user_id=visitor", "visitor"),
         ("split.kind=temporal", "temporal"),
+        ("reranker.teacher=1234567890123456", "1234567890123456"),
+        ("reranker.teacher=12345678901234e6", "12345678901234e6"),
+        ("retriever.distil.teacher=0012345678901234", "0012345678901234"),
+        ("data.columns.user_id=1", "1"),
+        ("data.template=1.50", "1.50"),
     ],
 )
 def test_values_are_toml_or_else_plain_text(assignment, found):
@@ -49,6 +54,11 @@ def test_values_are_toml_or_else_plain_text(assignment, found):
     for name in assignment.split("=", 1)[0].split("."):
         value = value[name] if isinstance(value, dict) else getattr(value, name)
     assert value == found
+
+
+def test_only_a_number_is_text_where_text_is_wanted():
+    for value in ("true", "[1]"):
+        assert "data.template: Input should be a valid string" in told(f"data.template={value}")
 
 
 def test_the_last_of_several_overrides_of_one_key_wins():
