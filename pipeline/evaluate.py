@@ -16,7 +16,7 @@ import numpy as np
 from baselines.base import Skipped
 from baselines.lineup import fit_all
 from data.schema import Histories, Holdout
-from data.split import SplitKind
+from data.split import HeldOut, SplitKind
 from data.vocabulary import Vocabulary
 from eval.protocol import CatalogStats, candidate_recall, evaluate
 from eval.report import write_report
@@ -194,15 +194,26 @@ def _asked(ws: Workspace, options: EvaluationOptions) -> Holdout:
     # Group A's validation items taught the reranker: only group B can still be asked about them.
     asked = ws.selectors if options.part is Part.VALIDATION else ws.split.test
     if not len(asked):
+        elsewhere = ws.selectors if options.part is Part.TEST else ws.split.test
+        other = Part.VALIDATION if options.part is Part.TEST else Part.TEST
+        way_out = f"try --split {other}" if len(elsewhere) else "give more interactions of some users"
         raise BadInput(
-            f"the {options.part} part of {ws.run.root} has nobody to ask: "
-            + (
-                "its test items may have been taken away beforehand (split.holdout); try --split validation"
-                if options.part is Part.TEST
-                else "no user of group B, 20 % of users by hash, has interactions enough; try --split test"
-            )
+            f"the {options.part} part of {ws.run.root} has nobody to ask: {_why_nobody(ws, options.part)}; {way_out}"
         )
     return drawn_by_hash(ws.dataset.users, asked, options.users)
+
+
+def _why_nobody(ws: Workspace, part: Part) -> str:
+    split = ws.config.split
+    taken_away = split.holdout is HeldOut.VALIDATION
+    if part is Part.TEST and taken_away:
+        return "its test items were taken away beforehand (split.holdout)"
+    others = part is Part.VALIDATION and len(ws.split.validation)
+    who = "no user of group B, 20 % of users by hash," if others else "no user"
+    if split.kind is SplitKind.LEAVE_ONE_OUT:
+        needed = 2 if part is Part.TEST or taken_away else 3
+        return f"{who} has the {needed} interactions that it takes"
+    return f"{who} of whom {split.min_history} or more interactions are known took something new in it"
 
 
 def _our_systems(

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,37 @@ def test_blind_data_have_no_test_part_and_say_so(shop, tmp_path):
         evaluate_run(ws, EvaluationOptions(part=Part.TEST), log=quiet(ws))
     with pytest.raises(BadInput, match=r"test part of .*run has no users; try --split next"):
         exported(ws, Asked.TEST, tmp_path)
+
+
+def _rows_of_users() -> list[list[list[str]]]:
+    return [list(rows) for _, rows in groupby(log_rows(), key=lambda row: row[0])]
+
+
+@pytest.mark.parametrize(
+    ("taken", "part", "told"),
+    [
+        (1, Part.TEST, "no user has the 2 interactions that it takes; give more interactions of some users"),
+        (1, Part.VALIDATION, "no user has the 3 interactions that it takes; give more interactions of some users"),
+        (2, Part.VALIDATION, "no user has the 3 interactions that it takes; try --split test"),
+    ],
+)
+def test_a_log_that_is_too_short_to_ask_anybody_says_how_much_it_takes(shop, tmp_path, taken, part, told):
+    rows = [row for rows in _rows_of_users() for row in rows[:taken]]
+    short = write_rows(tmp_path / "short.csv", ["user_id", "item_id", "timestamp"], rows)
+    root = tmp_path / "run"
+    ws = prepare(Run(root), short, shop.catalog, users=None, config=shop.config, log=quiet_of(root))
+    with pytest.raises(BadInput, match=f"{part} part of .*run has nobody to ask: {told}"):
+        evaluate_run(ws, EvaluationOptions(part=part), log=quiet(ws))
+
+
+def test_where_group_b_alone_is_empty_it_is_named(shop, tmp_path):
+    group_a = [row for row in log_rows() if row[0] in {"u010", "u011"}]
+    short = write_rows(tmp_path / "short.csv", ["user_id", "item_id", "timestamp"], group_a)
+    root = tmp_path / "run"
+    ws = prepare(Run(root), short, shop.catalog, users=None, config=shop.config, log=quiet_of(root))
+    assert len(ws.learners) == 2
+    with pytest.raises(BadInput, match=r"no user of group B, 20 % of users by hash, has the 3 .*; try --split test"):
+        evaluate_run(ws, PLAIN, log=quiet(ws))
 
 
 # --- the final fit
