@@ -17,6 +17,7 @@ from commands import index
 from commands import serve as serving
 from commands.options import (
     DEFAULT_RUN,
+    IDS_LISTED,
     BudgetMinutesOption,
     ConfigOption,
     EngineOption,
@@ -199,7 +200,7 @@ def evaluate(
 def recommend(
     run: RunOption = DEFAULT_RUN,
     user: Annotated[str | None, typer.Option(help="a user of the log")] = None,
-    history: Annotated[str | None, typer.Option(help="item ids, oldest first, separated by commas")] = None,
+    history: Annotated[str | None, typer.Option(help=f"item ids, oldest first, {IDS_LISTED}")] = None,
     query: Annotated[str | None, typer.Option(help="a wish in free text")] = None,
     all_users: Annotated[bool, typer.Option("--all", help="every user, into the file of -o")] = False,
     split: Annotated[str, typer.Option(help="with --all: validation, test or next")] = "next",
@@ -214,11 +215,9 @@ def recommend(
     towers_only: Annotated[
         bool, typer.Option("--towers-only", help="with --all: one search in the index and no other source")
     ] = False,
-    where: Annotated[
-        str | None, typer.Option(help="items for which this holds, as in \"price < 20 AND brand <> 'Acme'\"")
-    ] = None,
-    only: Annotated[str | None, typer.Option(help="item ids, separated by commas: no other items")] = None,
-    exclude: Annotated[str | None, typer.Option(help="item ids, separated by commas: not these")] = None,
+    where: Annotated[str | None, typer.Option(help="items that meet this: \"price < 20 AND brand <> 'Acme'\"")] = None,
+    only: Annotated[str | None, typer.Option(help=f"item ids, {IDS_LISTED}: no other items")] = None,
+    exclude: Annotated[str | None, typer.Option(help=f"item ids, {IDS_LISTED}: not these")] = None,
     users: UsersOption = 0,
     engine: EngineOption = "process",
     ray_address: RayAddressOption = "",

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 DEFAULT_RUN = Path("runs/demo")
+IDS_LISTED = "separated by commas; one with a comma or outer blank in quotation marks, as in '\"a,b\",c'"
 
 RunOption = Annotated[Path, typer.Option("--run", help="run directory")]
 SetOption = Annotated[

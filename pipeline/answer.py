@@ -12,7 +12,7 @@ from pipeline.workspace import Workspace
 from recommend.answer import Answer
 from recommend.events import Events
 from recommend.histories import Known, known_of
-from recommend.item_filter import ALL_ITEMS, ItemFilter
+from recommend.item_filter import ALL_ITEMS, ItemFilter, listed_ids
 from recommend.ledger import LEDGER, add_to_ledger
 from recommend.recommender import Recommender, Rerank
 from recommend.release import load_stages
@@ -104,8 +104,7 @@ def _known(recommender: Recommender, wish: Wish, events: Events | None) -> Known
                 recommender.users.row(wish.user)
                 raise UnknownId(f"user {wish.user!r} asked to be forgotten")
             return known
-        ids = [item_id.strip() for item_id in (wish.history or "").split(",")]
-        return Known(recommender.item_rows([item_id for item_id in ids if item_id]))
+        return Known(recommender.item_rows(listed_ids(wish.history or "")))
     except UnknownId as error:
         raise UnknownId(f"{error}: {WAY_OUT}") from error
 

@@ -1,5 +1,6 @@
 """Which items a request may be answered with: a condition on columns, an allow list, a deny list."""
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,6 +12,7 @@ from store.errors import BadInput
 
 __all__ = ["ALL_ITEMS", "Conditions", "FilterFault", "ItemFilter"]
 
+_LISTED = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|([^,]*))(?:,|$)')
 FILTERS_KEPT = 64
 """Masks of conditions that are kept for the next request with the same words."""
 
@@ -36,8 +38,8 @@ class ItemFilter:
 
     Attributes:
         where: a condition on catalog columns, as `index.filters.filter_mask` reads it.
-        only: item ids, separated by commas: no other items.
-        exclude: item ids, separated by commas: not these.
+        only: item ids as `listed_ids` reads them: no other items.
+        exclude: item ids as `listed_ids` reads them: not these.
     """
 
     where: str | None = None
@@ -62,10 +64,10 @@ class ItemFilter:
             mask &= filter_mask(catalog.items, self.where)
         if self.only is not None:
             listed = np.zeros_like(mask)
-            listed[catalog.vocabulary.rows(_ids(self.only))] = True
+            listed[catalog.vocabulary.rows(listed_ids(self.only))] = True
             mask &= listed
         if self.exclude is not None:
-            mask[catalog.vocabulary.rows(_ids(self.exclude))] = False
+            mask[catalog.vocabulary.rows(listed_ids(self.exclude))] = False
         if not mask.any():
             raise BadInput(f"none of the {there:,} items passes the filter ({self.told}): ask for less")
         return mask
@@ -80,5 +82,10 @@ class ItemFilter:
 ALL_ITEMS = ItemFilter()
 
 
-def _ids(text: str) -> list[str]:
-    return [item_id.strip() for item_id in text.split(",") if item_id.strip()]
+def listed_ids(text: str) -> list[str]:
+    """Ids separated by commas, blanks around them left out; one that holds either stands in quotation marks, as in CSV.
+
+    The csv module cannot tell the blanks of a quoted field from those behind another, and so does not read it.
+    """
+    found = [(quoted.replace('""', '"'), plain.strip()) for quoted, plain in _LISTED.findall(text)]
+    return [quoted or plain for quoted, plain in found if quoted or plain]

@@ -74,6 +74,8 @@ def test_a_filter_holds_for_every_way_of_asking(shop: Shop, whom):
 def test_only_the_listed_items(shop: Shop, tmp_path):
     found = json.loads(asked(shop, "--history", "i07", "--only", "i08, i30,i07", "--json").out)["items"]
     assert {item["item_id"] for item in found} == {"i08", "i30"}
+    quoted = json.loads(asked(shop, "--history", '"i07",i09', "--only", '"i08", i30,"i07"', "--json").out)["items"]
+    assert {item["item_id"] for item in quoted} == {"i08", "i30"}
     path = tmp_path / "recs.parquet"
     done = asked(shop, "--all", "-k", 20, "-o", path, "--only", "i08,i30,i07,i09")
     assert done.code == 0, done.err

@@ -6,7 +6,7 @@ import pytest
 
 from data.schema import Catalog
 from data.vocabulary import Vocabulary
-from recommend.item_filter import ItemFilter
+from recommend.item_filter import ItemFilter, listed_ids
 from store.errors import BadInput, UnknownId
 
 ITEMS = pl.DataFrame(
@@ -34,3 +34,29 @@ def test_what_was_removed_is_not_left():
 def test_unknown_ids_are_named():
     with pytest.raises(UnknownId, match="x"):
         ItemFilter(only="a,x").mask(CATALOG)
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("a, b ,c", ["a", "b", "c"]),
+        ("", []),
+        (" , ", []),
+        ('"a,b",c', ["a,b", "c"]),
+        (' " lead" , "trail " ', [" lead", "trail "]),
+        ('"""q"""', ['"q"']),
+        ('12" vinyl,7" single', ['12" vinyl', '7" single']),
+        ('"Alien" (1979),x', ['"Alien" (1979)', "x"]),
+        ('"a,b', ['"a', "b"]),
+        ('"",a', ["a"]),
+    ],
+)
+def test_ids_are_listed_as_in_csv(text, ids):
+    assert listed_ids(text) == ids
+
+
+def test_ids_with_commas_can_be_allowed_and_denied():
+    items = ITEMS.with_columns(item_id=pl.Series(["a,b", " c", "d"]))
+    catalog = Catalog(items, Vocabulary(["a,b", " c", "d"]))
+    assert ItemFilter(only='"a,b"," c"').mask(catalog).tolist() == [True, True, False]
+    assert ItemFilter(exclude='"a,b"').mask(catalog).tolist() == [False, True, True]
