@@ -1,12 +1,16 @@
 """Which column of a file means what: stated mappings, and guesses for files that state none."""
 
+import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
+import polars as pl
+
 from data.faults import Faults, nearest
 from data.schema import ITEM_ID, POSITION, RATING, TIMESTAMP, TITLE, USER_ID, VECTOR
 from data.table import ROW, Table
+from data.times import are_times
 
 
 class TableKind(StrEnum):
@@ -30,6 +34,8 @@ _ITEM = _names(
     " song_id video_id news_id business_id game_id app_id sku isbn"
 )
 _TIME = _names("timestamp time ts unix_review_time unix_time date_time date event_time created_at rated_at review_time")
+_TIME_PARTS = set(_names("time timestamp ts date datetime day epoch created at on"))
+_TIME_ENDINGS = ("time", "date", "stamp")
 _RATING = _names("rating ratings score stars overall rating_value")
 _TITLE = _names("title name item_name movie_title product_name product_title book_title headline")
 
@@ -120,11 +126,48 @@ def check_mapping(mapping: Mapping[str, str], faults: Faults, path: Path) -> Non
         faults.add(path, f"cannot map {key!r}{nearest(key, known)}; what can be mapped: {choice}")
 
 
-def unused_time(table: Table, found: Mapping[str, str]) -> str | None:
-    """A column that by its name holds times, though nothing says so; None when time is known or absent."""
+def time_columns(table: Table, owners: Sequence[str]) -> list[str]:
+    """Columns of a log that seem to hold its times, most telling first.
+
+    A name says so in whole, or by a part of it as in `event_ts`; then the values must be times that are not those of
+    an owner, as a day of birth or of release is. A name known in whole is better than nothing, whatever the values.
+
+    Args:
+        table: the log.
+        owners: its columns of users and items.
+    """
+    known = _matching(table.columns, _TIME)
+    telling = [column for column in table.columns if column not in owners and _has_time_in_name(column)]
+    asked = list(dict.fromkeys((*known, *telling)))
+    if asked == known[:1]:  # nothing to choose from: no need to read a large log's values
+        return asked
+    found = [name for name in asked if are_times(table.frame[name]) and not _belongs_to_one(table, name, owners)]
+    return found or known[:1]
+
+
+def unused_time(table: Table, found: Mapping[str, str]) -> list[str]:
+    """Columns that seem to hold times, though nothing says so; none when time is known."""
     if TIMESTAMP in found:
-        return None
-    return detect_columns(table.columns, TableKind.LOG).get(TIMESTAMP)
+        return []
+    return time_columns(table, [found[name] for name in (USER_ID, ITEM_ID) if name in found])
+
+
+def _has_time_in_name(column: str) -> bool:
+    """`event_ts`, `eventTime` and `EVENT_TIME:float` have, `rating` has not."""
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", column.split(":")[0])
+    return any(part.lower() in _TIME_PARTS or part.lower().endswith(_TIME_ENDINGS) for part in parts)
+
+
+def _belongs_to_one(table: Table, column: str, owners: Sequence[str]) -> bool:
+    """Whether the column never changes within one of the owners, so that it tells of the owner and of no event."""
+    plain = [owner for owner in owners if owner in table.columns and not table.frame.schema[owner].is_nested()]
+    rows = table.frame.select(*dict.fromkeys((*plain, column))).unique()
+
+    def is_settled(owner: str) -> bool:
+        known = rows[owner].n_unique()
+        return known < len(rows) and rows.select(pl.struct(owner, column).n_unique()).item() == known
+
+    return any(is_settled(owner) for owner in plain)
 
 
 def _missing(table: Table, kind: TableKind, canonical: str) -> str:

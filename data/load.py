@@ -229,13 +229,8 @@ def _read_log(path: Path, config: LoadConfig, faults: Faults) -> _Log | None:
         return None
     found = find_columns(table, TableKind.LOG, config.columns, faults)
     columns = _log_columns(table, found, config, faults)
-    guess = unused_time(table, found)
-    if guess and config.timestamp_unit != TimestampUnit.NONE and POSITION not in found:
-        faults.add(
-            path,
-            f"no column {TIMESTAMP!r}, but {guess!r} looks like one: use --map {TIMESTAMP}={guess}, or "
-            "use --set data.timestamp_unit=none to take the order of the file",
-        )
+    if config.timestamp_unit != TimestampUnit.NONE and POSITION not in found:
+        _refuse_unused_time(table, found, faults)
     if config.min_rating is not None and RATING not in found:
         faults.add(path, f"min_rating = {config.min_rating:g}, but there is no column {RATING!r}")
     if ITEM_ID not in columns:
@@ -244,6 +239,17 @@ def _read_log(path: Path, config: LoadConfig, faults: Faults) -> _Log | None:
     if USER_ID not in columns:  # a fault that ends the loading, after the items have been looked up, too
         return _Log(frame, len(frame), 0)
     return _cleaned(frame, table, config)
+
+
+def _refuse_unused_time(table: Table, found: Mapping[str, str], faults: Faults) -> None:
+    guesses = unused_time(table, found)
+    if guesses:
+        looks = "looks like one" if len(guesses) == 1 else "look like one"
+        faults.add(
+            table.path,
+            f"no column {TIMESTAMP!r}, but {' and '.join(map(repr, guesses))} {looks}: use --map "
+            f"{TIMESTAMP}={guesses[0]}, or use --set data.timestamp_unit=none to take the order of the file",
+        )
 
 
 def _log_columns(table: Table, found: Mapping[str, str], config: LoadConfig, faults: Faults) -> dict[str, pl.Series]:

@@ -24,6 +24,8 @@ PER_SECOND = {
     TimestampUnit.NANOSECONDS: 1_000_000_000,
 }
 
+_ALL = (*PER_SECOND, TimestampUnit.ISO)
+_LOOKED_AT = 1000
 _EARLIEST = 86_400  # 1970-01-02: a nought is a missing value, not a time
 _LATEST = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp())
 _LIKELY_FROM = int(datetime(1990, 1, 1, tzinfo=UTC).timestamp())
@@ -56,18 +58,27 @@ def unit_that_fits(times: pl.Series, stated: TimestampUnit) -> TimestampUnit | N
     sensible = len(seconds) and in_range(seconds).all() and _latest(seconds) >= _UNLIKELY_UNTIL
     if sensible or stated == TimestampUnit.NONE or not _is_plain(times):
         return None
-    for unit in (*PER_SECOND, TimestampUnit.ISO):
-        read = to_seconds(times, unit)
-        if unit != stated and read.null_count() == times.null_count() and len(read.drop_nulls()):
-            lowest = int(read.min())  # type: ignore[arg-type]
-            if lowest >= _LIKELY_FROM and _latest(read) <= _LATEST:
-                return unit
-    return None
+    return next((unit for unit in _ALL if unit != stated and _all_likely(times, unit)), None)
+
+
+def are_times(values: pl.Series) -> bool:
+    """Whether the first thousand of `values` are, in one unit or another, times between 1990 and 2100."""
+    first = values.drop_nulls().head(_LOOKED_AT)
+    return any(_all_likely(first, unit) for unit in _ALL)
 
 
 def told(seconds: int) -> str:
     """A time as people write it, in UTC."""
     return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _all_likely(times: pl.Series, unit: TimestampUnit) -> bool:
+    """Whether all that are not null can be read in this unit, and lie between 1990 and 2100; at least one does."""
+    read = to_seconds(times, unit)
+    if read.null_count() > times.null_count() or read.null_count() == len(read):
+        return False
+    lowest = int(read.min())  # type: ignore[arg-type]
+    return lowest >= _LIKELY_FROM and _latest(read) <= _LATEST
 
 
 def _latest(seconds: pl.Series) -> int:

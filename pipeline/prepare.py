@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
+from data.assemble import Order
 from data.load import load_dataset
 from data.prepared import FORMAT, save_prepared
+from data.schema import TIMESTAMP
 from data.split import split_with_report
+from data.times import TimestampUnit
 from pipeline.run_log import RunLog
 from pipeline.workspace import Workspace, open_workspace, save_config
 from recommend.live_log import LiveLog
@@ -53,10 +56,19 @@ def prepare(
         went = loaded.dropped["forgotten_users"]
         log.say(f"added: {loaded.added:,} events of the service; left out: {went:,} of users who asked to be forgotten")
     log.record({"event": "prepared", "dataset": key, **_counts(report)})
+    if loaded.order is Order.FILE:
+        log.say(_in_the_order_of_the_file(config.data.timestamp_unit))
     for part in ("validation", "test"):
         if not report["split"][f"{part}_users"]:
             log.say(f"nobody can be asked in {part}: too few interactions a user, or taken away by split.holdout")
     return open_workspace(run.root)
+
+
+def _in_the_order_of_the_file(unit: TimestampUnit) -> str:
+    taken = "the order of the file is taken as the order of time"
+    if unit == TimestampUnit.NONE:
+        return f"times are not read (data.timestamp_unit=none): {taken}"
+    return f"no time column: {taken}; name a column that holds times by --map {TIMESTAMP}=COLUMN"
 
 
 def _counts(report: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +78,7 @@ def _counts(report: dict[str, Any]) -> dict[str, Any]:
         "users": load["users"],
         "items": load["items"],
         "interactions": load["interactions"],
+        "order": load["order"],
         **({"dropped": dropped} if dropped else {}),
         "validation_users": split["validation_users"],
         "test_users": split["test_users"],

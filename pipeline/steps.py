@@ -1,13 +1,13 @@
 """The steps in their order: what quickstart, the demo and the default run make one after another."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from config import Config
-from data.columns import detect_mapping
-from data.schema import TIMESTAMP
-from data.table import read_table
+from data.columns import detect_mapping, time_columns
+from data.schema import ITEM_ID, TIMESTAMP, USER_ID
+from data.table import Table, read_table
 from data.times import unit_that_fits
 from pipeline.build_index import build_index
 from pipeline.evaluate import EvaluationOptions, evaluate_run
@@ -160,7 +160,7 @@ def quickstart(
 
 
 def guessed_config(config: Config, log_path: Path, catalog_path: Path, users_path: Path | None, log: RunLog) -> Config:
-    """The config with the columns that by their names mean user, item, time and rating, and the unit of time.
+    """The config with the columns that mean user, item, rating and, by its values, too, time; and the unit of time.
 
     What the config states wins, and every guess is said aloud.
     """
@@ -171,7 +171,13 @@ def guessed_config(config: Config, log_path: Path, catalog_path: Path, users_pat
         **{key: found for key, found in guessed.items() if _bare(key) not in config.data.columns},
         **config.data.columns,
     }
+    times = _times(interactions, columns) if TIMESTAMP not in map(_bare, config.data.columns) else []
+    if times:
+        columns[f"log.{TIMESTAMP}"] = times[0]
     log.say("columns: " + ", ".join(f"{key} = {found}" for key, found in columns.items()))
+    if times[1:]:
+        others = " and ".join(times[1:])
+        log.say(f"{others} would do for the time, too: to take it instead, use --map {TIMESTAMP}={times[1]}")
     changes: dict[str, object] = {"columns": columns}
     time_column = columns.get(f"log.{TIMESTAMP}") or columns.get(TIMESTAMP)
     if time_column in interactions.columns:
@@ -180,6 +186,11 @@ def guessed_config(config: Config, log_path: Path, catalog_path: Path, users_pat
             log.say(f"{time_column} is in {unit}, not {config.data.timestamp_unit}")
             changes["timestamp_unit"] = unit
     return config.model_copy(update={"data": config.data.model_copy(update=changes)})
+
+
+def _times(interactions: Table, columns: Mapping[str, str]) -> list[str]:
+    owners = [columns.get(f"log.{name}") or columns.get(name) for name in (USER_ID, ITEM_ID)]
+    return time_columns(interactions, [owner for owner in owners if owner])
 
 
 def _bare(key: str) -> str:

@@ -125,3 +125,14 @@ def test_a_refused_prepare_leaves_the_run_as_it_was(shop: Shop, tmp_path):
     assert {
         path: path.read_bytes() for path in root.rglob("*") if path.is_file() and not path.name.endswith(".lock")
     } == before
+
+
+def test_the_order_is_told_and_above_all_where_no_time_gives_it(shop: Shop, tmp_path):
+    assert "order timestamp" in prepared(tmp_path, shop.log, shop.catalog).err
+    log = write_rows(tmp_path / "log.csv", LOG[:2], [row[:2] for row in log_rows()])
+    done = prepared(tmp_path, log, shop.catalog)
+    assert done.code == 0, done.err
+    line = "the order of the file is taken as the order of time"
+    assert f"no time column: {line}; name a column that holds times by --map timestamp=COLUMN" in done.err
+    done = prepared(tmp_path, shop.log, shop.catalog, "--set", "data.timestamp_unit=none")
+    assert f"times are not read (data.timestamp_unit=none): {line}" in done.err

@@ -99,6 +99,12 @@ def test_a_time_column_by_another_name_is_not_silently_left_out(folder):
     text = "user_id,item_id,unixReviewTime\nu,1,1400000000\n"
     assert "'unixReviewTime' looks like one: use --map timestamp=unixReviewTime" in faults_of(folder, text)
     assert load(folder, timestamp_unit="none")[1].order == Order.FILE
+    rows = [{"user_id": "u", "item_id": row["item_id"], "order_date": row["timestamp"]} for row in LOG]
+    assert "'order_date' looks like one: use --map timestamp=order_date" in faults_of(folder, rows)
+    told = faults_of(folder, [{**row, "click_ts": row["order_date"] + 9} for row in rows])
+    assert "'order_date' and 'click_ts' look like one" in told
+    write(folder / "log.csv", [{**row, "order_date": row["item_id"]} for row in rows])
+    assert load(folder)[1].order == Order.FILE
 
 
 def test_interactions_with_items_that_the_catalog_lacks_are_told_with_count_rows_and_ids(folder):
