@@ -147,7 +147,7 @@ def build_index(
 
     print(step.build_index(ws, log=log).index)
     keep(ws, settings)
-    say_next(f"python cli.py train-reranker --run {run}")
+    say_next(step.command_after(ws))
 
 
 @app.command(epilog=example("python cli.py train-reranker --run runs/shop --set reranker.train.budget_minutes=20"))

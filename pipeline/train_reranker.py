@@ -49,6 +49,8 @@ def train_reranker(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUAT
         release = ws.run.release()
         if release.retriever == ws.retriever_key(fit):
             release = ws.run.publish(reranker=key)
+        elif release.retriever == ws.retriever_key(FitKind.FINAL):
+            log.say(f"published is the final fit, which stays as it is; refit it with {ws.command('fit --final')}")
         else:
             log.say(f"the index is not of this retriever: publish both with {ws.command('build-index')}")
     return release

@@ -1,17 +1,24 @@
 """`build-index` with a kind, a target and a memory: what is published, what its key follows, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from config import with_overrides
 from index.faiss_index import load_index
 from index.manifest import read_manifest
-from pipeline.workspace import open_workspace
+from pipeline.build_index import build_index
+from pipeline.fit_final import fit_final
+from pipeline.run_log import RunLog
+from pipeline.steps import STEPS
+from pipeline.train_retriever import train_retriever
+from pipeline.workspace import FitKind, open_workspace
 from store.artifacts import Run
 from store.errors import BadInput
 from tests.pipeline.commands import refused, run
-from tests.pipeline.shop import Shop
+from tests.pipeline.shop import Shop, quiet, weigh_reranker
 
 
 def published(root: Path) -> Path:
@@ -61,3 +68,41 @@ def test_what_cannot_be_built_leaves_the_release(shop: Shop, tmp_path: Path) -> 
     ):
         refused(run("build-index", "--run", "run", *options, cwd=tmp_path), BadInput, pattern)
     assert Run(root).release() == before
+
+
+# --- beside a final fit
+
+
+def test_another_index_keeps_the_final_fit_and_its_reranker_in_service(shop: Shop, tmp_path: Path) -> None:
+    root = shop.copy(tmp_path)
+    weigh_reranker(root, retrieval=1.0, reranker=0.8)
+    ws = open_workspace(root)
+    before = ws.run.release()
+    final = fit_final(ws, log=quiet(ws))
+    done = run("build-index", "--run", root, "--set", "index.storage=bfloat16", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "built and served: the final fit" in done.err
+    assert f"next: python cli.py recommend --run {root} --user u000" in done.err
+    ws = open_workspace(root)
+    release = ws.run.release()
+    assert (release.retriever, release.reranker) == (final.retriever, final.reranker)
+    assert release.index == ws.index_key(FitKind.FINAL) != final.index
+    assert all(step.is_made(ws) for step in STEPS)
+    # Settings of a reranker that nobody has trained for this fit: the one in service stays.
+    changed = replace(ws, config=with_overrides(ws.config, ["reranker.train.list_size=5"]))
+    assert build_index(changed, log=quiet(ws)).reranker == final.reranker
+    assert build_index(ws, log=quiet(ws), fit=FitKind.EVALUATION).retriever == before.retriever
+
+
+def test_an_index_by_settings_that_the_final_fit_does_not_have_takes_it_back_and_says_so(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ws = open_workspace(shop.copy(tmp_path))
+    fit_final(ws, log=quiet(ws))
+    changed = replace(ws, config=with_overrides(ws.config, ["retriever.recency.epochs=1"]))
+    train_retriever(changed, log=quiet(ws))
+    release = build_index(changed, log=RunLog(ws.run, "test"))
+    assert release.retriever == changed.retriever_key(FitKind.EVALUATION)
+    told = capsys.readouterr().err
+    assert "no longer served: a final fit that is not by the settings" in told
+    assert "built and served: the evaluation fit" in told

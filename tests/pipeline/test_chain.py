@@ -277,13 +277,6 @@ def test_a_final_fit_is_made_again_only_where_asked(shop, tmp_path):
     assert (folder / "towers.safetensors").stat().st_mtime_ns > made
 
 
-def test_building_the_evaluation_index_again_takes_the_final_fit_back(shop, tmp_path):
-    ws = open_workspace(shop.copy(tmp_path))
-    before = ws.run.release()
-    fit_final(ws, log=quiet(ws))
-    assert build_index(ws, log=quiet(ws)) == before
-
-
 def test_a_tuned_encoder_reads_wishes_too(shop, tmp_path, capsys):
     """The encoder is tuned by LoRA: a wish must be read by the tuned one, in whose space the catalog's vectors lie."""
     from pipeline.answer import Wish, answer
