@@ -163,7 +163,7 @@ def train_reranker(
     ws, log = opened("train-reranker", run, settings, needs="build-index")
     from pipeline import train_reranker as step
 
-    print(step.train_reranker(ws, log=log, force=force).reranker)
+    print(step.train_reranker(ws, log=log, force=force))
     keep(ws, settings)
     say_next(f"python cli.py evaluate --run {run}")
 

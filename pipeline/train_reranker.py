@@ -27,7 +27,6 @@ from rerank.kinds import create_reranker
 from rerank.objective import Objective
 from rerank.packed import PackedReranker
 from retrieval.retriever import Retriever, concatenated
-from store.artifacts import Release
 from store.assets import local_folder
 from store.checkpoint import Checkpoints
 
@@ -38,8 +37,8 @@ COMPARED_USERS = 200
 """Whose lists tell how the scores of two trainings compare."""
 
 
-def train_reranker(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION, force: bool = False) -> Release:
-    """Trains unless exactly this reranker is already there, and publishes it beside its retriever.
+def train_reranker(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUATION, force: bool = False) -> str:
+    """Trains unless exactly this reranker is already there, publishes it beside its retriever, and returns its key.
 
     Raises:
         MissingStep: when the retriever has not been trained, or no index has been built with it.
@@ -48,12 +47,12 @@ def train_reranker(ws: Workspace, *, log: RunLog, fit: FitKind = FitKind.EVALUAT
         key = make_reranker(ws, log=log, fit=fit, force=force)
         release = ws.run.release()
         if release.retriever == ws.retriever_key(fit):
-            release = ws.run.publish(reranker=key)
+            ws.run.publish(reranker=key)
         elif release.retriever == ws.retriever_key(FitKind.FINAL):
             log.say(f"published is the final fit, which stays as it is; refit it with {ws.command('fit --final')}")
         else:
             log.say(f"the index is not of this retriever: publish both with {ws.command('build-index')}")
-    return release
+    return key
 
 
 def make_reranker(ws: Workspace, *, log: RunLog, fit: FitKind, force: bool = False) -> str:

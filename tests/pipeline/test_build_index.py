@@ -94,6 +94,18 @@ def test_another_index_keeps_the_final_fit_and_its_reranker_in_service(shop: Sho
     assert build_index(ws, log=quiet(ws), fit=FitKind.EVALUATION).retriever == before.retriever
 
 
+def test_a_reranker_trained_beside_a_final_fit_is_told_and_the_final_fit_stays(shop: Shop, tmp_path: Path) -> None:
+    root = shop.copy(tmp_path)
+    ws = open_workspace(root)
+    final = fit_final(ws, log=quiet(ws))
+    done = run("train-reranker", "--run", root, "--set", "reranker.train.list_size=5", cwd=tmp_path)
+    assert done.code == 0, done.err
+    changed = open_workspace(root)
+    assert done.out.strip() == changed.reranker_key(FitKind.EVALUATION) != ws.reranker_key(FitKind.EVALUATION)
+    assert "published is the final fit, which stays as it is" in done.err
+    assert ws.run.release() == final
+
+
 def test_an_index_by_settings_that_the_final_fit_does_not_have_takes_it_back_and_says_so(
     shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

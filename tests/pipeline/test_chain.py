@@ -111,7 +111,8 @@ def test_a_made_step_is_found_and_a_changed_setting_asks_for_it_again(shop, tmp_
     ws = open_workspace(shop.copy(tmp_path))
     release = ws.run.release()
     assert train_retriever(ws, log=quiet(ws)) == release.retriever
-    assert train_reranker(ws, log=quiet(ws)) == release
+    assert train_reranker(ws, log=quiet(ws)) == release.reranker
+    assert ws.run.release() == release
     changed = replace(ws, config=with_overrides(ws.config, ["retriever.recency.epochs=1"]))
     with pytest.raises(MissingStep, match="train-retriever"):
         build_index(changed, log=quiet(ws))

@@ -52,9 +52,9 @@ def test_a_reranker_of_the_former_training_is_neither_published_nor_judged_nor_k
     report, _ = evaluate_run(ws, EvaluationOptions(baselines=False), log=quiet(ws))
     assert [one.name for one in report.systems if one.role is Role.OURS] == ["retrieval only"]
     before = ws.run.content("reranker", ws.reranker_key(FitKind.EVALUATION))
-    release = train_reranker(ws, log=quiet(ws))
-    assert release.reranker == ws.reranker_key(FitKind.EVALUATION)
-    assert ws.run.content("reranker", release.reranker) != before
+    key = train_reranker(ws, log=quiet(ws))
+    assert key == ws.run.release().reranker == ws.reranker_key(FitKind.EVALUATION)
+    assert ws.run.content("reranker", key) != before
     assert ws.has_reranker(FitKind.EVALUATION)
     assert follows(ws, "reranker", FitKind.EVALUATION) == ws.follows("reranker", FitKind.EVALUATION)
 
