@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data import checks
 from data.assemble import Duplicates, Order, assemble
 from data.changed_columns import Before, ChangedColumns
-from data.columns import TableKind, check_mapping, find_columns, unused_time
+from data.columns import TableKind, check_mapping, detect_columns, find_columns, unused_time
 from data.faults import Faults, rows_told
 from data.schema import ITEM_ID, POSITION, RATING, TEXT, TIMESTAMP, TITLE, USER_ID, VECTOR, Dataset, Histories
 from data.table import ROW, Table, read_table
@@ -294,8 +294,9 @@ def _read_items(path: Path, config: LoadConfig, faults: Faults, before: Before |
     # The file's own names stay usable in the template beside ours.
     own = table.frame.drop(ROW)
     named = own.with_columns(own[column].alias(name) for name, column in found.items() if name != VECTOR)
+    id_column = found.get(ITEM_ID) or detect_columns(table.columns, TableKind.CATALOG).get(ITEM_ID, "")
     try:
-        template = config.template or default_template(named)
+        template = config.template or default_template(named, id_column=id_column)
         texts = item_texts(named, template, max_chars_per_part=config.max_chars_per_part)
     except BadInput as error:
         faults.add(path, str(error))

@@ -94,8 +94,12 @@ def template_columns(template: str) -> list[str]:
     return list(dict.fromkeys(name for _, name in _pieces(template) if name is not None))
 
 
-def default_template(items: pl.DataFrame) -> str:
+def default_template(items: pl.DataFrame, *, id_column: str = ITEM_ID) -> str:
     """The title (or name) and every descriptive text column there is, joined by ` | `.
+
+    Args:
+        items: one row an item.
+        id_column: what ids are called where the file does not call them `item_id`; empty where it has none.
 
     Raises:
         BadInput: when no column is known to describe an item.
@@ -104,13 +108,22 @@ def default_template(items: pl.DataFrame) -> str:
     headline = [column for column in HEADLINES if column in texts][:1]
     columns = headline + [column for column in _DETAILS if column in texts and column not in headline]
     if not columns:
-        close = difflib.get_close_matches(TITLE, items.columns, n=1)
-        example = close[0] if close else "column"
-        raise BadInput(
-            f"no column describes an item; the columns are {', '.join(map(repr, items.columns))}: "
-            f"map the one that is the title, as in --map title={example}, or give a template such as '{{{example}}}'"
-        )
+        raise BadInput(_nothing_describes(items.drop({ITEM_ID, id_column} & set(items.columns)), id_column))
     return " | ".join(f"{{{column}}}" for column in columns)
+
+
+def _nothing_describes(others: pl.DataFrame, id_column: str) -> str:
+    if not others.width:
+        return f"no column describes an item, there is nothing but the ids in {id_column!r}: add a column of titles"
+    wordy = [column.name for column in others if column.dtype == pl.String and column.str.contains(r"\pL").any()]
+    close = difflib.get_close_matches(TITLE, wordy, n=1)
+    example = next(iter([*close, *wordy]), "COLUMN")
+    beside = f"beside the ids in {id_column!r} " if id_column else ""
+    return (
+        f"no column is known to describe an item; {beside}there are "
+        f"{', '.join(map(repr, others.columns))}: map the one that is the title, as in --map title={example}, "
+        f"or give a template such as '{{{example}}}'"
+    )
 
 
 def default_user_template(users: pl.DataFrame) -> str:

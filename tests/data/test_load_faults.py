@@ -125,6 +125,13 @@ def test_an_item_without_text_is_told(folder, empty):
     assert "row 6: no text comes out of the template '{title} | {genres}'" in faults_of(folder, LOG, items)
 
 
+def test_a_catalog_without_words_is_told_what_could_be_a_title(folder):
+    items = [{"article": row["item_id"], "maker": "Acme"} for row in ITEMS]
+    told = faults_of(folder, LOG, items, columns={"catalog.item_id": "article"})
+    assert "beside the ids in 'article' there are 'maker': " in told
+    assert "--map title=maker" in told
+
+
 def test_item_ids_that_stand_twice_are_told(folder):
     told = faults_of(folder, LOG, [*ITEMS, ITEMS[1], ITEMS[1]])
     assert "'item_id' repeats an earlier id in rows 6, 7 (such as '01')" in told

@@ -68,8 +68,18 @@ def test_the_default_is_the_title_and_what_describes_in_words():
     assert default_template(frame) == "{title} | {genres} | {description}"
     assert default_template(pl.DataFrame({"name": ["n"], "text": ["x"]})) == "{name} | {text}"
     assert default_template(pl.DataFrame({"text": ["x"]})) == "{text}"
-    with pytest.raises(BadInput, match="no column describes an item; the columns are 'item_id', 'colour'"):
-        default_template(pl.DataFrame({"item_id": ["1"], "colour": ["red"]}))
+
+
+def test_where_nothing_describes_an_item_the_advice_names_a_column_that_could():
+    with pytest.raises(
+        BadInput, match=r"beside the ids in 'item_id' there are 'weight', 'colour': .*--map title=colour"
+    ):
+        default_template(pl.DataFrame({"item_id": ["1"], "weight": ["20"], "colour": ["red"]}))
+    items = {"article": ["a", "b"], "item_id": ["a", "b"]}
+    with pytest.raises(BadInput, match="nothing but the ids in 'article': add a column of titles"):
+        default_template(pl.DataFrame(items), id_column="article")
+    with pytest.raises(BadInput, match=r"beside the ids in 'article' there are 'price': .*--map title=COLUMN"):
+        default_template(pl.DataFrame({**items, "price": ["1", "2"]}), id_column="article")
 
 
 def test_titles_fall_back_to_names_texts_and_ids():
