@@ -117,6 +117,12 @@ def find_columns(table: Table, kind: TableKind, mapping: Mapping[str, str], faul
     return found
 
 
+def renamed_columns(mapping: Mapping[str, str], kind: TableKind) -> dict[str, str]:
+    """Column of a file → what it is called once read, by the mapping."""
+    keys = {name: (name, f"{kind}.{name}") for name in _GUESSES[kind]}
+    return {mapping[key]: name for name, ways in keys.items() for key in ways if key in mapping}
+
+
 def check_mapping(mapping: Mapping[str, str], faults: Faults, path: Path) -> None:
     """Notes keys of a mapping that mean nothing."""
     known = {f"{kind}.{name}" for kind, names in _GUESSES.items() for name in names}

@@ -6,7 +6,7 @@ listed and every fault is told with its place; then polars, whose SQL it is, com
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -73,12 +73,17 @@ class FilterFault(BadInput):
         self.columns = tuple(columns)
 
 
-def filter_mask(items: pl.DataFrame, text: str) -> Mask:
+def filter_mask(items: pl.DataFrame, text: str, *, renamed: Mapping[str, str] | None = None) -> Mask:
     """(N,) bool by row: where a condition on the columns of `items` holds; a comparison with null does not.
 
     Allowed are comparisons, AND, OR, NOT, IN, BETWEEN, LIKE, ILIKE, IS NULL, arithmetic, literals, parentheses, and
     the functions of FUNCTIONS. A column of text whose values are all numbers, as CSV files have them, is one of
     numbers where it is compared with a number.
+
+    Args:
+        items: the catalog.
+        text: the condition.
+        renamed: column of the user's file → what it is called in `items`, for who asks by the former.
 
     Raises:
         BadInput: for a syntax error, an unknown column, types that cannot be compared or a function that is not
@@ -88,7 +93,7 @@ def filter_mask(items: pl.DataFrame, text: str) -> Mask:
     while True:
         kinds = {name: Kind.NUMBER if name in numbers else _kind_of(dtype) for name, dtype in items.schema.items()}
         try:
-            used = Condition(text, kinds).columns()
+            used = Condition(text, kinds, renamed or {}).columns()
             break
         except FilterFault as fault:
             new = {name: as_numbers(items[name]) for name in fault.columns if name != ITEM_ID}
@@ -142,10 +147,11 @@ class Condition:
     Args:
         text: as the user wrote it.
         kinds: column → what it holds.
+        renamed: column of the user's file → column.
     """
 
-    def __init__(self, text: str, kinds: dict[str, Kind]) -> None:
-        self.text, self.kinds = text, kinds
+    def __init__(self, text: str, kinds: dict[str, Kind], renamed: Mapping[str, str]) -> None:
+        self.text, self.kinds, self.renamed = text, kinds, renamed
         self._tokens = self._tokenised()
         self._next = self._depth = self._joints = 0
         self._used: dict[str, None] = {}
@@ -337,6 +343,8 @@ class Condition:
         if name not in self.kinds:
             near = difflib.get_close_matches(name, self.kinds, n=1, cutoff=0.5)
             known = f"the nearest known one is {near[0]!r}" if near else f"known are {', '.join(self.kinds)}"
+            if self.renamed.get(name) in self.kinds:
+                known = f"it was mapped and is called {self.renamed[name]!r} here"
             hint = "; text stands in single quotes" if token.shape == "quoted" else ""
             raise self._fault(token.place, f"unknown column {name!r}; {known}{hint}")
         self._used[name] = None

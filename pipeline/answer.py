@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from data.columns import TableKind, renamed_columns
 from data.schema import Histories
 from pipeline.memory import less_for_lists, memory_for
 from pipeline.workspace import Workspace
@@ -60,7 +61,8 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     recommender = Recommender(load_stages(ws.run, ws.run.release()), ws.config.recommending, ledger=ledger)
     known = _known(recommender, wish, Events.of(ws.run.root))
     history = known.item_rows
-    where = wish.items.mask(recommender.catalog, recommender.retriever.available)
+    renamed = renamed_columns(ws.config.data.columns, TableKind.CATALOG)
+    where = wish.items.mask(recommender.catalog, recommender.retriever.available, renamed=renamed)
     vector = None
     if wish.query is not None:
         vector = WishReader(ws.run, ws.run.release()).vector(wish.query, recommender)

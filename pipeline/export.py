@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from config import Config
+from data.columns import TableKind, renamed_columns
 from data.schema import ITEM_ID, RANK, SCORE, USER_ID, Candidates, Holdout
 from data.split import HeldOut, SplitKind, next_holdout
 from data.vocabulary import Vocabulary
@@ -78,7 +79,7 @@ def export(
     here = engine.kind is EngineKind.PROCESS
     recommender = (wanted if here else replace(wanted, rerank=Rerank.NEVER)).recommender(ws, log)
     wanted = replace(wanted, k=recommender.checked_k(k, unless=K))
-    make = wanted.maker(recommender)
+    make = wanted.maker(ws, recommender)
     holdout = _holdout(ws, asked, recommender)
     if not len(holdout):
         raise BadInput(f"the {asked} part of {ws.run.root} has no users; try --split next")
@@ -165,13 +166,14 @@ class Lists:
             stages = evaluation_stages(ws, Part(self.asked), with_reranker=with_reranker, log=log)
         return Recommender(stages, ws.config.recommending, ledger=ws.run.root / LEDGER)
 
-    def maker(self, recommender: Recommender) -> Callable[[Holdout], _Made]:
+    def maker(self, ws: Workspace, recommender: Recommender) -> Callable[[Holdout], _Made]:
         """What makes the lists of some users.
 
         Raises:
             BadInput: when no item passes the filter.
         """
-        where = self.items.mask(recommender.catalog, recommender.retriever.available)
+        renamed = renamed_columns(ws.config.data.columns, TableKind.CATALOG)
+        where = self.items.mask(recommender.catalog, recommender.retriever.available, renamed=renamed)
 
         def made(part: Holdout) -> _Made:
             if self.towers_only:
@@ -197,7 +199,7 @@ class Lists:
 def _opened(root: Path, config: Config, lists: Lists) -> Callable[[Holdout], _Made]:
     """What makes the lists of some users in a process that has only the run directory."""
     ws = replace(open_workspace(root), config=config)
-    return lists.maker(lists.recommender(ws, RunLog(None, "recommend", quiet=True)))
+    return lists.maker(ws, lists.recommender(ws, RunLog(None, "recommend", quiet=True)))
 
 
 def check_output(path: Path) -> None:

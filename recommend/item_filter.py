@@ -1,6 +1,7 @@
 """Which items a request may be answered with: a condition on columns, an allow list, a deny list."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -46,11 +47,14 @@ class ItemFilter:
     only: str | None = None
     exclude: str | None = None
 
-    def mask(self, catalog: Catalog, available: Mask | None = None) -> Mask | None:
+    def mask(
+        self, catalog: Catalog, available: Mask | None = None, *, renamed: Mapping[str, str] | None = None
+    ) -> Mask | None:
         """(N,) bool by row, true for items that may be shown; None for all.
 
         Args:
             available: (N,) false for items that were removed; None where none was.
+            renamed: as in `index.filters.filter_mask`.
 
         Raises:
             BadInput: when the condition cannot be used, or no item is left.
@@ -61,7 +65,7 @@ class ItemFilter:
         mask = np.ones(len(catalog), dtype=np.bool_) if available is None else available.copy()
         there = int(mask.sum())
         if self.where is not None:
-            mask &= filter_mask(catalog.items, self.where)
+            mask &= filter_mask(catalog.items, self.where, renamed=renamed)
         if self.only is not None:
             listed = np.zeros_like(mask)
             listed[catalog.vocabulary.rows(listed_ids(self.only))] = True

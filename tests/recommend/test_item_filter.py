@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from data.columns import TableKind, renamed_columns
 from data.schema import Catalog
 from data.vocabulary import Vocabulary
 from recommend.item_filter import ItemFilter, listed_ids
@@ -60,3 +61,10 @@ def test_ids_with_commas_can_be_allowed_and_denied():
     catalog = Catalog(items, Vocabulary(["a,b", " c", "d"]))
     assert ItemFilter(only='"a,b"," c"').mask(catalog).tolist() == [True, True, False]
     assert ItemFilter(exclude='"a,b"').mask(catalog).tolist() == [False, True, True]
+
+
+def test_a_column_that_was_mapped_is_told_by_what_it_is_called():
+    renamed = renamed_columns({"catalog.title": "name", "log.timestamp": "ts", "item_id": "sku"}, TableKind.CATALOG)
+    assert renamed == {"name": "title", "sku": "item_id"}
+    with pytest.raises(BadInput, match="unknown column 'name'; it was mapped and is called 'title' here"):
+        ItemFilter(where="name <> 'Acme'").mask(CATALOG, renamed=renamed)
