@@ -23,6 +23,7 @@ from rerank.budget import Budget
 from store.errors import BadInput, UnknownId
 
 WAY_OUT = "recommend from items with --history ITEM,ITEM, or from a wish with --query 'text'"
+IDS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,13 @@ def _known(recommender: Recommender, wish: Wish, events: Events | None) -> Known
             return known
         return Known(recommender.item_rows(listed_ids(wish.history or "")))
     except UnknownId as error:
-        raise UnknownId(f"{error}: {WAY_OUT}") from error
+        way_out = WAY_OUT if wish.user is not None else _ids_as_they_are(recommender)
+        raise UnknownId(f"{error}: {way_out}") from error
+
+
+def _ids_as_they_are(recommender: Recommender) -> str:
+    known = ", ".join(recommender.catalog.vocabulary.ids[:IDS_SHOWN])
+    return f"--history takes ids as the catalog writes them, such as {known}; a wish goes into --query 'text'"
 
 
 def _heading(wish: Wish) -> str:
