@@ -2,12 +2,13 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from rich.console import Console
 
 from data.columns import TableKind, renamed_columns
-from data.schema import Histories
+from data.schema import Histories, Mask, Rows
 from pipeline.memory import less_for_lists, memory_for
 from pipeline.workspace import Workspace
 from recommend.answer import Answer
@@ -81,6 +82,8 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
             where=where,
         )
     add_to_ledger(ledger, found.cost.spent)
+    if not found.items:
+        found = replace(found, no_items=_why_none(recommender, history, where, wish.items))
     if as_json:
         print(json.dumps(answer_as_json(found), ensure_ascii=False))
         return found
@@ -116,6 +119,18 @@ def _known(recommender: Recommender, wish: Wish, events: Events | None) -> Known
 def _ids_as_they_are(recommender: Recommender) -> str:
     known = ", ".join(recommender.catalog.vocabulary.ids[:IDS_SHOWN])
     return f"--history takes ids as the catalog writes them, such as {known}; a wish goes into --query 'text'"
+
+
+def _why_none(recommender: Recommender, history: Rows, where: Mask | None, items: ItemFilter) -> str:
+    """Why a list is empty: whoever took all that may be shown is shown none of it again."""
+    there = recommender.retriever.available if where is None else where
+    shown = np.arange(len(recommender.catalog)) if there is None else np.flatnonzero(there)
+    if not np.isin(shown, history).all():
+        return "no item was found"
+    which = f"that pass the filter ({items.told})" if where is not None else "of the catalog"
+    return (
+        f"no items: of the {len(shown):,} {which} every one was taken already, and what was taken does not come again"
+    )
 
 
 def _heading(wish: Wish) -> str:

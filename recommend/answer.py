@@ -83,6 +83,7 @@ class Answer:
         degraded: how the reranker failed, so that retrieval order stands; empty where it did not.
         gated: whether the gate expected no gain, so that nothing was read.
         gave_way: what the load of other requests has cost this one; empty where nothing.
+        no_items: why there are none; empty where there are some.
     """
 
     basis: Basis
@@ -94,3 +95,4 @@ class Answer:
     degraded: str = ""
     gave_way: str = ""
     gated: bool = False
+    no_items: str = ""

@@ -52,7 +52,7 @@ def print_answer(
             f"{item.score:+.2f}",
             Text(reasons),
         )
-    console.print(table)
+    console.print(Text(answer.no_items) if answer.no_items else table)
     if answer.not_reranked:
         console.print(Text(f"not reranked: {answer.not_reranked}"))
     if answer.left_out:

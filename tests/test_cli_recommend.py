@@ -82,6 +82,18 @@ def test_only_the_listed_items(shop: Shop, tmp_path):
     assert set(pl.read_parquet(path)["item_id"]) == {"i07", "i08", "i09", "i30"}
 
 
+def test_a_list_that_is_empty_says_why(shop: Shop):
+    taken = ",".join([item for user, item, _ in log_rows() if user == "u010"][:2])
+    done = asked(shop, "--user", "u010", "--only", taken)
+    assert done.code == 0, done.err
+    why = f"no items: of the 2 that pass the filter (--only '{taken}') every one was taken already"
+    assert why in done.out
+    assert "because of" not in done.out
+    found = json.loads(asked(shop, "--user", "u010", "--only", taken, "--json").out)
+    assert (found["items"], found["no_items"].startswith(why)) == ([], True)
+    assert json.loads(asked(shop, "--user", "u010", "--json").out)["no_items"] == ""
+
+
 def test_a_filter_that_cannot_be_used_is_told(shop: Shop):
     refused(asked(shop, "--user", "u010", "--where", "genre = 'a'"), BadInput, "character 1: unknown.*'genres'")
     refused(asked(shop, "--user", "u010", "--where", "genres = 'a'"), BadInput, "none of the 60 items passes.*--where")
