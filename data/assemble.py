@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from data.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Catalog, Dataset, Histories
+from data.schema import ITEM_ID, RATING, TIMESTAMP, USER_ID, Catalog, Dataset, Disliked, Histories
 from data.vocabulary import Vocabulary
 
 _USER_ROW = "user_row"
@@ -35,7 +35,12 @@ class Order(StrEnum):
 
 
 def assemble(
-    log: pl.DataFrame, items: pl.DataFrame, duplicates: Duplicates, *, about: Mapping[str, str] | None = None
+    log: pl.DataFrame,
+    items: pl.DataFrame,
+    duplicates: Duplicates,
+    *,
+    about: Mapping[str, str] | None = None,
+    disliked: pl.DataFrame | None = None,
 ) -> tuple[Dataset, Order, int]:
     """User rows by first appearance in `log`, item rows as in `items`, interactions in order.
 
@@ -45,6 +50,7 @@ def assemble(
         items: item_id, title, text, and any other columns.
         duplicates: what to keep of a user's interactions with one item.
         about: user_id → words on that user.
+        disliked: columns as of `log`, of what was rated too low to count; items that the catalog lacks stay out.
 
     Returns:
         The data set, what ordered it, and how many repeated interactions were dropped.
@@ -63,8 +69,21 @@ def assemble(
     if about is not None:
         words = np.array([about.get(user_id, "") for user_id in users.to_list()], dtype=np.object_)
         histories = replace(histories, about=words)
-    dataset = Dataset(histories, Vocabulary(users.to_list(), noun="user"), catalog)
+    low = None if disliked is None else _disliked(disliked, items)
+    dataset = Dataset(histories, Vocabulary(users.to_list(), noun="user"), catalog, disliked=low)
     return dataset, order, len(log) - len(frame)
+
+
+def _disliked(log: pl.DataFrame, items: pl.DataFrame) -> Disliked | None:
+    known = log.filter(pl.col(ITEM_ID).is_in(items[ITEM_ID].implode()))
+    if not len(known):
+        return None
+    users = known[USER_ID].unique(maintain_order=True)
+    frame = known.with_columns(
+        _row_of(known[USER_ID], users).alias(_USER_ROW), _row_of(known[ITEM_ID], items[ITEM_ID]).alias(_ITEM_ROW)
+    ).sort(_USER_ROW, maintain_order=True)
+    interactions = replace(_histories(frame, len(users)), ratings=None)
+    return Disliked(interactions, Vocabulary(users.to_list(), noun="user"))
 
 
 def _histories(frame: pl.DataFrame, n_users: int) -> Histories:

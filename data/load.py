@@ -43,7 +43,11 @@ class LoadConfig(BaseModel):
         description="s, ms, us or ns since 1970, iso for ISO 8601 text, none to ignore times; columns typed as dates "
         "need none of these",
     )
-    min_rating: float | None = Field(None, description="interactions rated lower are dropped; unset keeps all")
+    min_rating: float | None = Field(
+        None,
+        description="interactions rated lower teach nothing and are no history, and what was rated so is not "
+        "recommended again; unset keeps all",
+    )
     duplicates: Duplicates = Field(
         Duplicates.KEEP_ALL,
         description="keep-all, keep-first or keep-last of a user's interactions with one item; exact copies of a row "
@@ -98,13 +102,14 @@ class _Items:
 
 @dataclass(frozen=True, slots=True)
 class _Log:
-    """Interactions in file order, with the numbers of their rows in the file."""
+    """Interactions in file order, with the numbers of their rows in the file; beside them those rated too low."""
 
     frame: pl.DataFrame
     rows_read: int
     users_read: int
     dropped: dict[str, int] = field(default_factory=dict)
     added: int = 0
+    disliked: pl.DataFrame | None = None
 
 
 def load_interactions(path: Path, config: LoadConfig) -> pl.DataFrame:
@@ -186,6 +191,9 @@ def load_dataset(
         if amend is not None and not faults:
             frame, went, came = amend(read.frame, items.frame[ITEM_ID])
             read = replace(read, frame=frame, dropped={**read.dropped, **went}, added=came)
+            if read.disliked is not None:
+                # What comes is of a catalog's items: without any nothing does, and only what is to go goes.
+                read = replace(read, disliked=amend(read.disliked, items.frame[ITEM_ID].clear())[0])
         read = _without_unknown(read, items.frame[ITEM_ID], Path(log), config, faults)
         if not faults and not len(read.frame):
             rules = ", ".join(f"{rule}: {count:,}" for rule, count in read.dropped.items())
@@ -194,7 +202,7 @@ def load_dataset(
     faults.raise_all()
     assert read is not None
     assert items is not None
-    dataset, order, repeated = assemble(read.frame, items.frame, config.duplicates, about=about)
+    dataset, order, repeated = assemble(read.frame, items.frame, config.duplicates, about=about, disliked=read.disliked)
     if config.duplicates != Duplicates.KEEP_ALL:
         read = replace(read, dropped={**read.dropped, "repeated_pairs": repeated})
     return dataset, _report(dataset, read, items, order, described)
@@ -269,16 +277,16 @@ def _log_columns(table: Table, found: Mapping[str, str], config: LoadConfig, fau
 
 
 def _cleaned(frame: pl.DataFrame, table: Table, config: LoadConfig) -> _Log:
-    """Without exact copies and rows below the least rating."""
+    """Without exact copies, and rows below the least rating put aside."""
     comparable = [name for name in table.columns if not table.frame.schema[name].is_nested()]
     first = table.frame.select(pl.struct(comparable).is_first_distinct().alias("first"))["first"]
     kept = frame.filter(first)
-    dropped = {"exact_copies": len(frame) - len(kept)}
+    dropped, disliked = {"exact_copies": len(frame) - len(kept)}, None
     if config.min_rating is not None and RATING in kept.columns:
-        rated = kept.filter(pl.col(RATING) >= config.min_rating)
-        dropped["below_min_rating"] = len(kept) - len(rated)
-        kept = rated
-    return _Log(kept, len(frame), frame[USER_ID].n_unique(), dropped)
+        enough = kept[RATING] >= config.min_rating
+        kept, disliked = kept.filter(enough), kept.filter(~enough)
+        dropped["below_min_rating"] = len(disliked)
+    return _Log(kept, len(frame), frame[USER_ID].n_unique(), dropped, disliked=disliked)
 
 
 def _read_items(path: Path, config: LoadConfig, faults: Faults, before: Before | None = None) -> _Items | None:

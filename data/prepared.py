@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from data.schema import ITEM_ID, RATING, TEXT, TIMESTAMP, TITLE, USER_ID, Catalog, Dataset, Histories
+from data.schema import ITEM_ID, RATING, TEXT, TIMESTAMP, TITLE, USER_ID, Catalog, Dataset, Disliked, Histories, Rows
 from data.vocabulary import Vocabulary
 from store.artifacts import Verify, check_files
 from store.atomic import sha256_of
@@ -24,6 +24,7 @@ _ITEM_ROW = "item_row"
 _INTERACTIONS = "interactions.parquet"
 _USERS = "users.parquet"
 _ITEMS = "items.parquet"
+_DISLIKED = "disliked.parquet"
 _LENGTH = "interactions"
 _REMEDY = "prepare the data again with 'python cli.py prepare'"
 
@@ -37,6 +38,8 @@ def save_prepared(
 ) -> dict[str, Any]:
     """Writes users.parquet, items.parquet, interactions.parquet (rows of these two, user by user) and dataset.json.
 
+    Where something was rated too low to count, disliked.parquet, too.
+
     Args:
         folder: an empty folder, such as `Run.write_folder` and `Run.write_artifact` hand out.
         dataset: what to write.
@@ -47,11 +50,7 @@ def save_prepared(
         The manifest: format, fingerprint, counts, report, made_from, files.
     """
     log = dataset.interactions
-    columns = {_USER_ROW: log.list_of_row.astype(np.int32), _ITEM_ROW: log.item_rows.astype(np.int32)}
-    frame = pl.DataFrame(columns)
-    if log.timestamps is not None:
-        times = pl.Series(TIMESTAMP, log.timestamps)
-        frame = frame.with_columns(times.set(times == Histories.NO_TIME, None))
+    frame = _timed(pl.DataFrame({_USER_ROW: log.list_of_row.astype(np.int32)}), log)
     if log.ratings is not None:
         frame = frame.with_columns(pl.Series(RATING, log.ratings).fill_nan(None))
     frame.write_parquet(folder / _INTERACTIONS)
@@ -60,7 +59,12 @@ def save_prepared(
         users = users.with_columns(pl.Series(TEXT, log.about.tolist(), dtype=pl.String))
     users.write_parquet(folder / _USERS)
     dataset.catalog.items.write_parquet(folder / _ITEMS)
-    names = (_INTERACTIONS, _USERS, _ITEMS)
+    names = [_INTERACTIONS, _USERS, _ITEMS]
+    if dataset.disliked is not None:
+        low = dataset.disliked
+        takers = pl.Series(USER_ID, low.users.ids, dtype=pl.String)[low.interactions.list_of_row]
+        _timed(takers.to_frame(), low.interactions).write_parquet(folder / _DISLIKED)
+        names.append(_DISLIKED)
     sizes = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names}
     manifest = {
         "format": FORMAT,
@@ -108,7 +112,7 @@ def prepared_manifest(folder: Path, *, verify: Verify = Verify.SIZES) -> dict[st
 
 def dataset_fingerprint(dataset: Dataset) -> str:
     """16 hexadecimal digits that change with any interaction, time, rating, order, id, title, text, word on
-    a user or given vector.
+    a user or given vector; not with what was rated too low to count, of which nothing is made.
     """
     log, items = dataset.interactions, dataset.catalog.items
     digest = hashlib.sha256()
@@ -132,12 +136,33 @@ def _read(folder: Path) -> Dataset:
     users = pl.read_parquet(folder / _USERS)
     items = pl.read_parquet(folder / _ITEMS)
     offsets = np.concatenate([[0], np.cumsum(users[_LENGTH].to_numpy())]).astype(np.int64)
+    ratings = log[RATING].fill_null(np.nan).to_numpy().astype(np.float32) if RATING in log.columns else None
+    about = np.array(users[TEXT].to_list(), dtype=np.object_) if TEXT in users.columns else None
+    histories = replace(_lists(log, offsets), ratings=ratings, about=about)
+    catalog = Catalog(items, Vocabulary(items[ITEM_ID].to_list()))
+    disliked = _read_disliked(folder / _DISLIKED) if (folder / _DISLIKED).exists() else None
+    return Dataset(histories, Vocabulary(users[USER_ID].to_list(), noun="user"), catalog, disliked=disliked)
+
+
+def _read_disliked(path: Path) -> Disliked:
+    log = pl.read_parquet(path)
+    counts = log.group_by(USER_ID, maintain_order=True).len()
+    offsets = np.concatenate([[0], np.cumsum(counts["len"].to_numpy())]).astype(np.int64)
+    return Disliked(_lists(log, offsets), Vocabulary(counts[USER_ID].to_list(), noun="user"))
+
+
+def _timed(users: pl.DataFrame, log: Histories) -> pl.DataFrame:
+    """Whose each interaction is, what was taken and, where times are known, when."""
+    frame = users.with_columns(pl.Series(_ITEM_ROW, log.item_rows.astype(np.int32)))
+    if log.timestamps is None:
+        return frame
+    times = pl.Series(TIMESTAMP, log.timestamps)
+    return frame.with_columns(times.set(times == Histories.NO_TIME, None))
+
+
+def _lists(log: pl.DataFrame, offsets: Rows) -> Histories:
+    """What `_timed` made a table of."""
     times = None
     if TIMESTAMP in log.columns:
         times = log[TIMESTAMP].fill_null(Histories.NO_TIME).to_numpy().astype(np.int64)
-    ratings = log[RATING].fill_null(np.nan).to_numpy().astype(np.float32) if RATING in log.columns else None
-    about = np.array(users[TEXT].to_list(), dtype=np.object_) if TEXT in users.columns else None
-    rows = log[_ITEM_ROW].to_numpy().astype(np.int64)
-    histories = Histories(rows, offsets, times, ratings=ratings, about=about)
-    catalog = Catalog(items, Vocabulary(items[ITEM_ID].to_list()))
-    return Dataset(histories, Vocabulary(users[USER_ID].to_list(), noun="user"), catalog)
+    return Histories(log[_ITEM_ROW].to_numpy().astype(np.int64), offsets, times)

@@ -46,6 +46,7 @@ class Histories:
             where unknown; None for the end of the log.
         ratings: (R,) float32 beside item_rows, NaN where unknown; None in a log without them.
         about: (B,) str, what is known of who took each list, empty where nothing is; None without a table of users.
+        disliked: B further lists, of what each of those rated too low to count; None where there is nothing.
     """
 
     item_rows: Rows
@@ -54,6 +55,7 @@ class Histories:
     asked_at: Rows | None = None
     ratings: Scores | None = None
     about: Words | None = None
+    disliked: "Histories | None" = None
 
     NO_TIME = np.iinfo(np.int64).min
 
@@ -67,13 +69,19 @@ class Histories:
 
     @classmethod
     def joined(cls, parts: Sequence["Histories"]) -> "Histories":
-        """The lists of all parts, one part after another; times, ratings and words only where every part has them."""
+        """The lists of all parts, one part after another; times, ratings and words only where every part has them.
+
+        Of a part without what was disliked nothing was.
+        """
         lengths = np.concatenate([np.zeros(0, dtype=np.int64), *(part.lengths for part in parts)])
         rows = np.concatenate([np.zeros(0, dtype=np.int64), *(part.item_rows for part in parts)])
         times = [part.timestamps for part in parts if part.timestamps is not None]
         asked = [part.asked_at for part in parts if part.asked_at is not None]
         ratings = [part.ratings for part in parts if part.ratings is not None]
         about = [part.about for part in parts if part.about is not None]
+        disliked = None
+        if any(part.disliked is not None for part in parts):
+            disliked = cls.joined([part.disliked or cls.of([[]] * len(part)) for part in parts])
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         return cls(
             rows,
@@ -82,6 +90,7 @@ class Histories:
             np.concatenate(asked) if asked and len(asked) == len(parts) else None,
             np.concatenate(ratings) if ratings and len(ratings) == len(parts) else None,
             np.concatenate(about) if about and len(about) == len(parts) else None,
+            disliked,
         )
 
     def __len__(self) -> int:
@@ -96,6 +105,14 @@ class Histories:
         return np.diff(self.offsets)
 
     @property
+    def known(self) -> list[Rows]:
+        """What is left out of each list's recommendations where known items are: its own, and what was disliked."""
+        lists = [self[place] for place in range(len(self))]
+        if self.disliked is None:
+            return lists
+        return [np.concatenate([rows, self.disliked[place]]) for place, rows in enumerate(lists)]
+
+    @property
     def list_of_row(self) -> Rows:
         """(R,) int64, for every entry of item_rows the list that it stands in."""
         return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
@@ -106,7 +123,7 @@ class Histories:
         offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
         times = None if self.timestamps is None else self.timestamps[mask]
         ratings = None if self.ratings is None else self.ratings[mask]
-        return Histories(self.item_rows[mask], offsets, times, self.asked_at, ratings, self.about)
+        return Histories(self.item_rows[mask], offsets, times, self.asked_at, ratings, self.about, self.disliked)
 
     def take(self, places: Rows) -> "Histories":
         """The lists at `places`, in that order."""
@@ -117,7 +134,8 @@ class Histories:
         asked_at = None if self.asked_at is None else self.asked_at[places]
         ratings = None if self.ratings is None else self.ratings[entries]
         about = None if self.about is None else self.about[places]
-        return Histories(self.item_rows[entries], offsets, times, asked_at, ratings, about)
+        disliked = None if self.disliked is None else self.disliked.take(places)
+        return Histories(self.item_rows[entries], offsets, times, asked_at, ratings, about, disliked)
 
     def about_of(self, place: int) -> str:
         """What is known of who took the list at `place`; empty where nothing is."""
@@ -188,17 +206,45 @@ def unit_vectors(items: pl.DataFrame) -> Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Disliked:
+    """What was rated too low to count: it teaches nothing and is no history, but is not recommended again.
+
+    That holds for what is served now. No split has it: that somebody will dislike an item is, there, yet to come.
+
+    Attributes:
+        interactions: a list for each of `users`, with times where the log has any.
+        users: who rated something so, some of whom may have taken nothing else.
+    """
+
+    interactions: Histories
+    users: Vocabulary
+
+    def of(self, users: Vocabulary) -> Histories:
+        """A list for each of `users`, empty for whoever rated nothing so."""
+        log, none = self.interactions, len(self.users)
+        with_empty = replace(log, offsets=np.append(log.offsets, log.offsets[-1]))
+        places = [self.users.row(user_id) if user_id in self.users else none for user_id in users.ids]
+        return with_empty.take(np.array(places, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """A validated log and catalog: one history for each user row.
 
     Attributes:
         last_event: number of the last event of a service that was taken in, as all before it were; 0 without any.
+        disliked: None where nothing was rated too low to count.
     """
 
     interactions: Histories
     users: Vocabulary
     catalog: Catalog
     last_event: int = 0
+    disliked: Disliked | None = None
+
+    def holds(self, user_id: str) -> bool:
+        """Whether anything of a user is there, be it only what they disliked."""
+        return user_id in self.users or (self.disliked is not None and user_id in self.disliked.users)
 
 
 @dataclass(frozen=True, slots=True)

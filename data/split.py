@@ -1,7 +1,7 @@
 """A data set divided in time or by items: what may be learnt from, and what is asked."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -155,9 +155,13 @@ def held_out_items(items: Vocabulary, config: SplitConfig) -> ColdItems:
 
 
 def next_holdout(dataset: Dataset) -> Holdout:
-    """Every user with the whole history and an empty list of targets: what to recommend next, with no answer known."""
-    users = np.arange(len(dataset.users), dtype=np.int64)
-    return Holdout("next", users, dataset.interactions, _nothing(len(users), dataset.interactions))
+    """Every user with the whole history and an empty list of targets: what to recommend next, with no answer known.
+
+    What was rated too low to count is with the histories here, and in no other part: there it may be yet to come.
+    """
+    users, log = np.arange(len(dataset.users), dtype=np.int64), dataset.interactions
+    disliked = None if dataset.disliked is None else dataset.disliked.of(dataset.users)
+    return Holdout("next", users, replace(log, disliked=disliked), _nothing(len(users), log))
 
 
 def group_of_users(users: Vocabulary) -> Mask:

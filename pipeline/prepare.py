@@ -37,6 +37,8 @@ def prepare(
         sources = {"log": sha256_of(log_path), "catalog": sha256_of(catalog_path)}
         made_from: dict[str, Any] = {
             **sources,
+            # Older versions forgot it: what they prepared of such a log is prepared anew.
+            **({} if dataset.disliked is None else {"disliked": len(dataset.disliked.interactions.item_rows)}),
             "format": FORMAT,
             "data": config.data.model_dump(mode="json"),
             "split": config.split.model_dump(mode="json"),

@@ -12,6 +12,7 @@ from data.assemble import Duplicates, Order
 from data.load import LoadConfig, UnknownItems, load_dataset, load_interactions, load_items, load_users
 from data.schema import Histories
 from data.times import TimestampUnit
+from data.vocabulary import Vocabulary
 from store.errors import BadInput
 from tests.data.files import DAY, ITEMS, LOG, NOON, TAKEN, load, taken, write
 
@@ -113,6 +114,23 @@ def test_low_ratings_and_unknown_items_are_dropped_and_counted_when_told(folder)
     assert taken(dataset) == {"u2": ["01"], "u1": ["1", "01"]}
     assert report.dropped == {"exact_copies": 0, "below_min_rating": 2, "unknown_items": 1}
     assert (report.users_read, report.users) == (3, 2)
+
+
+def test_what_was_rated_too_low_is_known_beside_the_histories_and_is_none_of_them(folder):
+    low = {"user_id": "u9", "item_id": "new", "timestamp": NOON, "rating": 1.0}
+    write(folder / "log.csv", [*LOG, low, {**low, "item_id": "zzz"}])
+    dataset, report = load(folder, min_rating=3)
+    assert report.dropped == {"exact_copies": 0, "below_min_rating": 4}
+    assert "u9" not in dataset.users
+    names, low_rated = dataset.catalog.vocabulary, dataset.disliked
+    users = Vocabulary(["u1", "somebody", "u9", "u2"])
+    assert [names.rows(ids).tolist() for ids in (["1"], [], ["new"], [" b"])] == [
+        low_rated.of(users)[place].tolist() for place in range(4)
+    ]
+    assert low_rated.of(users).timestamps.tolist() == [NOON + 2, NOON, NOON + 1]
+    assert [dataset.holds(user) for user in ("u1", "u9", "somebody")] == [True, True, False]
+    assert load(folder, min_rating=1, unknown_items=UnknownItems.DROP)[0].disliked is None
+    assert load(folder, unknown_items=UnknownItems.DROP)[0].disliked is None
 
 
 def test_ratings_stay_beside_their_items(folder):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.prepared import dataset_fingerprint, load_prepared, save_prepared
-from data.schema import Catalog, Dataset, Histories
+from data.schema import Catalog, Dataset, Disliked, Histories
 from data.vocabulary import Vocabulary
 from store.artifacts import Run, Verify
 from store.errors import CorruptArtifact, MissingStep
@@ -29,6 +29,9 @@ def dataset(lists: list[list[int]], items: list[str], times: list[int] | None = 
 
 
 SMALL = dataset([[2, 0], [], [1]], ["a", "01", " ü"], [5, Histories.NO_TIME, 7])
+LOW = Disliked(
+    replace(Histories.of([[1, 0], [2]]), timestamps=np.array([3, Histories.NO_TIME, 4])), Vocabulary(["02", "x"])
+)
 
 
 def save(folder: Path, data: Dataset = SMALL) -> dict:
@@ -70,6 +73,26 @@ def test_a_data_set_comes_back_as_it_was(tmp_path):
     assert (manifest["users"], manifest["items"], manifest["interactions"]) == (3, 3, 3)
     assert manifest["report"] == {"rows": 3}
     assert manifest["fingerprint"] == dataset_fingerprint(found)
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_what_was_rated_too_low_comes_back_and_makes_no_other_data_set(tmp_path, timed):
+    low = LOW if timed else replace(LOW, interactions=replace(LOW.interactions, timestamps=None))
+    plain, manifest = save(tmp_path / "plain"), save(tmp_path / "data", replace(SMALL, disliked=low))
+    found, _ = load_prepared(tmp_path / "data", verify=Verify.FULL)
+    assert_same(found, SMALL)
+    assert found.disliked.users.ids == ("02", "x")
+    assert found.disliked.interactions.item_rows.tolist() == [1, 0, 2]
+    assert found.disliked.interactions.offsets.tolist() == [0, 2, 3]
+    times = found.disliked.interactions.timestamps
+    assert times.tolist() == [3, Histories.NO_TIME, 4] if timed else times is None
+    assert manifest["fingerprint"] == plain["fingerprint"]
+    # A data set without any is what older versions wrote, too.
+    assert "disliked.parquet" not in plain["files"]
+    assert load_prepared(tmp_path / "plain")[0].disliked is None
+    (tmp_path / "data" / "disliked.parquet").unlink()
+    with pytest.raises(CorruptArtifact, match=r"python cli\.py prepare"):
+        load_prepared(tmp_path / "data")
 
 
 def test_it_lives_in_an_artifact_as_well_as_in_a_folder_of_the_run(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.schema import Catalog, Dataset, Histories, Holdout
+from data.schema import Catalog, Dataset, Disliked, Histories, Holdout
 from data.split import (
     HeldOut,
     SplitConfig,
@@ -225,6 +225,18 @@ def test_everybody_is_asked_for_the_next_item_without_an_answer():
     assert found.part == "next"
     assert asked(found) == {0: ([1, 2], []), 1: ([3], [])}
     assert found.histories.timestamps.tolist() == [1, 2, 3]
+
+
+def test_what_was_disliked_is_known_of_whoever_is_served_and_in_no_question_of_a_split():
+    low = Disliked(Histories.of([[7], [8, 9]]), Vocabulary(["nobody else", "u1"]))
+    data = replace(dataset([1, 2, 3], [3, 4, 5]), disliked=low)
+    found = next_holdout(data).histories
+    assert [rows.tolist() for rows in found.known] == [[1, 2, 3], [3, 4, 5, 8, 9]]
+    assert plain(found.take(np.array([1, 0])).disliked) == [[8, 9], []]
+    assert plain(Histories.joined([Histories.of([[1]]), found]).disliked) == [[], [], [8, 9]]
+    split = make_split(data, SplitConfig())
+    for part in (split.train, split.validation.histories, split.test.histories):
+        assert part.disliked is None
 
 
 def test_the_group_of_a_user_depends_on_the_id_alone_and_a_fifth_is_b():
