@@ -13,7 +13,7 @@ from pipeline.memory import less_for_lists, memory_for
 from pipeline.workspace import Workspace
 from recommend.answer import Answer
 from recommend.events import Events
-from recommend.histories import Known, known_of
+from recommend.histories import Known, disliked_by, known_of
 from recommend.item_filter import ALL_ITEMS, ItemFilter, listed_ids
 from recommend.ledger import LEDGER, add_to_ledger
 from recommend.recommender import Recommender, Rerank
@@ -61,7 +61,8 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
     wish.check()
     ledger = ws.run.root / LEDGER
     recommender = Recommender(load_stages(ws.run, ws.run.release()), ws.config.recommending, ledger=ledger)
-    known = _known(recommender, wish, Events.of(ws.run.root))
+    events = Events.of(ws.run.root)
+    known = _known(recommender, wish, events)
     history = known.item_rows
     renamed = renamed_columns(ws.config.data.columns, TableKind.CATALOG)
     where = wish.items.mask(recommender.catalog, recommender.retriever.available, renamed=renamed)
@@ -79,6 +80,7 @@ def answer(ws: Workspace, wish: Wish, *, as_json: bool) -> Answer:
             budget=wish.budget,
             query_vector=vector,
             about=known.about,
+            disliked=None if wish.user is None else disliked_by(wish.user, recommender.dataset, events),
             where=where,
         )
     add_to_ledger(ledger, found.cost.spent)

@@ -12,7 +12,7 @@ import polars as pl
 
 from config import Config
 from data.columns import TableKind, renamed_columns
-from data.schema import ITEM_ID, RANK, SCORE, USER_ID, Candidates, Holdout
+from data.schema import ITEM_ID, RANK, SCORE, USER_ID, Candidates, Histories, Holdout
 from data.split import HeldOut, SplitKind, next_holdout
 from data.vocabulary import Vocabulary
 from pipeline.engine import HERE, Engine, EngineKind
@@ -213,9 +213,13 @@ def _holdout(ws: Workspace, asked: Asked, recommender: Recommender) -> Holdout:
     if asked is Asked.NEXT:
         # The data of the release, which a later prepare may have moved away from.
         holdout = _remembered(next_holdout(recommender.dataset), recommender.users, ws.run.root)
-        # Where the test items were taken away, `next` stands for them: each user is asked then and there, not now.
-        replayed = ws.config.split.kind is SplitKind.LEAVE_ONE_OUT and ws.config.split.holdout is HeldOut.VALIDATION
-        return replace(holdout, histories=holdout.histories.asked_after_last()) if replayed else holdout
+        if ws.config.split.holdout is not HeldOut.VALIDATION:
+            return holdout
+        # The test items were taken away, and `next` stands for them: what was disliked may have come after them, and
+        # where each user lost their last, they are asked then and there, not now.
+        histories = replace(holdout.histories, disliked=None)
+        replayed = ws.config.split.kind is SplitKind.LEAVE_ONE_OUT
+        return replace(holdout, histories=histories.asked_after_last() if replayed else histories)
     return ws.split.validation if asked is Asked.VALIDATION else ws.split.test
 
 
@@ -224,12 +228,19 @@ def _remembered(holdout: Holdout, users: Vocabulary, root: Path) -> Holdout:
     events = Events.of(root)
     if events is None:
         return holdout
-    kept, log = np.ones(len(holdout), dtype=np.bool_), holdout.histories
+    kept = np.ones(len(holdout), dtype=np.bool_)
+    logs = [log for log in (holdout.histories, holdout.histories.disliked) if log is not None]
     for user_id, until in events.forgotten(pl.Series(users.ids, dtype=pl.String)).rows():
         row = users.row(user_id)
-        theirs = slice(log.offsets[row], log.offsets[row + 1])
-        kept[row] = log.timestamps is not None and bool((log.timestamps[theirs] > until).all())
+        kept[row] = all(_is_later(log, row, until) for log in logs)
     return holdout.take(np.flatnonzero(kept))
+
+
+def _is_later(log: Histories, row: int, until: int) -> bool:
+    """Whether everything in a user's list is from after a moment."""
+    if log.timestamps is None:
+        return not len(log[row])
+    return bool((log.timestamps[log.offsets[row] : log.offsets[row + 1]] > until).all())
 
 
 def _rows(recommender: Recommender, asked: Holdout, candidates: Candidates) -> pl.DataFrame:

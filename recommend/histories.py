@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.schema import Dataset, Histories, Rows
+from data.schema import Dataset, Disliked, Histories, Rows
 from recommend.events import Events
 
 
@@ -61,7 +61,16 @@ def known_of(user_id: str, dataset: Dataset, events: Events) -> Known:
     return Known(together, unknown, about=about, logged=len(rows))
 
 
-def _logged(user_id: str, dataset: Dataset) -> tuple[Rows, Rows]:
+def disliked_by(user_id: str, dataset: Dataset, events: Events | None) -> Rows:
+    """Rows of what a user rated too low to count, which is no history; who asked to be forgotten as in `known_of`."""
+    if dataset.disliked is None:
+        return np.zeros(0, dtype=np.int64)
+    rows, times = _logged(user_id, dataset.disliked)
+    forgotten_at = events.forgotten_at(user_id) if events is not None and len(rows) else None
+    return rows if forgotten_at is None else rows[times > forgotten_at]
+
+
+def _logged(user_id: str, dataset: Dataset | Disliked) -> tuple[Rows, Rows]:
     """(n,) item rows and (n,) Unix seconds, NO_TIME where unknown, in the order of the log."""
     log = dataset.interactions
     if user_id not in dataset.users:

@@ -50,8 +50,8 @@ class RecommendConfig(BaseModel):
     prices: Prices = Field(Prices(), description="what tokens and the machine cost")
     exclude_known: bool = Field(
         True,
-        description="never recommend what the user already has; false where people take things again, and then both "
-        "stages are fitted so, too",
+        description="never recommend what the user already has, or rated below data.min_rating; false where people "
+        "take things again, and then both stages are fitted so, too",
     )
 
 
@@ -137,6 +137,7 @@ class Recommender:
         budget: Budget | None = None,
         query_vector: Scores | None = None,
         about: str = "",
+        disliked: Rows | None = None,
         where: Mask | None = None,
         exclude: Rows | None = None,
         exclude_known: bool | None = None,
@@ -152,9 +153,10 @@ class Recommender:
             budget: what the answer may cost; what was left out for it stands in the answer.
             query_vector: (E,) text vector of a free-text wish, which then takes the history's place.
             about: what is known of the user, in words, as `about_of` tells it of those in the log.
+            disliked: (d,) rows of what the user rated too low to count, left out like the history; None: nothing.
             where: (N,) the items that may be shown; None: all.
             exclude: (m,) rows of items that must not come back.
-            exclude_known: whether those of the history must not either; None: as configured.
+            exclude_known: whether known and disliked ones must not either; None: as configured.
             explained: whether reasons are looked for, which costs several times what retrieval does.
 
         Raises:
@@ -163,6 +165,8 @@ class Recommender:
         k = self.checked_k(k, unless=self.config.k)
         exclude_known = self.config.exclude_known if exclude_known is None else exclude_known
         histories = Histories.of([history.tolist()], about=[about])
+        if disliked is not None and len(disliked):
+            histories = replace(histories, disliked=Histories.of([disliked.tolist()]))
         wanted = max(k, self.config.candidates) + (0 if exclude is None else len(exclude))
         asks = rerank is Rerank.ALWAYS or (rerank is not Rerank.NEVER and self.reranker_helps)
         if asks and budget is not None and budget.max_ms is not None:

@@ -14,7 +14,7 @@ from data.schema import Histories, Rows, Scores
 from recommend.asking import Ask, Forgotten, Served
 from recommend.batched import PLANNED
 from recommend.events import Event, Events, Stored
-from recommend.histories import Known, known_of
+from recommend.histories import Known, disliked_by, known_of
 from recommend.item_writer import ItemChange, ItemState, ItemWriter
 from recommend.keeper import Keeper
 from recommend.ledger import LEDGER, Spent, add_to_ledger
@@ -110,6 +110,8 @@ class Service:
         started = time.perf_counter()
         with self._counted():
             history, vector, known = self._asked(serving, ask)
+            named, dataset = ask.user_id, serving.recommender.dataset
+            disliked = None if named is None else disliked_by(named, dataset, self.events)
             excluded, strangers = _rows(serving, ask.exclude_items)
             looked_up = time.perf_counter()
             answer = serving.recommender.recommend(
@@ -120,6 +122,7 @@ class Service:
                 budget=self._in_time(ask.budget, since=started),
                 query_vector=vector,
                 about=known.about,
+                disliked=disliked,
                 where=None if ask.where is None else serving.conditions.mask(ask.where),
                 exclude=excluded if len(excluded) else None,
                 exclude_known=ask.exclude_known,
@@ -192,7 +195,7 @@ class Service:
         served = [self._now, *(old for _, old in self._leaving)]
         for child in {id(one.child): one.child for one in served if one.child is not None}.values():
             child.forget()
-        return Forgotten(events, logged, user_id in dataset.users)
+        return Forgotten(events, logged, dataset.holds(user_id))
 
     def users(self, search: str, limit: int) -> list[str]:
         """Users of the log whose id holds `search`, those that begin with it first; not who asked to be forgotten."""

@@ -176,7 +176,7 @@ class Retriever:
         """What the towers alone find: one search in the index, with the towers' score under their names."""
         parts = []
         for batch in _batches(histories):
-            known = [batch[place] for place in range(len(batch))] if exclude_known else None
+            known = batch.known if exclude_known else None
             users = self.towers.user_vectors(batch, self.item_vectors)
             score, rows = self.index.search(self.towers.weighted(users), depth, exclude=known, allowed=where)
             sources = self.towers.scores(users, self.item_vectors, np.maximum(rows, 0))
@@ -199,7 +199,7 @@ class Retriever:
         return best_of_dense(scores, depth, name=TEXT)
 
     def _union(self, histories: Histories, wanted: int, *, exclude_known: bool, where: Mask | None) -> Candidates:
-        known = [histories[place] for place in range(len(histories))] if exclude_known else None
+        known = histories.known if exclude_known else None
         users = self.towers.user_vectors(histories, self.item_vectors)
         _, tower_rows = self.index.search(self.towers.weighted(users), wanted, exclude=known, allowed=where)
         recent = self.transitions.history_weights(histories)
@@ -210,7 +210,7 @@ class Retriever:
         unranked = self._sourced(rows, histories, users=users, recent=recent, following=following)
         candidates = self._ranked(unranked)
         empty = histories.lengths == 0
-        return self._popular(candidates, empty, where) if empty.any() else candidates
+        return self._popular(candidates, empty, known, where) if empty.any() else candidates
 
     def _trending(self, histories: Histories, known: list[Rows] | None, shown: Mask | None) -> Rows:
         """(B, W) rows of what is in fashion when each user asks, known items and those not to be shown left out."""
@@ -272,15 +272,23 @@ class Retriever:
         last = histories.last(1)[:, 0]
         return np.asarray(self.text[np.maximum(last, 0)] * (last != NO_ITEM)[:, None], dtype=np.float32)
 
-    def _popular(self, candidates: Candidates, empty: np.ndarray, where: Mask | None) -> Candidates:
-        """The same candidates with the lists of empty histories replaced by recent popular items."""
+    def _popular(
+        self, candidates: Candidates, empty: np.ndarray, known: list[Rows] | None, where: Mask | None
+    ) -> Candidates:
+        """The same candidates with the lists of empty histories replaced by recent popular items, known ones left out.
+
+        Whoever has taken nothing may have disliked something.
+        """
         shown, taken = self._shown(where), self.recent_popularity
         taken = taken if shown is None else np.where(shown, taken, np.float32(-np.inf))
-        popular = best_of_dense(taken[None, :], candidates.depth, name=POPULARITY)
+        places = np.flatnonzero(empty).tolist()
+        most = candidates.depth + (max(len(known[place]) for place in places) if known else 0)
+        popular = best_of_dense(taken[None, :], most, name=POPULARITY)
         rows, score = candidates.item_rows.copy(), candidates.score.copy()
-        width = popular.depth
         rows[empty], score[empty] = NO_ITEM, -np.inf
-        rows[empty, :width], score[empty, :width] = popular.item_rows[0], popular.score[0]
+        for place in places:
+            kept = np.flatnonzero(~np.isin(popular.item_rows[0], known[place] if known else []))[: candidates.depth]
+            rows[place, : len(kept)], score[place, : len(kept)] = popular.item_rows[0, kept], popular.score[0, kept]
         sources = {name: np.where(empty[:, None], np.float32(0), scores) for name, scores in candidates.sources.items()}
         sources[POPULARITY] = np.where(empty[:, None] & (rows != NO_ITEM), score, np.float32(0))
         return Candidates(rows, score, sources)

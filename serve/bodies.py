@@ -49,7 +49,9 @@ class RecommendBody(Body):
         None, description="a condition on catalog columns, as in: price < 20 AND brand <> 'Acme'"
     )
     exclude_items: list[Id] = Field([], description="item ids that must not come back")
-    exclude_known: bool | None = Field(None, description="leave out what the user has; unset: as configured")
+    exclude_known: bool | None = Field(
+        None, description="leave out what the user has, or rated too low; unset: as configured"
+    )
     budget: BudgetBody = Field(BudgetBody(), description="what the answer may cost")
     rerank: Rerank = Field(Rerank.AUTO, description="auto: where it helped on validation")
     explain: bool = Field(False, description="give reasons; costs several times what retrieval does")

@@ -143,6 +143,24 @@ def test_every_source_obeys_a_filter(share):
     assert by_text == sorted(np.flatnonzero(where), key=lambda row: -(PLAIN.text @ PLAIN.text[0])[row])
 
 
+def test_what_was_disliked_is_in_no_list_and_moves_nothing_else():
+    histories = Histories.of([[3, 8, 1], [0], []])
+    plain = shown(PLAIN.unions(histories, N))
+    low = [plain[0][:2], [], plain[2][:3]]
+    disliking = replace(histories, disliked=Histories.of(low))
+    expected = [[row for row in rows if row not in low[user]] for user, rows in enumerate(plain)]
+    for found in (PLAIN.unions(disliking, N), PLAIN.candidates(disliking, N)):
+        assert shown(found) == expected
+    few = shown(PLAIN.candidates(disliking, 5))
+    assert [len(set(rows) - set(low[user])) for user, rows in enumerate(few)] == [5] * 3
+    assert few[2] == expected[2][:5]  # what is popular, to whom nothing was known
+    assert shown(PLAIN.unions(disliking, N, exclude_known=False)) == shown(
+        PLAIN.unions(histories, N, exclude_known=False)
+    )
+    for user, rows in enumerate(shown(PLAIN.search(disliking, N))):
+        assert set(rows) == set(range(N)) - {*histories[user].tolist(), *low[user]}
+
+
 def test_a_user_who_knows_everything_gets_an_empty_list_and_the_others_theirs():
     found = PLAIN.candidates(Histories.of([list(range(N)), [1]]), 5)
     assert shown(found)[0] == []
