@@ -63,7 +63,7 @@ class SliceContribution:
     Attributes:
         users: who have a target in it.
         alone: in the order of the source.
-        ours: in that of all sources together.
+        ours: in that of all sources together, weighed anew.
         theirs: in that of all but this one, weighed anew.
     """
 
@@ -80,7 +80,7 @@ class Contribution:
     Attributes:
         source: its name, or that of a group of sources.
         alone: the metric of the candidates in its own order.
-        test: all sources together against all but this one, weighed anew.
+        test: all sources together against all but this one, both weighed anew.
         slices: the same by cold items and by history lengths, see `eval.slices`.
     """
 

@@ -1,7 +1,7 @@
 """What each source of the first stage finds by itself, and what it adds to the others."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from eval.metrics import PerUser, metrics_of, relevance_of
 from eval.results import MAIN_METRIC, Contribution, SliceContribution
 from eval.significance import paired_bootstrap
 from eval.slices import ndcg10_by_slice
+from fusion.linear import LinearFusion
 from fusion.network import NETWORK
 from retrieval.fit import drawn
 from retrieval.own_weights import source_of
@@ -51,8 +52,9 @@ def judge_sources(
     """Orders the candidates of every user by each source alone, and by all but that source.
 
     The candidates are those of all sources: a source left out no longer orders them, but what nobody else
-    found stays among them. The weights of the others are fitted again. All this is about weighted sums; a network over
-    them is judged as one more source, whose own order is by what it adds.
+    found stays among them. What it adds is the difference of two fits, with it and without it, made alike: against the
+    stored weights a source of weight 0 would seem to help wherever fitting again does harm. All this is about weighted
+    sums; a network over the stored one is judged as one more source, whose own order is by what it adds.
 
     Args:
         validation: group B, on which the weights of the fusion were fitted.
@@ -62,13 +64,15 @@ def judge_sources(
             has learnt it since; None: the same.
     """
     validation = drawn(validation, retriever.config.train)
-    seen = (as_fitted or retriever).unions(validation.histories, exclude_known=validation.exclude_known)
+    seen = _seen_by_the_fit(as_fitted or retriever, validation)
     groups, summed = groups_of(retriever), retriever.linear
+    fused = _fusion_of(retriever, list(retriever.fusion.transforms), seen, validation)
     alone = {name: _order_alone(retriever, name, sources, seen, validation) for name, sources in groups.items()}
-    without = {name: _order_without(retriever, sources, seen, validation) for name, sources in groups.items()}
+    without = {name: _fusion_without(retriever, fused, sources, seen, validation) for name, sources in groups.items()}
     lists: dict[str, list[Candidates]] = {name: [] for name in groups}
     together: list[Candidates] = []
     others: dict[str, list[Candidates]] = {name: [] for name in groups}
+    by_sum: list[Candidates] = []
     whole: list[Candidates] = []
     for start in range(0, len(asked), USERS_AT_ONCE):
         part = asked.take(np.arange(start, min(start + USERS_AT_ONCE, len(asked))))
@@ -77,11 +81,12 @@ def judge_sources(
             whole.append(_best(pool, PLACES))
             lists.setdefault(NETWORK, []).append(_best(pool.ranked_by(pool.sources[NETWORK]), depth))
         pool = summed.unions(part.histories, served, exclude_known=exclude_known)
-        together.append(_best(pool, PLACES))
+        by_sum.append(_best(pool, PLACES))
         pool = _impartial(pool)
+        together.append(_best(pool.ranked_by(_score(fused, pool)), PLACES))
         for name in groups:
             lists[name].append(_best(pool.ranked_by(alone[name](pool)), depth))
-            others[name].append(_best(pool.ranked_by(without[name](pool)), PLACES))
+            others[name].append(_best(pool.ranked_by(_score(without[name], pool)), PLACES))
     found = {name: concatenated(parts, depth) for name, parts in lists.items()}
     if not len(validation):
         return JudgedSources(found, [])
@@ -92,9 +97,8 @@ def judge_sources(
         for name, theirs in others.items()
     ]
     if whole:
-        contributions.append(
-            _contribution(NETWORK, found[NETWORK], concatenated(whole, PLACES), ours, asked, cold=cold)
-        )
+        ours, theirs = concatenated(whole, PLACES), concatenated(by_sum, PLACES)
+        contributions.append(_contribution(NETWORK, found[NETWORK], ours, theirs, asked, cold=cold))
     return JudgedSources(found, contributions)
 
 
@@ -137,21 +141,45 @@ def _order_alone(
         return lambda candidates: np.sum([weights[kind] * candidates.sources[kind] for kind in sources], axis=0)
     if len(sources) == 1:
         return lambda candidates: candidates.sources[sources[0]]
-    return _fitted(retriever, sources, seen, validation)
+    fusion = _fusion_of(retriever, sources, seen, validation)
+    return lambda candidates: _score(fusion, candidates)
 
 
-def _order_without(retriever: Retriever, sources: tuple[str, ...], seen: Candidates, validation: Holdout) -> Order:
-    """By all other sources."""
+def _fusion_without(
+    retriever: Retriever,
+    fused: LinearFusion | None,
+    sources: tuple[str, ...],
+    seen: Candidates,
+    validation: Holdout,
+) -> LinearFusion | None:
+    """Of all other sources; the very same where these have no weight among all."""
     left = [name for name in retriever.fusion.transforms if source_of(name) not in sources]
-    return _fitted(retriever, left, seen, validation)
+    if fused is not None and not any(weight for name, weight in fused.weights.items() if name not in left):
+        return fused
+    return _fusion_of(retriever, left, seen, validation)
 
 
-def _fitted(retriever: Retriever, names: Sequence[str], seen: Candidates, validation: Holdout) -> Order:
-    """By these sources, weighed as validation says; as the candidates stand where nobody can say."""
+def _seen_by_the_fit(retriever: Retriever, validation: Holdout) -> Candidates:
+    """The candidates that the weights were fitted on: by towers that were not weighed yet."""
+    unweighed = replace(retriever.towers, weights=dict.fromkeys(retriever.towers.weights, 1.0))
+    return replace(retriever, towers=unweighed, network=None).unions(
+        validation.histories, exclude_known=validation.exclude_known
+    )
+
+
+def _fusion_of(
+    retriever: Retriever, names: Sequence[str], seen: Candidates, validation: Holdout
+) -> LinearFusion | None:
+    """Of these sources, weighed as validation says; None where nobody can say."""
     if not len(validation):
-        return lambda candidates: candidates.score
+        return None
     columns = {name: retriever.fusion.transforms[name] for name in names}
-    return fitted_fusion(seen, validation.targets, columns, retriever.trend).score
+    return fitted_fusion(seen, validation.targets, columns, retriever.trend)
+
+
+def _score(fusion: LinearFusion | None, candidates: Candidates) -> Scores:
+    """The fused score; without a fusion that by which the candidates stand."""
+    return candidates.score if fusion is None else fusion.score(candidates)
 
 
 def _impartial(candidates: Candidates) -> Candidates:

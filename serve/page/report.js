@@ -62,7 +62,7 @@ export class Report {
 
 const SOURCES =
   "NDCG@10 of the first stage. Alone: the same candidates in the order of one source. " +
-  "Without it: in the order of all others, weighed anew.";
+  "Without it: in the order of all others. Weights are fitted anew both with and without it, so that a source without weight adds nothing.";
 const CEILING =
   "A reranker only reorders what retrieval has found: whoever reranks so many candidates " +
   "cannot have a higher Recall@10 than their recall.";

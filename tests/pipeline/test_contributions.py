@@ -1,12 +1,13 @@
 """What each source is worth, worked out again from the scores of all candidates by plain loops."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from data.schema import Histories, Holdout
+from data.schema import Candidates, Histories, Holdout
 from fusion.linear import column
 from fusion.network import NETWORK, FusionNetwork, NetworkConfig
 from pipeline import contributions as module
@@ -109,30 +110,54 @@ def test_a_source_alone_orders_the_candidates_by_its_own_scores(made, name):
     assert reported == pytest.approx(np.mean(gains), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_without_a_source_the_others_are_weighed_anew_on_the_same_candidates(made, name):
-    left_out = groups_of(RETRIEVER)[name]
+def seen_by_the_fit(found: Retriever) -> Candidates:
+    """Weights are fitted on what towers find that are not weighed yet."""
+    alike = replace(found.towers, weights=dict.fromkeys(found.towers.weights, 1.0))
+    return replace(found, towers=alike).unions(VALIDATION.histories)
+
+
+def weighed_anew(left_out: Collection[str]) -> list[float]:
+    """NDCG@10 of each user by all sources but some, their weights fitted on validation."""
     columns = {other: how for other, how in RETRIEVER.fusion.transforms.items() if other not in left_out}
-    seen = RETRIEVER.unions(VALIDATION.histories)
-    fusion = fitted_fusion(seen, VALIDATION.targets, columns, RETRIEVER.trend)
+    fusion = fitted_fusion(seen_by_the_fit(RETRIEVER), VALIDATION.targets, columns, RETRIEVER.trend)
     assert not set(fusion.weights) & set(left_out)
     union = RETRIEVER.unions(ASKED.histories, SERVED)
     score = sum(
         fusion.weights[other] * column(union, other, how, typical=fusion.typical[other])
         for other, how in columns.items()
     )
-    without, together = [], []
+    gains = []
     for user in range(len(ASKED)):
         own = dict(zip(union.item_rows[user].tolist(), score[user].tolist(), strict=True))
         pool = {row: {"score": own[row]} for row in own if row >= 0}
-        served = RETRIEVER.candidates(ASKED.histories.take(np.array([user])), SERVED).item_rows[0].tolist()
-        empty = not len(ASKED.histories[user])
-        without.append(ndcg10(served if empty else ranked(pool, lambda s: s["score"]), target_of(user)))
-        together.append(ndcg10(served, target_of(user)))
+        popular = RETRIEVER.candidates(Histories.of([[]]), SERVED).item_rows[0].tolist()
+        rows = ranked(pool, lambda s: s["score"]) if len(ASKED.histories[user]) else popular
+        gains.append(ndcg10(rows, target_of(user)))
+    return gains
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_and_without_a_source_the_others_are_weighed_anew_on_the_same_candidates(made, name):
+    without, together = weighed_anew(groups_of(RETRIEVER)[name]), weighed_anew(())
     test = next(found.test for found in made.contributions if found.source == name)
     assert test.theirs == pytest.approx(np.mean(without), abs=1e-6)
     assert test.ours == pytest.approx(np.mean(together), abs=1e-6)
     assert test.difference == pytest.approx(np.mean(together) - np.mean(without), abs=1e-6)
+
+
+def test_a_source_without_weight_adds_nothing_and_all_together_are_what_is_served():
+    fresh = replace(RETRIEVER, towers=replace(RETRIEVER.towers, weights=dict.fromkeys(RETRIEVER.towers.weights, 1.0)))
+    found = with_fitted_fusion(fresh, VALIDATION, lambda entry: None).retriever
+    assert found.towers.weights != fresh.towers.weights
+    silent = [name for name, sources in groups_of(found).items() if not any(map(found.fusion.weights.get, sources))]
+    assert silent
+    served = found.candidates(ASKED.histories, SERVED).item_rows.tolist()
+    reached = np.mean([ndcg10(served[user], target_of(user)) for user in range(len(ASKED))])
+    for one in judged(found).contributions:
+        assert one.test.ours == pytest.approx(reached)
+        if one.source in silent:
+            assert (one.test.difference, one.test.better, one.test.worse) == (0, 0, 0)
+            assert all(part.ours == part.theirs for part in one.slices.values())
 
 
 KNOWN = 30
@@ -163,7 +188,7 @@ def test_a_source_is_told_by_cold_items_and_history_lengths_too(weighed):
         "history_length/5-9": np.flatnonzero(lengths >= 5),
     }
     assert min(map(len, parts.values())) > 1
-    served = weighed.candidates(ASKED.histories, SERVED).item_rows.tolist()
+    told_of_all = found.contributions[0].slices
     for contribution in found.contributions:
         assert set(contribution.slices) == set(parts)
         alone = found.alone[contribution.source].item_rows.tolist()
@@ -171,10 +196,11 @@ def test_a_source_is_told_by_cold_items_and_history_lengths_too(weighed):
             told = contribution.slices[name]
             assert told.users == len(users)
             assert told.alone == pytest.approx(np.mean([ndcg10(alone[user], target_of(user)) for user in users]))
-            assert told.ours == pytest.approx(np.mean([ndcg10(served[user], target_of(user)) for user in users]))
+            assert told.ours == told_of_all[name].ours
         for kind, of_kind in (("target_item", list(parts)[:2]), ("history_length", list(parts)[2:])):
-            whole = sum(contribution.slices[name].theirs * len(parts[name]) for name in of_kind) / len(ASKED)
-            assert whole == pytest.approx(contribution.test.theirs), kind
+            for side in ("ours", "theirs"):
+                whole = sum(getattr(contribution.slices[name], side) * len(parts[name]) for name in of_kind)
+                assert whole / len(ASKED) == pytest.approx(getattr(contribution.test, side)), kind
 
 
 def test_without_a_source_its_columns_for_cold_items_are_gone_too(weighed):
@@ -185,8 +211,7 @@ def test_without_a_source_its_columns_for_cold_items_are_gone_too(weighed):
     columns = {name: how for name, how in columns.items() if name not in (TEXT, LAST_TEXT, of_cold(LAST_TEXT))}
     assert of_cold(TEXT) not in columns
     assert of_cold(TRANSITIONS) in columns
-    seen = weighed.unions(VALIDATION.histories)
-    fusion = fitted_fusion(seen, VALIDATION.targets, columns, weighed.trend)
+    fusion = fitted_fusion(seen_by_the_fit(weighed), VALIDATION.targets, columns, weighed.trend)
     union = weighed.unions(ASKED.histories, SERVED)
     some = np.flatnonzero(ASKED.histories.lengths > 0)
     # Ties by the lower row.
