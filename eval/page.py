@@ -11,7 +11,7 @@ from eval.metrics import KS, METRICS
 from eval.plots import frontier_picture, recall_picture, slices_picture, systems_picture
 from eval.results import MAIN_METRIC, Fit, Report, System
 from eval.significance import DRAWS, Interval
-from eval.words import SMALL_SLICE, conclusion, evidence, metric_words, number, slice_words, symbol
+from eval.words import SMALL_SLICE, conclusion, evidence, interval_words, metric_words, number, slice_words, symbol
 
 _COLUMNS = ("recall@10", "ndcg@10", "mrr@10", "recall@100", "coverage@10", "novelty@10")
 
@@ -114,7 +114,7 @@ def _contributions_table(report: Report) -> list[dict[str, str]]:
             "alone": f"{found.alone:.4f}",
             "without": f"{found.test.theirs:.4f}",
             "adds": f"{found.test.difference:+.4f}".replace("-", "−"),
-            "range": f"{found.test.low:+.4f} to {found.test.high:+.4f}".replace("-", "−"),
+            "range": interval_words(found.test).replace("-", "−"),
             "symbol": symbol(found.test.verdict),
             "verdict": found.test.verdict.value,
         }

@@ -1,5 +1,6 @@
 """Is one system better than another for the same users, or is it chance? A paired bootstrap over users."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -63,6 +64,16 @@ class PairedTest:
     level: float
     verdict: Verdict
 
+    @property
+    def differing(self) -> int:
+        """Users for whom the two differ."""
+        return self.better + self.worse
+
+    @property
+    def needed(self) -> int:
+        """So many users must differ: of fewer interval and p are not to be believed, and there is no evidence."""
+        return _needed(self.level)
+
 
 def paired_bootstrap(
     ours: Floats, theirs: Floats, *, seed: int = 0, draws: int = DRAWS, level: float = LEVEL
@@ -112,13 +123,17 @@ def bootstrap_mean(values: Floats, *, seed: int = 0, draws: int = DRAWS, level: 
 
 
 def _verdict(low: float, high: float, *, differing: int, level: float) -> Verdict:
-    # A percentile interval of few differing users is too narrow: four that all gain already leave out 0.
-    # So the sign test must be able to reach the level at all: 6 users that differ at 95 %.
-    if 2.0 ** (1 - differing) > 1 - level:
+    if differing < _needed(level):
         return Verdict.NO_EVIDENCE
     if low > 0:
         return Verdict.HELPS
     return Verdict.HARMS if high < 0 else Verdict.NO_EVIDENCE
+
+
+def _needed(level: float) -> int:
+    # A percentile interval of few differing users is too narrow: four that all gain already leave out 0.
+    # So the sign test must be able to reach the level at all: 6 users that differ at 95 %.
+    return math.ceil(1 - math.log2(1 - level))
 
 
 def _percentiles(values: Floats, level: float) -> tuple[float, float]:

@@ -62,19 +62,35 @@ def _sentence(text: str) -> str:
 
 
 def evidence(metric: str, test: PairedTest) -> str:
-    """The figures behind a conclusion in one sentence."""
+    """The figures behind a conclusion; neither interval nor p where too few users differ for either."""
     level = f"{test.level * 100:g} % interval"
     means = f"{metric_words(metric)} {test.ours:.4f} against {test.theirs:.4f}"
-    if test.relative is None or test.relative_low is None or test.relative_high is None:
-        change = f"{test.difference:+.4f} ({level} {test.low:+.4f} to {test.high:+.4f})"
+    if test.differing < test.needed:
+        size = f"{test.difference:+.4f}" if test.relative is None else percent(test.relative)
+        change = f"{size} by {too_few(test)} for an interval and p, which need {test.needed}"
+    elif test.relative is None or test.relative_low is None or test.relative_high is None:
+        change = f"{test.difference:+.4f} ({level} {test.low:+.4f} to {test.high:+.4f}), {p_words(test.p_value)}"
     else:
-        change = f"{percent(test.relative)} ({level} {percent(test.relative_low)} to {percent(test.relative_high)})"
+        around = f"{level} {percent(test.relative_low)} to {percent(test.relative_high)}"
+        change = f"{percent(test.relative)} ({around}), {p_words(test.p_value)}"
     equal = test.users - test.better - test.worse
     return (
-        f"{means}: {change}, {p_words(test.p_value)}. "
+        f"{means}: {change}. "
         f"Of {test.users:,} users {test.better:,} are better off, {test.worse:,} worse off, "
         f"{equal:,} see no difference."
     ).replace("-", "−")
+
+
+def interval_words(test: PairedTest) -> str:
+    """`-0.0012 to +0.0034`, or that too few users differ for an interval."""
+    if test.differing < test.needed:
+        return too_few(test)
+    return f"{test.low:+.4f} to {test.high:+.4f}"
+
+
+def too_few(test: PairedTest) -> str:
+    """`5 users who differ, too few`."""
+    return f"{test.differing} {'user who differs' if test.differing == 1 else 'users who differ'}, too few"
 
 
 def percent(share: float) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from eval.results import Report
+from eval.words import interval_words
 
 COLUMNS = ("ndcg@10", "recall@10", "recall@100", "coverage@10")
 
@@ -21,7 +22,7 @@ def summary(report: Report, page: Path) -> str:
         test = found.test
         lines.append(
             f"{found.question} {test.verdict}: {found.ours} against {found.theirs}, {found.metric} "
-            f"{test.difference:+.4f} ({test.low:+.4f} to {test.high:+.4f})"
+            f"{test.difference:+.4f} ({interval_words(test)})"
         )
     if report.frontier is not None:
         front = report.frontier.front

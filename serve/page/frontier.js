@@ -1,7 +1,7 @@
 // Quality against cost: every setting of the second stage as a point that can be tried.
 
 import { element, svg } from "./element.js";
-import { duration, figure, number, settingWords, signed, whole } from "./words.js";
+import { duration, figure, intervalWords, number, settingWords, signed, whole } from "./words.js";
 import { tag } from "./tables.js";
 
 const COSTS = [
@@ -164,7 +164,7 @@ export class FrontierPlot {
         "dl",
         {},
         fact("NDCG@10", figure(point.ndcg10)),
-        fact("gain", `${signed(test.difference)} (${signed(test.low)} to ${signed(test.high)})`),
+        fact("gain", `${signed(test.difference)} (${intervalWords(test)})`),
         fact("time, mean", duration(point.mean_ms)),
         fact("tokens a user", whole(point.tokens)),
         fact("cost of 1,000", number(point.cost_of_1000)),

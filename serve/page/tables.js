@@ -1,7 +1,7 @@
 // The tables of the report, with small bars and intervals drawn beside the figures.
 
 import { element, svg } from "./element.js";
-import { figure, MAIN_METRIC, metricWords, number, settingWords, signed, sliceWords, SMALL_SLICE, symbol, whole } from "./words.js";
+import { figure, intervalWords, MAIN_METRIC, metricWords, number, settingWords, signed, sliceWords, SMALL_SLICE, symbol, whole } from "./words.js";
 
 const COLUMNS = ["recall@10", "mrr@10", "recall@100", "coverage@10", "novelty@10"];
 
@@ -32,7 +32,7 @@ export function contributions(found) {
     row(heading(source), [
       cell(figure(alone)),
       cell(figure(test.theirs)),
-      cell(signed(test.difference), `${signed(test.low)} to ${signed(test.high)}`),
+      cell(signed(test.difference), intervalWords(test)),
       element("td", {}, tag(test.verdict)),
     ]),
   );

@@ -98,15 +98,39 @@ export function conclusion({ ours, theirs, test }) {
 export function evidence({ metric, test }) {
   const level = `${Number((test.level * 100).toPrecision(6))} % interval`;
   const means = `${metricWords(metric)} ${figure(test.ours)} against ${figure(test.theirs)}`;
-  const change = [test.relative, test.relative_low, test.relative_high].includes(null)
-    ? `${signed(test.difference)} (${level} ${signed(test.low)} to ${signed(test.high)})`
-    : `${percent(test.relative)} (${level} ${percent(test.relative_low)} to ${percent(test.relative_high)})`;
-  const p = test.p_value < 0.001 ? "p < 0.001" : `p = ${test.p_value.toFixed(3)}`;
+  const few = tooFew(test);
+  const size = test.relative === null ? signed(test.difference) : percent(test.relative);
+  const change = few
+    ? `${size} by ${few} for an interval and p, which need ${needed(test)}`
+    : [test.relative, test.relative_low, test.relative_high].includes(null)
+      ? `${signed(test.difference)} (${level} ${signed(test.low)} to ${signed(test.high)}), ${pWords(test.p_value)}`
+      : `${percent(test.relative)} (${level} ${percent(test.relative_low)} to ${percent(test.relative_high)}), ${pWords(test.p_value)}`;
   const equal = test.users - test.better - test.worse;
   return (
-    `${means}: ${change}, ${p}. Of ${whole(test.users)} users ${whole(test.better)} are better off, ` +
+    `${means}: ${change}. Of ${whole(test.users)} users ${whole(test.better)} are better off, ` +
     `${whole(test.worse)} worse off, ${whole(equal)} see no difference.`
   );
+}
+
+/** `−0.0012 to +0.0034`, or that too few users differ for an interval. */
+export function intervalWords(test) {
+  return tooFew(test) || `${signed(test.low)} to ${signed(test.high)}`;
+}
+
+/** `5 users who differ, too few`; nothing where they are enough. */
+function tooFew(test) {
+  const differing = test.better + test.worse;
+  if (differing >= needed(test)) return "";
+  return `${differing} ${differing === 1 ? "user who differs" : "users who differ"}, too few`;
+}
+
+/** Users that must differ for the sign test to reach the level at all. */
+function needed({ level }) {
+  return Math.ceil(1 - Math.log2(1 - level));
+}
+
+function pWords(p) {
+  return p < 0.001 ? "p < 0.001" : `p = ${p.toFixed(3)}`;
 }
 
 /** A frontier's setting: `minilm-l6, float32, 20 deep, 50% of users`. */

@@ -14,7 +14,7 @@ from eval.protocol import CatalogStats, Evaluation, candidate_recall, evaluate
 from eval.report import Comparison, Contribution, Fit, Report, Role, System, write_report
 from eval.results import GatePoint, SliceContribution
 from eval.significance import PairedTest, Verdict, paired_bootstrap
-from eval.words import conclusion, evidence, metric_words, number, slice_words
+from eval.words import conclusion, evidence, interval_words, metric_words, number, slice_words
 from store.errors import NoSpace
 
 USERS, ITEMS = 60, 120
@@ -255,7 +255,18 @@ def test_the_evidence_says_the_figures():
     said = evidence("ndcg@10", a_test([0.5] * 8 + [0, 1], [1] * 8 + [0, 0.5]))
     assert said.startswith("NDCG@10 0.5000 against 0.8500: −41.2 % (95 % interval −")
     assert said.endswith("Of 10 users 1 are better off, 8 worse off, 1 see no difference.")
-    assert "+1.0000 (95 % interval +1.0000 to +1.0000)" in evidence("mrr@10", a_test([1, 1], [0, 0]))
+    assert "+1.0000 (95 % interval +1.0000 to +1.0000), p < 0.001" in evidence("mrr@10", a_test([1] * 6, [0] * 6))
+
+
+def test_of_too_few_users_who_differ_neither_interval_nor_p_is_told():
+    said = evidence("ndcg@10", a_test([1.0] * 5 + [0.5], [0.75] * 5 + [0.5]))
+    assert said == (
+        "NDCG@10 0.9167 against 0.7083: +29.4 % by 5 users who differ, too few for an interval and p, which need 6. "
+        "Of 6 users 5 are better off, 0 worse off, 1 see no difference."
+    )
+    assert "+1.0000 by 1 user who differs, too few for" in evidence("mrr@10", a_test([1], [0]))
+    assert interval_words(a_test([1, 0], [0, 0])) == "1 user who differs, too few"
+    assert interval_words(a_test([1.0] * 6, [0.5] * 6)) == "+0.5000 to +0.5000"
 
 
 def test_metric_slice_and_number_words():

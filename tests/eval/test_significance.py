@@ -64,6 +64,8 @@ def test_a_handful_of_users_who_differ_is_no_evidence_however_much_they_gain():
     five[:5], six[:6] = 1, 1
     assert paired_bootstrap(five, theirs).low > 0
     assert paired_bootstrap(five, theirs).verdict == Verdict.NO_EVIDENCE
+    assert (paired_bootstrap(five, theirs).differing, paired_bootstrap(five, theirs).needed) == (5, 6)
+    assert paired_bootstrap(five, theirs, level=0.99).needed == 8
     assert paired_bootstrap(six, theirs).verdict == Verdict.HELPS
     assert paired_bootstrap(six, theirs, level=0.99).verdict == Verdict.NO_EVIDENCE
     assert paired_bootstrap(np.ones(1), np.zeros(1)).verdict == Verdict.NO_EVIDENCE

@@ -1,9 +1,13 @@
 """The tab of the report and its frontier."""
 
+from dataclasses import asdict
+
+import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from eval.words import conclusion, evidence
+from eval.significance import paired_bootstrap
+from eval.words import conclusion, evidence, interval_words
 from tests.eval.test_report import a_report
 
 pytestmark = pytest.mark.browser
@@ -26,6 +30,19 @@ def test_the_report_says_what_the_written_page_says(visit):
         expect(systems.nth(place)).to_contain_text(f"{low:.4f} – {high:.4f}")
     expect(visit.page.get_by_role("region", name="Source, table")).to_contain_text("<b>texts")
     assert visit.page.locator("#view-report b").count() == 0
+
+
+def test_too_few_users_who_differ_are_told_as_on_the_written_page(visit):
+    visit.open("user=u010&tab=report")
+    say = """async found => {
+        const words = await import('/words.js');
+        return [words.evidence(found), words.intervalWords(found.test)];
+    }"""
+    for ours, theirs in (([1.0] * 5 + [0.5], [0.75] * 5 + [0.5]), ([1.0], [0.0]), ([1.0] * 6, [0.75] * 6)):
+        test = paired_bootstrap(np.array(ours), np.array(theirs))
+        found = {"metric": "ndcg@10", "test": asdict(test)}
+        said = visit.page.evaluate(say, found)
+        assert said == [evidence("ndcg@10", test), interval_words(test).replace("-", "−")]
 
 
 def test_a_point_of_the_frontier_is_tried_at_once(visit):
