@@ -21,8 +21,18 @@ BLOCK_SLOWNESS = 3.5
 """Time of a transformer's block over that of its matrix products, if they ran as fast as those of the softmax."""
 ITEM_OPERATIONS = 7e5
 """Of every item in every step, in the same measure: its text mapped, its residual dropped, its weights moved."""
-RERANK_SECONDS_PER_TOKEN_FLOP = 2.5
-"""Time of a packed forward pass over that of its matrix products alone."""
+RERANK_SLOWNESS = 1.5
+"""Time of a packed pass over that of its matrix products alone."""
+RERANKER_WEIGHTS = 11e6
+"""Of the encoder, beside its embeddings: two operations each for a token that is read, six for one that is learnt."""
+EARNS_WEIGHT = 0.5
+"""Only with a weight is the reranker asked in an evaluation and fitted once more: nobody knows beforehand."""
+NETWORK_SECONDS = 0.006
+"""For each user who teaches the network over the sources, cross-validation included."""
+JUDGING_SECONDS = 0.03
+"""For each user asked: lists of all systems, of each source and without it, and their figures."""
+BASELINE_SECONDS = 7e-5
+"""For each kind and interaction in training, tuning included; EASE's matrix comes on top."""
 
 
 @dataclass(frozen=True)
@@ -43,26 +53,28 @@ class Forecast:
 
 
 def forecast(ws: Workspace, *, evaluation_users: int) -> Forecast:
-    """Measures this machine for a few seconds and multiplies; good to a factor of two."""
-    items, users = len(ws.dataset.catalog), len(ws.dataset.users)
-    flops = _matrix_flops()
-    asked = min(evaluation_users or users, users)
-    tokens = ws.config.reranker.depth * 20 + 150
-    reranked = min(len(ws.selectors), ws.config.reranker.fusion_users) + asked
-    # Two operations for each of the encoder's eleven million weights beside the embeddings.
-    reading = reranked * tokens * 2 * 11e6 * RERANK_SECONDS_PER_TOKEN_FLOP / flops / 60
-    ease = (
-        0.0 if items > ws.config.baselines.ease_max_items else len(ws.config.baselines.ease_l2) * items**3 / flops / 60
-    )
-    return Forecast(
-        {
-            "reading the catalog": (items + _histories_in_items(ws)) / _texts_per_second(ws) / 60,
-            "towers": min(_tower_minutes(ws), ws.config.retriever.train.budget_minutes),
-            "reranker": ws.config.reranker.train.budget_minutes + reading / 2,
-            "baselines": ease + users * 4e-5 * len(ws.config.baselines.kinds),
-            "evaluation": reading / 2 + asked * 2e-5,
-        }
-    )
+    """Measures this machine for a few seconds and multiplies; good to a factor of two.
+
+    Of all that a quickstart makes: trainings, an evaluation on validation, which asks group B alone, and a final fit.
+    """
+    items, flops = len(ws.dataset.catalog), _matrix_flops()
+    settings, baselines = ws.config.reranker, ws.config.baselines
+    asked = min(evaluation_users or len(ws.selectors), len(ws.selectors))
+    a_user = 2 * RERANKER_WEIGHTS * _prompt_tokens(ws, settings.depth) * RERANK_SLOWNESS / flops / 60
+    taught = min(_reranker_minutes(ws, flops), settings.train.budget_minutes)
+    towers = min(_tower_minutes(ws), ws.config.retriever.train.budget_minutes)
+    ease = 0.0 if items > baselines.ease_max_items else len(baselines.ease_l2) * items**3 / flops / 60
+    fits = BASELINE_SECONDS * len(ws.split.train.item_rows) * len(baselines.kinds) / 60
+    steps = {
+        "reading the catalog": (items + _histories_in_items(ws)) / _texts_per_second(ws) / 60,
+        "towers": towers,
+        "network": _network_users(ws) * NETWORK_SECONDS / 60,
+        "reranker": taught + min(len(ws.selectors), settings.fusion_users) * a_user,
+        "baselines": ease + fits,
+        "evaluation": asked * (EARNS_WEIGHT * a_user + JUDGING_SECONDS / 60),
+        "final fit": towers + EARNS_WEIGHT * taught,
+    }
+    return Forecast(steps if asked else {**steps, "baselines": 0.0})
 
 
 def tower_operations(config: TowerConfig, *, positions: int, items: int) -> float:
@@ -79,6 +91,32 @@ def tower_operations(config: TowerConfig, *, positions: int, items: int) -> floa
         a_position += 6.0 * 12 * config.layers * config.width**2 * BLOCK_SLOWNESS
     steps = positions / config.batch_size
     return config.copies * min(USUAL_EPOCHS, config.epochs) * (positions * a_position + steps * items * ITEM_OPERATIONS)
+
+
+def _prompt_tokens(ws: Workspace, candidates: int) -> float:
+    """Of a history and so many candidates, by the length of the texts."""
+    prompt = ws.config.reranker.encoder.prompt
+    texts = np.array([len(text) for text in ws.dataset.catalog.texts])
+    # A token has some three characters, and every text marks around it.
+    an_item, a_candidate = (
+        float(np.minimum(texts / 3 + 3, most).mean()) for most in (prompt.max_item_tokens, prompt.max_candidate_tokens)
+    )
+    known = float(np.minimum(ws.split.train.lengths, prompt.max_history_items).mean())
+    return min(known * an_item, prompt.max_history_tokens) + candidates * a_candidate
+
+
+def _reranker_minutes(ws: Workspace, flops: float) -> float:
+    """Of its training, without regard to its budget: positions inside the histories, and what group A took next."""
+    settings = ws.config.reranker
+    inside = np.minimum(np.maximum(ws.split.train.lengths - 1, 0), settings.positions_per_user)
+    lists = settings.train.epochs * (int(inside.sum()) + len(ws.learners))
+    operations = 6 * RERANKER_WEIGHTS * lists * _prompt_tokens(ws, settings.train.list_size)
+    return operations * RERANK_SLOWNESS / flops / 60
+
+
+def _network_users(ws: Workspace) -> int:
+    network = ws.config.retriever.network
+    return min(len(ws.learners), network.users) if network.epochs else 0
 
 
 def _histories_in_items(ws: Workspace) -> float:

@@ -7,7 +7,16 @@ import pytest
 
 from config import with_overrides
 from pipeline import forecast as module
-from pipeline.forecast import BLOCK_SLOWNESS, ITEM_OPERATIONS, USUAL_EPOCHS, Forecast, forecast, tower_operations
+from pipeline.forecast import (
+    BLOCK_SLOWNESS,
+    ITEM_OPERATIONS,
+    JUDGING_SECONDS,
+    USUAL_EPOCHS,
+    Forecast,
+    forecast,
+    tower_operations,
+)
+from pipeline.train_retriever import nobody
 from pipeline.workspace import Workspace, open_workspace
 from retrieval import objective
 from retrieval.towers import SequenceConfig, TowerConfig
@@ -65,6 +74,45 @@ def test_a_budget_bounds_the_towers_and_texts_take_their_time(ws):
     found = forecast(with_settings(ws, "retriever.train.budget_minutes=0.5"), evaluation_users=0)
     assert found.steps["towers"] == 0.5
     assert found.steps["reading the catalog"] == pytest.approx(60 / 30 / 60)
+
+
+@pytest.mark.parametrize(("users", "asked"), [(0, None), (10**6, None), (3, 3)])
+def test_an_evaluation_asks_group_b_and_nobody_else(ws, users, asked):
+    asked = len(ws.selectors) if asked is None else asked
+    assert 3 < len(ws.selectors) < len(ws.dataset.users) / 2
+    found = forecast(ws, evaluation_users=users).steps["evaluation"]
+    assert found == pytest.approx(asked * JUDGING_SECONDS / 60, rel=1e-3)
+
+
+def test_a_reranker_that_may_earn_a_weight_is_half_asked_and_half_fitted_again(ws, monkeypatch):
+    monkeypatch.setattr(module, "_matrix_flops", lambda: 1e9)
+    short = with_settings(ws, "reranker.train.budget_minutes=0.01", "retriever.train.budget_minutes=0.5")
+    steps = forecast(short, evaluation_users=0).steps
+    assert steps["final fit"] == pytest.approx(0.5 + 0.01 / 2)
+    reading = steps["reranker"] - 0.01
+    assert reading > 0
+    assert steps["evaluation"] == pytest.approx(reading / 2 + len(ws.selectors) * JUDGING_SECONDS / 60)
+
+
+def test_a_reranker_of_few_lists_ends_before_its_budget(ws, monkeypatch):
+    monkeypatch.setattr(module, "_matrix_flops", lambda: 1e11)
+    trained = [
+        forecast(
+            with_settings(ws, "reranker.train.budget_minutes=1e9", f"reranker.train.epochs={epochs}"),
+            evaluation_users=0,
+        )
+        for epochs in (1, 3)
+    ]
+    read = forecast(with_settings(ws, "reranker.train.budget_minutes=1e-9"), evaluation_users=0).steps["reranker"]
+    once, thrice = (found.steps["reranker"] - read for found in trained)
+    assert 0 < once < 60
+    assert thrice == pytest.approx(3 * once)
+
+
+def test_without_anybody_to_ask_there_is_no_evaluation_and_no_baseline(ws, monkeypatch):
+    monkeypatch.setattr(Workspace, "selectors", nobody(ws.dataset.interactions))
+    steps = forecast(ws, evaluation_users=2000).steps
+    assert steps["evaluation"] == steps["baselines"] == 0
 
 
 def test_the_probes_measure_something(shop):
