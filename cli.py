@@ -208,7 +208,7 @@ def recommend(
     k: Annotated[int | None, typer.Option("--k", "-k", help="items for each user; 10, with --all 100")] = None,
     depth: Annotated[int | None, typer.Option(min=0, help="candidates reranked; 0 leaves retrieval order")] = None,
     rerank: Annotated[
-        str, typer.Option(help="auto: where it helped on validation; always: show its scores even so; never")
+        str, typer.Option(help="auto: where it helped on validation; always: even so, if the release has one; never")
     ] = "auto",
     max_tokens: Annotated[int | None, typer.Option(min=0, help="tokens that the reranker may read")] = None,
     max_ms: Annotated[float | None, typer.Option(min=0, help="milliseconds that the answer may take")] = None,
@@ -317,7 +317,7 @@ def quickstart(
     settings: SetOption = None,
     config: ConfigOption = None,
     users: Annotated[
-        int, typer.Option("--users", min=0, help="users that the evaluation asks, by hash; 0: all")
+        int, typer.Option("--users", min=0, help="users of group B that the evaluation asks, at most; 0: all")
     ] = 2000,
 ) -> None:
     """Your own data, all steps: guess the columns, train both stages, evaluate, fit on everything, publish."""

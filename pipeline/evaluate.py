@@ -225,7 +225,8 @@ def _our_systems(
         words = f"both stages, {ranked.depth} reranked" if ranked.depth else "both stages; the second has weight 0"
         systems.append(System(TANDEM, Role.OURS, evaluate(reranked, asked, stats), words))
     role = Role.STAGE if systems else Role.OURS
-    systems.append(System(RETRIEVAL, role, evaluate(retrieved, asked, stats), "all sources fused"))
+    fused = "all sources fused" + (", and a network over them" if recommender.retriever.network is not None else "")
+    systems.append(System(RETRIEVAL, role, evaluate(retrieved, asked, stats), fused))
     kinds = dict.fromkeys(map(str, recommender.retriever.towers.kinds), "its part of the search")
     notes = {TOWERS: "one search in the index", **kinds, TRANSITIONS: "counts alone", TEXT: "nothing trained"}
     systems += [
@@ -299,7 +300,8 @@ def _split_in_words(ws: Workspace, options: EvaluationOptions, asked: Holdout) -
             words += ", all systems fitted on everything before it"
     else:
         words = f"cold items: what users took of items that are unknown in training, those for {options.part}"
-    return words + (f"; {len(asked):,} users drawn by hash" if options.users else "")
+    everybody = ws.selectors if options.part is Part.VALIDATION else ws.split.test
+    return words + (f"; {len(asked):,} users drawn by hash" if len(asked) < len(everybody) else "")
 
 
 def _counts(ws: Workspace, asked: Holdout) -> dict[str, int]:
@@ -344,6 +346,11 @@ def _notes(ws: Workspace, recommender: Recommender, options: EvaluationOptions) 
     elif not recommender.reranker_helps:
         notes.append(
             "The reranker did not help on validation, so its weight is 0 and it is not run: no cost, no change."
+        )
+    else:
+        notes.append(
+            "The reranker has a weight since it gained more than one standard error by cross-validation over group B: "
+            "enough to choose by, and no proof."
         )
     if ws.run.release().retriever == ws.retriever_key(FitKind.FINAL):
         notes.append(

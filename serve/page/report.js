@@ -61,8 +61,9 @@ export class Report {
 }
 
 const SOURCES =
-  "NDCG@10 of the first stage. Alone: the same candidates in the order of one source. " +
-  "Without it: in the order of all others. Weights are fitted anew both with and without it, so that a source without weight adds nothing.";
+  "NDCG@10 of the first stage's weighted sum, without a network over it. Alone: the same candidates in the order of one source. " +
+  "Without it: in the order of all others. Weights are fitted anew both with and without it, so that a source without " +
+  "weight adds nothing. A network over all sources is set against the weighted sum.";
 const CEILING =
   "A reranker only reorders what retrieval has found: whoever reranks so many candidates " +
   "cannot have a higher Recall@10 than their recall.";

@@ -128,7 +128,7 @@ def test_what_each_source_adds_is_in_the_json_and_on_the_page(written, tmp_path)
     section = page[page.index("<h2>What each source adds</h2>") :]
     section = section[: section.index("</section>")]
     test = made.contributions[0].test
-    assert f"NDCG@10 of the first stage, {test.ours:.4f} with all of its sources" in section
+    assert f"weighted sum, {test.ours:.4f} with all of its sources and without a network over them" in section
     assert all(f"<td>{figure:.4f}</td>" in section for figure in (0.25, test.theirs, 0.125))
     assert f"+{test.difference:.4f}<small>+{test.low:.4f} to +{test.high:.4f}</small>" in section
     assert "Weights are fitted anew both with and without it" in section

@@ -153,6 +153,7 @@ def test_the_report_holds_all_systems_the_ceiling_and_verdicts(weighed):
     told = summary(report, page)
     assert all(name in told for name in names)
     assert "evaluation fit" in told
+    assert any("more than one standard error" in note for note in report.notes)
 
 
 def test_a_reranker_without_weight_costs_nothing_in_the_report_and_it_says_so(shop, tmp_path):
@@ -178,3 +179,6 @@ def test_fewer_users_asked_are_some_of_all(weighed):
     assert len(some.user_ids) == 30
     assert set(some.user_ids) < set(all_of.user_ids)
     assert "30 users drawn by hash" in some.split
+    assert "drawn" not in all_of.split
+    more = EvaluationOptions(part=Part.TEST, users=len(all_of.user_ids), baselines=False, rerank=False)
+    assert "drawn" not in evaluate_run(weighed, more, log=quiet(weighed))[0].split
