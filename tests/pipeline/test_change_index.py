@@ -67,7 +67,7 @@ def test_a_removed_item_is_shown_by_nothing_and_still_speaks(root: Path):
     # The removed one still says what goes with it: what is left comes as before, but for what moved up.
     assert set(ids(recommender, ["i30"], k=20)) >= {one for one in before[:15] if one not in gone}
     with pytest.raises(BadInput, match="57 items"):
-        recommender.check_k(58)
+        recommender.checked_k(58, unless=10)
 
 
 def test_removing_what_was_added_gives_every_answer_back(root: Path):

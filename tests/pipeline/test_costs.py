@@ -115,7 +115,8 @@ def spoil_reranker(root: Path) -> None:
         head = load_file(new / HEAD_FILE)
         save_file({name: torch.full_like(value, torch.nan) for name, value in head.items()}, new / HEAD_FILE)
 
-    ws.run.write_artifact("reranker", ws.reranker_made_from(FitKind.EVALUATION), write)
+    follows = ws.follows("reranker", FitKind.EVALUATION)
+    ws.run.write_artifact("reranker", ws.reranker_made_from(FitKind.EVALUATION), write, follows=follows)
 
 
 def test_a_reranker_that_fails_spoils_no_list_and_is_counted(root: Path, tmp_path: Path):
@@ -222,7 +223,8 @@ def test_tied_scores_are_told_in_the_report(root: Path):
         level["log_temperature"] = torch.full_like(head["log_temperature"], -200.0)  # e^-200 is 0 in float32
         save_file(level, new / HEAD_FILE)
 
-    ws.run.write_artifact("reranker", ws.reranker_made_from(FitKind.EVALUATION), write)
+    follows = ws.follows("reranker", FitKind.EVALUATION)
+    ws.run.write_artifact("reranker", ws.reranker_made_from(FitKind.EVALUATION), write, follows=follows)
     report, page = evaluate_run(ws, PLAIN, log=quiet(ws))
     line = "users whose candidates were all scored alike (retrieval order stays)"
     assert report.cost[line] == 120
