@@ -140,7 +140,7 @@ def load_base(
         _same(teacher, taught_by, "the reranker", "train-reranker", run)
         fusion, gate = load_weighing(run, release.reranker)
         reranker = opened(release.reranker) if opened else load_model(run, release.reranker)
-        prompt = read_prompt_config(_whole(run, "reranker", release.reranker))
+        prompt = read_prompt_config(run.artifact("reranker", release.reranker))  # its bytes were checked above
     return Stages(dataset, retriever, reranker, fusion, gate, release, made_from["fit"], prompt)
 
 
