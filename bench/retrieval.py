@@ -9,6 +9,7 @@ retriever is fitted without the validation items, too, as published figures are.
   sum of sources alone, without the network over it
 - ml1m: ml1m_fused_recall10, ml1m_fused_ndcg10; one seed, low and high from the judge's interval over users
 - temporal NAME: NAME_temporal_ndcg10_over_best_baseline; a global cut at 90 % of the rows, looked at once
+- last_item NAME: NAME_ndcg10_over_best_baseline; leave one out, any data by the defaults, looked at once
 - catalog: catalog156k_train_hours, catalog156k_train_peak_gb, catalog156k_ndcg10_over_best_baseline
 """
 
@@ -95,11 +96,39 @@ def ml1m(args: argparse.Namespace) -> None:
 def temporal(args: argparse.Namespace) -> None:
     """Everything after one moment is asked; the best baseline of the same run is what it is compared with."""
     run = f"runs/bench-temporal-{args.name}"
-    step("prepare", *files_of(Path(args.data)), "--run", run, *settings("split.kind=temporal", *args.settings))
-    step("train-retriever", "--run", run)
-    step("build-index", "--run", run)
+    _retriever_of(args, run, "split.kind=temporal")
     found = _report(run, *settings(f"baselines.kinds={json.dumps(SEQUENCE_BASELINES)}"))
     record(FILE, f"{args.name}_temporal_ndcg10_over_best_baseline", **found)
+
+
+def last_item(args: argparse.Namespace) -> None:
+    """Each user's last item is asked; the best of the default baselines is what it is compared with."""
+    run = f"runs/bench-{args.name}"
+    _retriever_of(args, run)
+    record(FILE, f"{args.name}_ndcg10_over_best_baseline", **_report(run, users=args.users))
+
+
+def _retriever_of(args: argparse.Namespace, run: str, *assignments: str) -> None:
+    """A run with a first stage of the data, or of one domain of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(args.data)
+        if args.domain:
+            data = _domain(data, args.domain, Path(folder))
+        step("prepare", *files_of(data), "--run", run, *settings(*assignments, *args.settings))
+    step("train-retriever", "--run", run)
+    step("build-index", "--run", run)
+
+
+def _domain(data: Path, name: str, folder: Path) -> Path:
+    """Writes the items of one domain and who took them to `folder`."""
+    log, catalog = map(pl.read_parquet, files_of(data))
+    items = catalog.filter(pl.col("domain") == name).drop("domain")
+    if not len(items):
+        raise SystemExit(f"no item of domain {name}: there are {', '.join(sorted(set(catalog['domain'])))}")
+    taken = log.join(items, on=ITEM_ID, how="semi")
+    for found, file in zip((taken, items), files_of(folder), strict=True):
+        found.write_parquet(file)
+    return folder
 
 
 def catalog(args: argparse.Namespace) -> None:
@@ -156,16 +185,17 @@ def _record_spread(figure: str, values: list[float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(required=True)
-    for measure in (beauty, beauty_sum, ml1m, temporal, catalog):
+    for measure in (beauty, beauty_sum, ml1m, temporal, last_item, catalog):
         command = what.add_parser(measure.__name__, help=measure.__doc__)
         command.set_defaults(measure=measure)
         command.add_argument("--data", required=True)
         if measure in (beauty, beauty_sum, ml1m):
             command.add_argument("--judge", required=True)
-        if measure is temporal:
+        if measure in (temporal, last_item):
             command.add_argument("name", help="as in beauty, ml1m")
+            command.add_argument("--domain", help="one of the catalog's column of that name; all unless given")
             command.add_argument("--set", action="append", default=[], dest="settings", help="as of cli.py prepare")
-        if measure is catalog:
+        if measure in (last_item, catalog):
             command.add_argument("--users", type=int, default=5000, help="asked, drawn by a hash of their id")
     args = parser.parse_args()
     args.measure(args)
