@@ -23,6 +23,7 @@ from retrieval.history_reader import HistoryReader
 from retrieval.mining import MiningConfig
 from retrieval.objective import Softmax, samples_softmax
 from retrieval.retriever import Retriever
+from retrieval.topics import beside
 from retrieval.towers import TwoTowers
 from retrieval.train import train_towers
 from retrieval.user_tower import UserTowerKind
@@ -106,6 +107,7 @@ class Bench:
         training: Mapping[str, Any] | None = None,
         vectors: Scores | None = None,
         whiten: bool = False,
+        topics: bool = True,
         name: str = "",
     ) -> Trained:
         """Towers with some settings changed, trained unless they are there.
@@ -113,15 +115,17 @@ class Bench:
         Args:
             vectors: (N, E) by another encoder, which `name` tells apart.
             whiten: the text vectors, besides centring them.
+            topics: let them read those of the words beside the text vectors.
         """
         settings, ws = self.ws.config.retriever.suited(self.ws.split.train), self.ws
-        key = json.dumps([kind, changes, training, whiten, name], default=str)
+        key = json.dumps([kind, changes, training, whiten, topics, name], default=str)
         if key not in self.trained:
             config = getattr(settings, kind).model_copy(update={"copies": 1, **(changes or {})})
             train = settings.train.model_copy(update={"budget_minutes": self.minutes, **(training or {})})
             torch.manual_seed(1)
             read = self.text_vectors if vectors is None else vectors
-            text = torch.from_numpy(TextSpace.of(read, whiten=whiten)(read))
+            table = TextSpace.of(read, whiten=whiten)(read)
+            text = torch.from_numpy(beside(table, self.groundwork.topics.vectors) if topics else table)
             reader = self.reader if kind is WORDED else None
             model = TwoTowers(text, config, sparse=samples_softmax(self.counts, train.softmax), reader=reader)
             record = train_towers(

@@ -67,9 +67,10 @@ def _tower_row(
     changes: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     whiten: bool = False,
+    topics: bool = True,
 ) -> Row:
     def rank(bench: Bench) -> tuple[Candidates, float]:
-        trained = bench.towers(kind, changes, training=training, whiten=whiten)
+        trained = bench.towers(kind, changes, training=training, whiten=whiten, topics=topics)
         return bench.alone(trained), trained.minutes
 
     return Row(part, words, against, rank)
@@ -146,6 +147,7 @@ def tuned_encoder(bench: Bench, method: FinetuneMethod) -> tuple[Candidates, flo
         config=FinetuneConfig(method=method),
         training=settings.train,
         reading=settings.encoder,
+        topics=bench.groundwork.topics.vectors,
         log=bench.log.record,
     )
     vectors = tuner.round(bench.towers(RECENCY).towers, ws.split.train, bench.text_vectors, number=1)
@@ -157,9 +159,11 @@ ROWS: dict[str, Row] = {
     "recency": _tower_row("recency", "text and ids", "", kind=RECENCY),
     "recency-text": _tower_row("recency", "text alone", "recency", kind=RECENCY, changes=TEXT_ONLY),
     "recency-ids": _tower_row("recency", "ids alone", "recency", kind=RECENCY, changes=IDS_ONLY),
+    "recency-no-topics": _tower_row("recency", "text by the encoder alone", "recency", kind=RECENCY, topics=False),
     "sequence": _tower_row("sequence", "text and ids", "recency", kind=SEQUENCE),
     "sequence-text": _tower_row("sequence", "text alone", "sequence", kind=SEQUENCE, changes=TEXT_ONLY),
     "sequence-ids": _tower_row("sequence", "ids alone: SASRec", "sequence", kind=SEQUENCE, changes=IDS_ONLY),
+    "sequence-no-topics": _tower_row("sequence", "text by the encoder alone", "sequence", kind=SEQUENCE, topics=False),
     "text": _tower_row("text", "history in words; reading not counted", "recency", kind=WORDED),
     "towers": Row("recency + sequence", "one search", "sequence", both_in_one_search),
     "transitions": Row("transitions", "counted, nothing trained", "recency", counted_alone),

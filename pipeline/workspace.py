@@ -112,6 +112,8 @@ class Workspace:
         if not self.config.retriever.cold_targets:
             # Off it makes nothing else either: what was made before there was such a setting keeps its key.
             del config["cold_targets"]
+        if not self.config.retriever.topics:
+            del config["topics"]
         return {
             **earlier,
             **protocol,

@@ -55,6 +55,11 @@ class TowerEnsemble:
         """Where each member's dimensions begin, and where the last one's end."""
         return [0, *accumulate(member.towers.item.dimension for member in self.members)]
 
+    @property
+    def text(self) -> Scores:
+        """(N, E + K) float32, what they read of the items' texts."""
+        return self.members[0].towers.text.cpu().numpy()
+
     def item_vectors(self, rows: Rows | None = None) -> Scores:
         """(N, ΣD) float32, the vectors to be indexed, or those at `rows` alone."""
         return np.concatenate([member.towers.item_vectors(rows) for member in self.members], axis=1)

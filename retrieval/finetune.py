@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from data.schema import Histories, Scores
 from retrieval.encode import EncoderConfig, TextSpace, encode_texts
 from retrieval.examples import Examples
-from retrieval.gradient_cache import CatalogEncoder, LossParts, cached_backward, centred_table, vector_gradient
+from retrieval.gradient_cache import CatalogEncoder, LossParts, cached_backward, read_by_towers, vector_gradient
 from retrieval.objective import Objective
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log, RemainingTime
@@ -96,7 +96,8 @@ class EncoderTuner:
         training: settings of the loss.
         reading: settings by which the whole catalog is encoded.
         whiten: what the towers read of the vectors is whitened, as of the beginning of a round, besides being centred.
-        table: what the towers read, made of the vectors (N, E), differentiable; None: as `whiten` says.
+        topics: (N, K) what the towers read beside it; None: nothing.
+        table: what the towers read, made of the vectors (N, E), differentiable; None: as these two say.
         say: is told from time to time how long a round will take.
     """
 
@@ -110,12 +111,13 @@ class EncoderTuner:
         reading: EncoderConfig,
         log: Log,
         whiten: bool = False,
+        topics: Scores | None = None,
         table: Callable[[Tensor], Tensor] | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         add_adapter(encoder, config)
         self.config, self.training, self.reading, self.log = config, training, reading, log
-        self.whiten, self._given_table, self.say = whiten, table, say
+        self.whiten, self.topics, self._given_table, self.say = whiten, topics, table, say
         self.catalog = CatalogEncoder(encoder, texts, config.chunk_texts, computes_bfloat16(config.precision))
 
     def round(
@@ -162,7 +164,11 @@ class EncoderTuner:
         if self._given_table is not None:
             return self._given_table
         whitening = TextSpace.of(text_vectors, whiten=self.whiten).whitening
-        return partial(centred_table, whitening=None if whitening is None else torch.from_numpy(whitening).to(device()))
+        return partial(
+            read_by_towers,
+            whitening=None if whitening is None else torch.from_numpy(whitening).to(device()),
+            topics=None if self.topics is None else torch.from_numpy(self.topics).to(device()),
+        )
 
     def weights(self) -> list[Tensor]:
         """A copy of all that is tuned."""

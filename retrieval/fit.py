@@ -6,7 +6,6 @@ from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
 from data.schema import Catalog, Histories, Holdout, Scores
@@ -23,6 +22,7 @@ from retrieval.objective import samples_softmax
 from retrieval.own_weights import OwnWeights
 from retrieval.retriever import Retriever, RetrieverConfig
 from retrieval.rounds import Tuned, tune_encoder
+from retrieval.topics import beside
 from retrieval.towers import TwoTowers
 from retrieval.trackers import Log
 from retrieval.train import TrainConfig, TrainRecord, train_towers
@@ -113,10 +113,9 @@ def fit_retriever(
     validation = drawn(validation, config.train)
     chosen = recipe.transitions if recipe else None
     groundwork = Groundwork.lay(
-        train, catalog, text_vectors, validation=validation, config=config, log=log, chosen=chosen
+        train, catalog, text_vectors, validation=validation, config=config, log=log, chosen=chosen, team=team
     )
-    stand_ins = groundwork.transitions.stand_ins
-    training = _Training(train, validation, stand_ins, config, recipe, checkpoints, log=log, team=team, say=say)
+    training = _Training(train, validation, groundwork, config, recipe, checkpoints, log=log, team=team, say=say)
     started, tuning_minutes = time.monotonic(), 0.0
     tuned = training.tuned_encoder(catalog, text_vectors, load_encoder)
     if tuned is not None:
@@ -128,7 +127,8 @@ def fit_retriever(
         reader = HistoryReader(
             catalog.texts, text_vectors, load_encoder=load, config=config.reading, space=space, say=say
         )
-    towers, records = training.ensemble(space(text_vectors), reader, tuning_minutes=tuning_minutes)
+    read = beside(space(text_vectors), groundwork.topics.vectors)
+    towers, records = training.ensemble(read, reader, tuning_minutes=tuning_minutes)
     fusion = recipe.fusion if recipe else None
     retriever = groundwork.under(towers, text_vectors, config=config, build_index=build_index, fusion=fusion)
     retriever = replace(retriever, network=recipe.network if recipe else None)
@@ -155,7 +155,7 @@ class _Training:
 
     train: Histories
     validation: Holdout
-    stand_ins: sp.csr_matrix | None
+    groundwork: Groundwork
     config: RetrieverConfig
     recipe: Recipe | None
     checkpoints: Callable[[str], Checkpoints] | None
@@ -180,6 +180,7 @@ class _Training:
                 "text: set copies and text_dim of either above 0"
             )
 
+        topics = self.groundwork.topics.vectors
         # Of equal length, so that each round has the same chance as the frozen encoder.
         part_minutes = config.finetune.budget_share * config.train.budget_minutes / (2 * rounds + 1)
         self.say(
@@ -189,7 +190,7 @@ class _Training:
 
         def fit_towers(vectors: Scores, number: int) -> tuple[TwoTowers, float]:
             space = TextSpace.of(vectors, whiten=config.whiten_text)
-            member = self._untrained(kind, 1, space(vectors), None)
+            member = self._untrained(kind, 1, beside(space(vectors), topics), None)
             kept = self.checkpoints(f"tuning-{number}-{member.name}") if self.checkpoints else None
             record = self._trained(member, budget_minutes=part_minutes, checkpoints=kept)
             return member.towers, record.best_ndcg10
@@ -206,6 +207,7 @@ class _Training:
             training=config.train,
             reading=config.encoder,
             whiten=config.whiten_text,
+            topics=topics,
             log=self.log,
             say=self.say,
         )
@@ -229,6 +231,9 @@ class _Training:
         """All members, trained one after the other; each may take its share of the minutes that are left.
 
         Tuning leaves what it did not use of its share, and never less than the rest.
+
+        Args:
+            text: (N, E + K) what they read of the items' texts.
         """
         towers, budget = self.config.towers, self.config.train.budget_minutes
         budget -= min(tuning_minutes, self.config.finetune.budget_share * budget)
@@ -260,7 +265,7 @@ class _Training:
             member.towers,
             self.train,
             self.validation,
-            stand_ins=self.stand_ins,
+            stand_ins=self.groundwork.transitions.stand_ins,
             config=self.config.train,
             name=member.name,
             log=self.log,

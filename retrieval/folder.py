@@ -27,6 +27,7 @@ from retrieval.history_reader import HistoryReader
 from retrieval.own_weights import OwnWeights
 from retrieval.retriever import Retriever, RetrieverConfig
 from retrieval.stand_ins import load_stand_ins, save_stand_ins
+from retrieval.topics import Topics, beside
 from retrieval.towers import TwoTowers
 from retrieval.transitions import Transitions, TransitionsConfig
 from retrieval.trend import Trend
@@ -80,6 +81,8 @@ def save_retriever(folder: Path, fitted: FittedRetriever, *, text_vectors: str) 
     retriever.transitions.save(folder)
     retriever.trend.save(folder)
     retriever.words.save(folder)
+    if retriever.config.topics:
+        retriever.topics.save(folder)
     save_stand_ins(folder, retriever.transitions.stand_ins)
     retriever.fusion.save(folder / FUSION)
     if retriever.network is not None:
@@ -111,12 +114,12 @@ def read_card(folder: Path) -> RetrieverCard:
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         return RetrieverCard(
-            config=RetrieverConfig.model_validate(card["config"]),
+            config=RetrieverConfig.model_validate({"topics": 0} | card["config"]),
             transitions=TransitionsConfig.model_validate(card["transitions"]),
             epochs=card["epochs"],
             tower_weights={UserTowerKind(kind): weight for kind, weight in card["tower_weights"].items()},
             tuning_rounds=card["tuning_rounds"],
-            # Without these three a card of before they were told can still be served.
+            # Without these three, as without topics, a card of before they were told can still be served.
             schedule_shares=card.get("schedule_shares", {}),
             text_vectors=card["text_vectors"],
             tuned=card["tuned"],
@@ -165,11 +168,13 @@ def load_retriever(
         popularity = tables["recent_popularity"]
         space = TextSpace(text_vectors.mean(axis=0), tables["whitening"] if card.config.whiten_text else None)
         text = space(text_vectors)
-        towers = _load_towers(folder, card, text, _reader(folder, card, texts, text_vectors, space))
+        words = Words.load(folder)
+        topics = Topics.load(folder) if card.config.topics else Topics.of(words, 0)
+        read = beside(text, topics.vectors)
+        towers = _load_towers(folder, card, read, _reader(folder, card, texts, text_vectors, space))
         stand_ins = load_stand_ins(folder, len(text))
         transitions = replace(Transitions.load(folder, len(text), card.transitions), stand_ins=stand_ins)
         trend = Trend.load(folder, card.config.trend_days)
-        words = Words.load(folder)
         fusion, network = LinearFusion.load(folder / FUSION), _network(folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise _corrupt(folder, error) from error
@@ -183,6 +188,7 @@ def load_retriever(
         text=text,
         text_space=space,
         words=words,
+        topics=topics,
         trend=trend,
         recent_popularity=popularity,
         index=index(item_vectors) if callable(index) else index,

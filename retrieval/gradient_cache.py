@@ -94,6 +94,16 @@ def centred_table(vectors: Tensor, whitening: Tensor | None = None) -> Tensor:
     return torch.where(length > SHORTEST, shifted / length.clamp(min=SHORTEST), shifted.detach() / SHORTEST)
 
 
+def read_by_towers(vectors: Tensor, whitening: Tensor | None = None, topics: Tensor | None = None) -> Tensor:
+    """What `topics.beside` makes of `centred_table` and topics (N, K), differentiable by the vectors (N, E)."""
+    table = centred_table(vectors, whitening)
+    if topics is None or not topics.shape[1]:
+        return table
+    joined = torch.cat([table, topics], dim=1)
+    read: Tensor = joined / torch.linalg.vector_norm(joined, dim=1, keepdim=True).clamp(min=SHORTEST)
+    return read
+
+
 def vector_gradient(
     vectors: Tensor, losses: LossParts, *, table: Callable[[Tensor], Tensor] = centred_table
 ) -> tuple[float, Tensor]:

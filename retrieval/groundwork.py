@@ -10,11 +10,13 @@ import scipy.sparse as sp
 from data.schema import Catalog, Histories, Holdout, Scores
 from fusion.linear import LinearFusion
 from index.base import VectorIndex
+from retrieval.distributed import ALONE, Team
 from retrieval.encode import TextSpace
 from retrieval.ensemble import TowerEnsemble
 from retrieval.likeness import Likeness
 from retrieval.retriever import TEXT, TRANSITIONS, Retriever, RetrieverConfig, transforms
 from retrieval.stand_ins import find_stand_ins
+from retrieval.topics import Topics
 from retrieval.trackers import Log
 from retrieval.transitions import Transitions, TransitionsConfig, count_pairs
 from retrieval.trend import Trend
@@ -34,6 +36,7 @@ class Groundwork:
     """
 
     words: Words
+    topics: Topics
     transitions: Transitions
     trend: Trend
     recent_popularity: Scores
@@ -49,6 +52,7 @@ class Groundwork:
         config: RetrieverConfig,
         log: Log,
         chosen: TransitionsConfig | None = None,
+        team: Team = ALONE,
     ) -> "Groundwork":
         """Counts all of it.
 
@@ -57,14 +61,18 @@ class Groundwork:
             text_vectors: (N, E) float32 of length 1, by the untuned encoder.
             validation: users of group B, who choose how transitions are counted; may be empty.
             chosen: how transitions are counted, where validation chose it before.
+            team: whose leader finds the topics, so that all have the same to the last bit.
         """
         taken = np.bincount(train.item_rows, minlength=len(catalog))
         words = Words.of(catalog.texts)
+        like = np.empty((len(catalog), config.topics), dtype=np.float32)
+        topics = Topics(team.array_from_leader(lambda: Topics.of(words, config.topics).scores, like=like))
         text = TextSpace.of(text_vectors, whiten=config.whiten_text)(text_vectors)
         stand_ins = find_stand_ins(Likeness(text, words), taken)
         log({"stage": "stand-ins", "items_without_a_past": int((taken == 0).sum())})
         return cls(
             words=words,
+            topics=topics,
             transitions=fit_transitions(train, stand_ins, validation=validation, config=config, log=log, chosen=chosen),
             trend=Trend.fit(train, len(catalog), config.trend_days),
             recent_popularity=recent_popularity(train, len(catalog), config.recent_days),
@@ -97,6 +105,7 @@ class Groundwork:
             text=space(text_vectors),
             text_space=space,
             words=self.words,
+            topics=self.topics,
             trend=self.trend,
             recent_popularity=self.recent_popularity,
             index=build_index(item_vectors),

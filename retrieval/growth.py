@@ -15,6 +15,7 @@ from retrieval.ensemble import TowerEnsemble
 from retrieval.likeness import Likeness
 from retrieval.retriever import Retriever
 from retrieval.stand_ins import STAND_INS, find_stand_ins
+from retrieval.topics import beside
 from retrieval.towers import TwoTowers
 from retrieval.transitions import Transitions
 from retrieval.trend import HALF, Trend
@@ -68,10 +69,12 @@ def grown(retriever: Retriever, read: ReadItems, *, n_items: int, removed: Rows,
         index: of the item vectors, without the removed ones.
     """
     text, words = _texts_with(retriever, read, n_items)
+    topics = retriever.topics.read(words.vectors[read.rows], retriever.words)
+    read_by_towers = _replaced(retriever.towers.text, read.rows, beside(read.text, topics), n_items)
     transitions = _transitions(retriever.transitions, read, n_items)
     taken = _padded(taken_in_training(retriever.trend), n_items)
     retold = dict(zip(read.rows.tolist(), read.texts, strict=True))
-    towers = _towers(retriever.towers, text, retold, taken=taken, stand_ins=transitions.stand_ins)
+    towers = _towers(retriever.towers, read_by_towers, retold, taken=taken, stand_ins=transitions.stand_ins)
     item_vectors = _replaced(retriever.item_vectors, read.rows, towers.item_vectors(read.rows), n_items)
     available = np.ones(n_items, dtype=np.bool_)
     available[removed] = False

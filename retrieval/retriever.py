@@ -19,6 +19,7 @@ from retrieval.ensemble import TowerEnsemble
 from retrieval.finetune import FinetuneConfig
 from retrieval.likeness import Likeness
 from retrieval.own_weights import with_cold, with_short
+from retrieval.topics import Topics
 from retrieval.towers import SequenceConfig, TextConfig, TowerConfig
 from retrieval.train import TrainConfig
 from retrieval.transitions import Transitions, TransitionsConfig
@@ -45,6 +46,7 @@ class RetrieverConfig(BaseModel):
     whiten_text: bool = Field(
         False, description="give all directions of the centred text vectors about the same spread over the catalog"
     )
+    topics: int = Field(512, ge=0, description="of the catalog's words, read by towers beside text vectors; 0: none")
     finetune: FinetuneConfig = Field(FinetuneConfig(), description="tuning of the sentence-transformer itself")
     recency: TowerConfig = Field(TowerConfig(), description="towers that sum up the last items")
     sequence: SequenceConfig = Field(SequenceConfig(), description="towers that read the last items in order")
@@ -121,6 +123,7 @@ class Retriever:
         text: (N, E) float32, text vectors as `text_space` maps them.
         text_space: their map, by which other texts are compared with them.
         words: the same texts as weighted words.
+        topics: of these words, which the towers read beside the text vectors.
         trend: how often each item was taken of late.
         recent_popularity: (N,) float32 interactions of the last days of the log.
         available: (N,) bool, false for items that were removed and must never be a candidate; None: all are.
@@ -135,6 +138,7 @@ class Retriever:
     text: Scores
     text_space: TextSpace
     words: Words
+    topics: Topics
     trend: Trend
     recent_popularity: Scores
     index: VectorIndex

@@ -112,7 +112,7 @@ class TwoTowers(nn.Module):
     """One pair of towers.
 
     Args:
-        text: (N, E) float32, L2-normalised and mean-centred.
+        text: (N, E) float32, L2-normalised and mean-centred; with the topics of the items' words, where there are any.
         sparse: sparse gradients for what is learned for each id.
         reader: reads histories, for a user tower that asks for their words.
     """
@@ -126,10 +126,12 @@ class TwoTowers(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("text", text, persistent=False)
-        principal = principal_directions(text, config.text_dim)
+        # Histories are read by the encoder alone: both sides of a text tower begin by what they share.
+        both = len(reader.space.mean) if isinstance(config, TextConfig) and reader else text.shape[1]
+        principal = principal_directions(text[:, :both], config.text_dim)
         self.item = ItemTower(
             len(text),
-            principal,
+            nn.functional.pad(principal, (0, text.shape[1] - both)),
             residual_dim=config.residual_dim,
             join=config.join,
             dropout=config.dropout,
@@ -185,7 +187,8 @@ class TwoTowers(nn.Module):
         """The same towers over a catalog with other texts or more items, for use and not for training.
 
         Args:
-            text: (N', E) centred text vectors, N' ≥ N; items beyond N have no residual until they are settled.
+            text: (N', E) what they read of each item's text, N' ≥ N; items beyond N have no residual until they are
+                settled.
             retold: row → text, of the items that are new or have another text.
         """
         # In place of ours in the copy: the text vectors, by far the largest part, and who reads histories.

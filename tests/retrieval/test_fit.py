@@ -17,6 +17,7 @@ from retrieval.fit import FittedRetriever, drawn, fit_retriever
 from retrieval.folder import load_retriever, load_vectors, read_card, read_recipe, save_retriever, save_vectors
 from retrieval.groundwork import fit_transitions, recent_popularity
 from retrieval.retriever import TEXT, TRANSITIONS, Retriever, RetrieverConfig
+from retrieval.topics import beside
 from retrieval.train import TrainRecord
 from retrieval.validation import catalog_ndcg10
 from retrieval.weighing import with_fitted_fusion
@@ -299,7 +300,7 @@ def test_whitened_texts_are_what_all_reads_and_the_map_is_kept(tmp_path):
     found = fitted(vectors=skewed, settings=settings)
     white = TextSpace.of(skewed, whiten=True)(skewed)
     np.testing.assert_array_equal(found.retriever.text, white)
-    np.testing.assert_array_equal(found.retriever.towers.members[0].towers.text.numpy(), white)
+    np.testing.assert_array_equal(found.retriever.towers.text, beside(white, found.retriever.topics.vectors))
     assert np.abs(white - centred(skewed)).max() > 0.05
     save_retriever(tmp_path, found, text_vectors="key")
     loaded = load_retriever(tmp_path, texts=TEXTS, text_vectors=skewed, index=FlatIndex)

@@ -16,9 +16,11 @@ from retrieval.growth import ReadItems, grown, taken_in_training
 from retrieval.likeness import Likeness
 from retrieval.retriever import POPULARITY, Retriever
 from retrieval.stand_ins import find_stand_ins
+from retrieval.topics import Topics, beside
 from retrieval.transitions import Transitions
 from retrieval.trend import Trend
-from tests.retrieval.toy import item_texts, random_log
+from retrieval.words import Words
+from tests.retrieval.toy import TOPICS, item_texts, random_log
 from tests.retrieval.toy import retriever as toy_retriever
 
 ITEMS, KNOWN = 40, 33
@@ -27,16 +29,20 @@ NOTHING = np.zeros(0, dtype=np.int64)
 
 @pytest.fixture(scope="module")
 def whole() -> Retriever:
-    """Over all items, of which those from KNOWN on, and some before, were never taken."""
+    """Over all items, of which those from KNOWN on, and some before, were never taken, nor had their words a say."""
     log = random_log(KNOWN - 3, users=80)
     made = toy_retriever(ITEMS, train=log)
+    words = _cut_words(made.words)
+    topics = Topics.of(words, TOPICS)
+    for member in made.towers.members:
+        member.towers.text = torch.from_numpy(beside(made.text, topics.read(made.words.vectors, words)))
     taken = np.bincount(log.item_rows, minlength=ITEMS)
     stand_ins = find_stand_ins(Likeness(made.text, made.words), taken)
     for member in made.towers.members:
         member.towers.settle_cold_items(taken, stand_ins)
     vectors = made.towers.item_vectors()
     popular = np.bincount(log.item_rows, minlength=ITEMS).astype(np.float32)
-    return replace(made, item_vectors=vectors, index=FlatIndex(vectors), recent_popularity=popular)
+    return replace(made, topics=topics, item_vectors=vectors, index=FlatIndex(vectors), recent_popularity=popular)
 
 
 def cut(whole: Retriever) -> Retriever:
@@ -49,11 +55,15 @@ def cut(whole: Retriever) -> Retriever:
         transitions=Transitions(weights[:KNOWN, :KNOWN], whole.transitions.config, stand_ins[:KNOWN, :KNOWN]),
         item_vectors=vectors,
         text=whole.text[:KNOWN],
-        words=replace(whole.words, vectors=whole.words.vectors[:KNOWN]),
+        words=_cut_words(whole.words),
         trend=replace(whole.trend, ever=whole.trend.ever[:KNOWN]),
         recent_popularity=whole.recent_popularity[:KNOWN],
         index=FlatIndex(vectors),
     )
+
+
+def _cut_words(words: Words) -> Words:
+    return replace(words, vectors=words.vectors[:KNOWN])
 
 
 def _cut(member: Member) -> Member:

@@ -17,6 +17,7 @@ from retrieval.likeness import Likeness
 from retrieval.retriever import TEXT as TEXT_SOURCE
 from retrieval.retriever import TRANSITIONS, Retriever, RetrieverConfig, transforms
 from retrieval.stand_ins import find_stand_ins
+from retrieval.topics import Topics, beside
 from retrieval.towers import SequenceConfig, TextConfig, TowerConfig, TwoTowers
 from retrieval.train import TrainConfig
 from retrieval.transitions import Transitions, TransitionsConfig
@@ -47,6 +48,7 @@ WORDED = TextConfig(
     batch_size=64,
     learning_rate=0.02,
 )
+TOPICS = 3
 TOWER_WEIGHTS = {UserTowerKind.RECENCY: 0.5, UserTowerKind.SEQUENCE: 0.8}
 
 
@@ -60,11 +62,19 @@ def item_texts(n_items: int) -> list[str]:
     return [f"name{row} kind{row % 4} | maker {row % 7}" for row in range(n_items)]
 
 
-def towers(n_items: int, *, config: TowerConfig = SMALL, seed: int = 0) -> TwoTowers:
+def topics(n_items: int) -> Topics:
+    """Of these texts: the kinds and the makers."""
+    return Topics.of(Words.of(item_texts(n_items)), TOPICS)
+
+
+def towers(n_items: int, *, config: TowerConfig = SMALL, seed: int = 0, with_topics: bool = False) -> TwoTowers:
     """Random towers whose residuals and biases are large enough to matter."""
     torch.manual_seed(seed)
     reader = bag_reader(item_texts(n_items)) if isinstance(config, TextConfig) else None
-    model = TwoTowers(torch.from_numpy(centred(text_vectors(n_items))), config, reader=reader)
+    text = centred(text_vectors(n_items))
+    if with_topics:
+        text = beside(text, topics(n_items).vectors)
+    model = TwoTowers(torch.from_numpy(text), config, reader=reader)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(("residual", "item.bias")):
@@ -80,7 +90,7 @@ def ensemble(n_items: int, *, seed: int = 0) -> TowerEnsemble:
         (UserTowerKind.SEQUENCE, 1, SEQUENCE),
     ]
     members = [
-        Member(kind, copy, towers(n_items, config=config, seed=seed + place))
+        Member(kind, copy, towers(n_items, config=config, seed=seed + place, with_topics=True))
         for place, (kind, copy, config) in enumerate(drawn)
     ]
     return TowerEnsemble(tuple(members), TOWER_WEIGHTS)
@@ -117,6 +127,7 @@ def config(*, per_source: int = 5, epochs: int = 3, copies: int = 1) -> Retrieve
         recency=SMALL.model_copy(update=pace),
         sequence=SEQUENCE.model_copy(update=pace),
         train=TrainConfig(precision="float32"),
+        topics=TOPICS,
         transitions=TransitionsConfig(history_items=6),
         per_source=per_source,
     )
@@ -129,7 +140,7 @@ def retriever(n_items: int, *, per_source: int = 5, train: Histories | None = No
     columns = transforms(model.kinds, trend)
     weights = {"recency": 0.5, "sequence": 0.3, TRANSITIONS: 0.4, TEXT_SOURCE: 1.5}
     vectors = model.item_vectors()
-    text, words = model.members[0].towers.text.numpy(), Words.of(item_texts(n_items))
+    text, words = centred(text_vectors(n_items)), Words.of(item_texts(n_items))
     stand_ins = find_stand_ins(Likeness(text, words), np.bincount(log.item_rows, minlength=n_items))
     return Retriever(
         config=settings,
@@ -142,6 +153,7 @@ def retriever(n_items: int, *, per_source: int = 5, train: Histories | None = No
         text=text,
         text_space=TextSpace.of(text_vectors(n_items)),
         words=words,
+        topics=topics(n_items),
         trend=trend,
         recent_popularity=np.random.default_rng(seed + 1).permutation(n_items).astype(np.float32),
         index=FlatIndex(vectors),
