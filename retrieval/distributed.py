@@ -15,11 +15,11 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.schema import Scores
 from store.errors import BadInput, Mismatch
 from store.fingerprint import fingerprint
 
@@ -89,7 +89,7 @@ class Team:
         """What `compute` gives in the leader, for all; the others wait and do not call it."""
         return self.sum([compute() if self.leads else 0.0])[0]
 
-    def array_from_leader(self, compute: Callable[[], Scores], *, like: Scores) -> Scores:
+    def array_from_leader(self, compute: Callable[[], npt.NDArray[Any]], *, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The array that `compute` gives in the leader, for all; the others wait and do not call it.
 
         Args:
@@ -99,7 +99,7 @@ class Team:
             return compute()
         sent = torch.from_numpy(compute() if self.leads else np.empty_like(like)).to(self.device)
         dist.broadcast(sent, src=0)
-        return np.asarray(sent.cpu().numpy())
+        return sent.cpu().numpy()
 
     def wait(self) -> None:
         """Until all are here."""

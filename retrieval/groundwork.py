@@ -65,7 +65,7 @@ class Groundwork:
         """
         taken = np.bincount(train.item_rows, minlength=len(catalog))
         words = Words.of(catalog.texts)
-        like = np.empty((len(catalog), config.topics), dtype=np.float32)
+        like = np.empty((len(catalog), config.topics), dtype=np.float16)
         topics = Topics(team.array_from_leader(lambda: Topics.of(words, config.topics).scores, like=like))
         text = TextSpace.of(text_vectors, whiten=config.whiten_text)(text_vectors)
         stand_ins = find_stand_ins(Likeness(text, words), taken)

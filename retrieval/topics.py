@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 from sklearn.utils.extmath import randomized_svd
@@ -29,11 +30,10 @@ class Topics:
     this catalog repeats, where a sentence-transformer knows what a text is about.
 
     Attributes:
-        scores: (N, K) float32, U S, strongest first, noughts beyond the rank; rounded to float16, in which they are
-            kept.
+        scores: (N, K) float16, U S, strongest first, noughts beyond the rank.
     """
 
-    scores: Scores
+    scores: npt.NDArray[np.float16]
 
     @classmethod
     def of(cls, words: Words, count: int) -> "Topics":
@@ -48,7 +48,7 @@ class Topics:
                 used, found, n_iter=POWER_ITERATIONS, power_iteration_normalizer="LU", random_state=SEED
             )
             scores[:, :found] = left * np.where(strength > WEAKEST * strength[0], strength, 0)
-        return cls(scores.astype(np.float16).astype(np.float32))
+        return cls(scores.astype(np.float16))
 
     @cached_property
     def _mean(self) -> Scores:
@@ -57,12 +57,12 @@ class Topics:
     @cached_property
     def _squares(self) -> Scores:
         """(K,) S², 1 beyond the rank."""
-        squares = np.einsum("nk,nk->k", self.scores, self.scores)
+        squares = np.einsum("nk,nk->k", self.scores, self.scores, dtype=np.float32)
         return np.where(squares > 0, squares, np.float32(1))
 
-    @cached_property
+    @property
     def vectors(self) -> Scores:
-        """(N, K) float32 of the items, centred, of length 1."""
+        """(N, K) float32 of the items, centred, of length 1; made anew each time, since a large catalog's are large."""
         return centred(_unit(self.scores), self._mean)
 
     def read(self, words: sp.csr_matrix, catalog: Words) -> Scores:
@@ -73,16 +73,17 @@ class Topics:
             catalog: those that the topics were found in, and behind them, of items that came later, any.
         """
         likeness = words @ catalog.vectors[: len(self.scores)].T
-        return centred(_unit((likeness @ self.scores) / self._squares), self._mean)
+        near = np.unique(likeness.indices)
+        return centred(_unit((likeness[:, near] @ self.scores[near].astype(np.float32)) / self._squares), self._mean)
 
     def save(self, folder: Path) -> None:
         """Writes the scores."""
-        save_file({"scores": self.scores.astype(np.float16)}, folder / "topics.safetensors")
+        save_file({"scores": self.scores}, folder / "topics.safetensors")
 
     @classmethod
     def load(cls, folder: Path) -> "Topics":
         """Reads what `save` wrote."""
-        return cls(load_file(folder / "topics.safetensors")["scores"].astype(np.float32))
+        return cls(load_file(folder / "topics.safetensors")["scores"])
 
 
 def beside(text: Scores, topics: Scores) -> Scores:
@@ -90,5 +91,6 @@ def beside(text: Scores, topics: Scores) -> Scores:
     return _unit(np.concatenate([text, topics], axis=1)) if topics.shape[1] else text
 
 
-def _unit(vectors: Scores) -> Scores:
+def _unit(vectors: npt.NDArray[np.floating]) -> Scores:
+    vectors = np.asarray(vectors, dtype=np.float32)
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6), dtype=np.float32)

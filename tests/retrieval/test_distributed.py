@@ -222,6 +222,11 @@ def test_the_leader_alone_tunes_and_all_have_its_vectors_and_its_encoder(two):
     assert told[0]["seen"] == [0.0, 1.0, 2.0, 3.0]
 
 
+def test_an_array_of_half_precision_comes_from_the_leader_as_it_is(two):
+    for rank in (0, 1):
+        assert json.loads((two / f"half-{rank}.json").read_text()) == [[1.0, float(np.float16(0.1))], [0.0, -3.0]]
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to list threads")
 def test_no_thread_of_the_team_outlives_it(two):
     # One that does crashes the end of the process, now and then.
@@ -304,6 +309,8 @@ def main(folder: Path) -> None:
         keep("refused", refusal(lambda: team.check_same({"seed": team.rank}, "settings")))
         keep("gradients", gradients(team))
         keep("tuned", tuned_by(team))
+        half = np.array([[1, 0.1], [team.rank, -3]], dtype=np.float16)
+        keep("half", team.array_from_leader(lambda: half, like=np.empty_like(half)).tolist())
     left = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
     (folder / f"threads-{team.rank}.json").write_text(json.dumps(left))
 
