@@ -62,11 +62,14 @@ class Topics:
 
     @property
     def vectors(self) -> Scores:
-        """(N, K) float32 of the items, centred, of length 1; made anew each time, since a large catalog's are large."""
-        return centred(_unit(self.scores), self._mean)
+        """(N, K) float32 of the items, centred, of length 1, or 0 without a word that others share.
+
+        Made anew each time: those of a large catalog are large.
+        """
+        return self._centred(self.scores)
 
     def read(self, words: sp.csr_matrix, catalog: Words) -> Scores:
-        """(n, K) float32 of other texts: folded in as w V = (w Wᵀ) (U S) S⁻².
+        """(n, K) float32 of other texts, as `vectors` are: folded in as w V = (w Wᵀ) (U S) S⁻².
 
         Args:
             words: (n, FEATURES) as the catalog weighs them.
@@ -74,7 +77,10 @@ class Topics:
         """
         likeness = words @ catalog.vectors[: len(self.scores)].T
         near = np.unique(likeness.indices)
-        return centred(_unit((likeness[:, near] @ self.scores[near].astype(np.float32)) / self._squares), self._mean)
+        return self._centred((likeness[:, near] @ self.scores[near].astype(np.float32)) / self._squares)
+
+    def _centred(self, scores: npt.NDArray[np.floating]) -> Scores:
+        return np.where(np.any(scores, axis=1, keepdims=True), centred(_unit(scores), self._mean), np.float32(0))
 
     def save(self, folder: Path) -> None:
         """Writes the scores."""

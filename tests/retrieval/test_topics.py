@@ -67,6 +67,13 @@ def test_a_new_text_stands_with_its_kind():
     assert likeness[1, 0::3].max() < likeness[1, 1::3].max()
 
 
+def test_a_text_without_a_word_that_others_share_has_no_topics():
+    words = Words.of([*TEXTS, "unheard"])
+    topics = Topics.of(words, 3)
+    assert not topics.vectors[-1].any()
+    assert not topics.read(words.read(["", "unheard of"]), words).any()
+
+
 @pytest.mark.parametrize("texts", [["one"], ["same words"] * 5, ["a", "b", "c"], ["x y", "x y"]])
 def test_few_or_identical_texts_have_finite_vectors(texts):
     words = Words.of(texts)
