@@ -234,5 +234,5 @@ def test_a_run_is_served_from_milvus_as_from_the_flat_index(shop: Shop, tmp_path
         assert done.code == 0, done.err
         found.append(pl.read_parquet(path))
     assert found[0].drop("score").equals(found[1].drop("score"))
-    np.testing.assert_allclose(found[0]["score"], found[1]["score"], rtol=1e-5)
+    np.testing.assert_allclose(found[0]["score"], found[1]["score"], rtol=1e-5, atol=1e-6)
     shutil.rmtree(root)

@@ -31,7 +31,7 @@ NOTHING = np.zeros(0, dtype=np.int64)
 def whole() -> Retriever:
     """Over all items, of which those from KNOWN on, and some before, were never taken, nor had their words a say."""
     log = random_log(KNOWN - 3, users=80)
-    made = toy_retriever(ITEMS, train=log)
+    made = toy_retriever(ITEMS, train=log, topics=TOPICS)
     words = _cut_words(made.words)
     topics = Topics.of(words, TOPICS)
     for member in made.towers.members:

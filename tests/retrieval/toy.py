@@ -62,18 +62,12 @@ def item_texts(n_items: int) -> list[str]:
     return [f"name{row} kind{row % 4} | maker {row % 7}" for row in range(n_items)]
 
 
-def topics(n_items: int) -> Topics:
-    """Of these texts: the kinds and the makers."""
-    return Topics.of(Words.of(item_texts(n_items)), TOPICS)
-
-
-def towers(n_items: int, *, config: TowerConfig = SMALL, seed: int = 0, with_topics: bool = False) -> TwoTowers:
+def towers(n_items: int, *, config: TowerConfig = SMALL, seed: int = 0, topics: int = 0) -> TwoTowers:
     """Random towers whose residuals and biases are large enough to matter."""
     torch.manual_seed(seed)
     reader = bag_reader(item_texts(n_items)) if isinstance(config, TextConfig) else None
     text = centred(text_vectors(n_items))
-    if with_topics:
-        text = beside(text, topics(n_items).vectors)
+    text = beside(text, Topics.of(Words.of(item_texts(n_items)), topics).vectors)
     model = TwoTowers(torch.from_numpy(text), config, reader=reader)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -82,7 +76,7 @@ def towers(n_items: int, *, config: TowerConfig = SMALL, seed: int = 0, with_top
     return model
 
 
-def ensemble(n_items: int, *, seed: int = 0) -> TowerEnsemble:
+def ensemble(n_items: int, *, seed: int = 0, topics: int = 0) -> TowerEnsemble:
     """Two random copies of one kind and one of the other."""
     drawn = [
         (UserTowerKind.RECENCY, 1, SMALL),
@@ -90,7 +84,7 @@ def ensemble(n_items: int, *, seed: int = 0) -> TowerEnsemble:
         (UserTowerKind.SEQUENCE, 1, SEQUENCE),
     ]
     members = [
-        Member(kind, copy, towers(n_items, config=config, seed=seed + place, with_topics=True))
+        Member(kind, copy, towers(n_items, config=config, seed=seed + place, topics=topics))
         for place, (kind, copy, config) in enumerate(drawn)
     ]
     return TowerEnsemble(tuple(members), TOWER_WEIGHTS)
@@ -133,8 +127,11 @@ def config(*, per_source: int = 5, epochs: int = 3, copies: int = 1) -> Retrieve
     )
 
 
-def retriever(n_items: int, *, per_source: int = 5, train: Histories | None = None, seed: int = 0) -> Retriever:
-    model, settings = ensemble(n_items, seed=seed), config(per_source=per_source)
+def retriever(
+    n_items: int, *, per_source: int = 5, train: Histories | None = None, seed: int = 0, topics: int = 0
+) -> Retriever:
+    model = ensemble(n_items, seed=seed, topics=topics)
+    settings = config(per_source=per_source).model_copy(update={"topics": topics})
     log = train or random_log(n_items, seed=seed)
     trend = Trend.fit(log, n_items, settings.trend_days)
     columns = transforms(model.kinds, trend)
@@ -153,7 +150,7 @@ def retriever(n_items: int, *, per_source: int = 5, train: Histories | None = No
         text=text,
         text_space=TextSpace.of(text_vectors(n_items)),
         words=words,
-        topics=topics(n_items),
+        topics=Topics.of(words, topics),
         trend=trend,
         recent_popularity=np.random.default_rng(seed + 1).permutation(n_items).astype(np.float32),
         index=FlatIndex(vectors),
