@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from store.atomic import atomic_write, disk_trouble_told
 from store.errors import BadInput, CorruptArtifact, Mismatch, MissingStep
@@ -66,13 +67,8 @@ class Journal:
             CorruptArtifact: when its head is damaged.
             Mismatch: when a newer version wrote it.
         """
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                head = file.read(_START)
-        except FileNotFoundError as error:
-            raise MissingStep(
-                f"{self.path} is missing: publish the index anew with 'python cli.py build-index'"
-            ) from error
+        with self._file(buffering=0) as file:
+            head = file.read(_START)
         return self._read_mark(head)
 
     def read(self, since: Mark | None = None) -> tuple[list[bytes], Mark]:
@@ -88,10 +84,18 @@ class Journal:
             raise self._damaged(f"it counts {upto.records:,} records where there were {start.records:,}")
         if upto == start:
             return [], upto
-        with self.path.open("rb") as file:
+        with self._file() as file:
             file.seek(start.end)
             content = file.read(upto.end - start.end)
         return list(self._records(content, start, upto)), upto
+
+    def _file(self, *, buffering: int = -1) -> IO[bytes]:
+        try:
+            return self.path.open("rb", buffering=buffering)
+        except FileNotFoundError as error:
+            raise MissingStep(
+                f"{self.path} is missing: publish the index anew with 'python cli.py build-index'"
+            ) from error
 
     def append(self, *bodies: bytes) -> Mark:
         """Puts records at the end, all or none, and returns once they are on the disk; the caller holds a lock.

@@ -108,12 +108,20 @@ class PublishedIndex:
         Raises:
             CorruptArtifact, Mismatch: as when it was opened; what was served until then still is.
         """
-        before, signature = self._now, self._look()
-        if self._follows and signature != self._signature:
-            self._opened = self._open_current()
-            self._signature = signature
-        else:
-            self._opened = _caught_up(before)
+        before = self._now
+        while True:
+            signature = self._look()
+            try:
+                if self._follows and signature != self._signature:
+                    self._opened = self._open_current()
+                    self._signature = signature
+                else:
+                    self._opened = _caught_up(before)
+                break
+            except MissingStep:
+                # Its journal may have been pruned since the look: then there is another release.
+                if not self._follows or self._look() == signature:
+                    raise
         if self.release != before.release:
             return Fresh.REPLACED
         return Fresh.SAME if self._now.mark == before.mark else Fresh.CHANGED

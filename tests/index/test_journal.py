@@ -36,6 +36,20 @@ def test_records_come_back_in_their_order(journal: Journal) -> None:
     assert bodies(Journal.create(journal.path)) == []
 
 
+class PrunedMeanwhile(Journal):
+    """One whose file is removed as soon as it has told how far it counts."""
+
+    def mark(self) -> Mark:
+        found = super().mark()
+        self.path.unlink()
+        return found
+
+
+def test_one_that_is_pruned_while_it_is_read_is_missing(journal: Journal) -> None:
+    with pytest.raises(MissingStep, match="is missing"):
+        PrunedMeanwhile(journal.path).read()
+
+
 def test_a_reader_gets_only_what_is_new_to_it(journal: Journal) -> None:
     _, seen = journal.read()
     assert journal.read(seen) == ([], seen)

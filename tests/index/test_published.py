@@ -204,6 +204,20 @@ def test_the_last_indexes_stay_and_a_reader_keeps_what_it_has_open(run: Run) -> 
     assert prune(run) == []
 
 
+def test_a_reader_whose_journal_is_pruned_since_it_looked_takes_the_next_release(run: Run) -> None:
+    writer = PublishedIndex(run)
+    writer.add(MORE)
+    late = PublishedIndex(run)
+    looked = [late._look()]
+    look, late._look = late._look, lambda: looked.pop() if looked else look()
+    for step in range(KEPT):
+        writer.compact()
+        writer.add(MORE[:1] * (step + 1))
+    prune(run)
+    assert late.refresh() is Fresh.REPLACED
+    same(late, writer)
+
+
 def made(run: Run, step: int) -> Release:
     """A release of its own data set, vectors and index."""
     parts = {kind: run.write_artifact(kind, {"step": step}, lambda folder: None) for kind in ("dataset", "vectors")}
