@@ -125,7 +125,7 @@ class Bench:
             torch.manual_seed(1)
             read = self.text_vectors if vectors is None else vectors
             table = TextSpace.of(read, whiten=whiten)(read)
-            text = torch.from_numpy(beside(table, self.groundwork.topics.vectors) if topics else table)
+            text = torch.from_numpy(beside(table, self.groundwork.topics_of_items()) if topics else table)
             reader = self.reader if kind is WORDED else None
             model = TwoTowers(text, config, sparse=samples_softmax(self.counts, train.softmax), reader=reader)
             record = train_towers(

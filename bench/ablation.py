@@ -147,7 +147,7 @@ def tuned_encoder(bench: Bench, method: FinetuneMethod) -> tuple[Candidates, flo
         config=FinetuneConfig(method=method),
         training=settings.train,
         reading=settings.encoder,
-        topics=bench.groundwork.topics.vectors,
+        topics=bench.groundwork.topics_of_items(),
         log=bench.log.record,
     )
     vectors = tuner.round(bench.towers(RECENCY).towers, ws.split.train, bench.text_vectors, number=1)

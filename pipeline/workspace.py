@@ -109,11 +109,10 @@ class Workspace:
         if self.config.retriever.distil.teacher is None:
             # How it would teach makes nothing: a retriever without a teacher is the one that a taught one begins from.
             del config["distil"]
-        if not self.config.retriever.cold_targets:
-            # Off it makes nothing else either: what was made before there was such a setting keeps its key.
-            del config["cold_targets"]
-        if not self.config.retriever.topics:
-            del config["topics"]
+        for later in ("cold_targets", "topics"):
+            # Off they make nothing else either: what was made before there was such a setting keeps its key.
+            if not config[later]:
+                del config[later]
         return {
             **earlier,
             **protocol,

@@ -127,7 +127,7 @@ def fit_retriever(
         reader = HistoryReader(
             catalog.texts, text_vectors, load_encoder=load, config=config.reading, space=space, say=say
         )
-    read = beside(space(text_vectors), groundwork.topics.vectors)
+    read = beside(space(text_vectors), groundwork.topics_of_items())
     towers, records = training.ensemble(read, reader, tuning_minutes=tuning_minutes)
     fusion = recipe.fusion if recipe else None
     retriever = groundwork.under(towers, text_vectors, config=config, build_index=build_index, fusion=fusion)
@@ -180,7 +180,7 @@ class _Training:
                 "text: set copies and text_dim of either above 0"
             )
 
-        topics = self.groundwork.topics.vectors
+        topics = self.groundwork.topics_of_items()
         # Of equal length, so that each round has the same chance as the frozen encoder.
         part_minutes = config.finetune.budget_share * config.train.budget_minutes / (2 * rounds + 1)
         self.say(

@@ -170,7 +170,7 @@ def load_retriever(
         text = space(text_vectors)
         words = Words.load(folder)
         topics = Topics.load(folder) if card.config.topics else Topics.of(words, 0)
-        read = beside(text, topics.vectors)
+        read = beside(text, topics.read(words.vectors))
         towers = _load_towers(folder, card, read, _reader(folder, card, texts, text_vectors, space))
         stand_ins = load_stand_ins(folder, len(text))
         transitions = replace(Transitions.load(folder, len(text), card.transitions), stand_ins=stand_ins)

@@ -61,22 +61,24 @@ class Groundwork:
             text_vectors: (N, E) float32 of length 1, by the untuned encoder.
             validation: users of group B, who choose how transitions are counted; may be empty.
             chosen: how transitions are counted, where validation chose it before.
-            team: whose leader finds the topics, so that all have the same to the last bit.
+            team: whose leader finds the topics.
         """
         taken = np.bincount(train.item_rows, minlength=len(catalog))
         words = Words.of(catalog.texts)
-        like = np.empty((len(catalog), config.topics), dtype=np.float16)
-        topics = Topics(team.array_from_leader(lambda: Topics.of(words, config.topics).scores, like=like))
         text = TextSpace.of(text_vectors, whiten=config.whiten_text)(text_vectors)
         stand_ins = find_stand_ins(Likeness(text, words), taken)
         log({"stage": "stand-ins", "items_without_a_past": int((taken == 0).sum())})
         return cls(
             words=words,
-            topics=topics,
+            topics=Topics.of(words, config.topics, team),
             transitions=fit_transitions(train, stand_ins, validation=validation, config=config, log=log, chosen=chosen),
             trend=Trend.fit(train, len(catalog), config.trend_days),
             recent_popularity=recent_popularity(train, len(catalog), config.recent_days),
         )
+
+    def topics_of_items(self) -> Scores:
+        """(N, K) float32, what towers read beside the text vectors."""
+        return self.topics.read(self.words.vectors)
 
     def under(
         self,

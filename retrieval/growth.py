@@ -69,7 +69,7 @@ def grown(retriever: Retriever, read: ReadItems, *, n_items: int, removed: Rows,
         index: of the item vectors, without the removed ones.
     """
     text, words = _texts_with(retriever, read, n_items)
-    topics = retriever.topics.read(words.vectors[read.rows], retriever.words)
+    topics = retriever.topics.read(words.vectors[read.rows])
     read_by_towers = _replaced(retriever.towers.text, read.rows, beside(read.text, topics), n_items)
     transitions = _transitions(retriever.transitions, read, n_items)
     taken = _padded(taken_in_training(retriever.trend), n_items)

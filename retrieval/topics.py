@@ -1,7 +1,6 @@
 """Item texts as topics: the directions in which the words of a catalog go together."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,8 @@ import scipy.sparse as sp
 from safetensors.numpy import load_file, save_file
 from sklearn.utils.extmath import randomized_svd
 
-from data.schema import Scores
+from data.schema import Rows, Scores
+from retrieval.distributed import ALONE, Team
 from retrieval.encode import centred
 from retrieval.words import Words
 
@@ -19,7 +19,7 @@ POWER_ITERATIONS = 3
 MOST_WORDS = 50_000
 """Of a large catalog the words that weigh most in all; the others hardly move its strongest directions."""
 WEAKEST = 1e-3
-"""Of the strongest direction: what is weaker is rounding, and would be blown up where other texts are read."""
+"""Of the strongest direction: what is weaker is rounding."""
 
 
 @dataclass(frozen=True)
@@ -30,66 +30,63 @@ class Topics:
     this catalog repeats, where a sentence-transformer knows what a text is about.
 
     Attributes:
-        scores: (N, K) float16, U S, strongest first, noughts beyond the rank.
+        places: (F,) int64, rising, of the words that have a say among the features of `Words`.
+        directions: (F, K) float16, V, strongest first, noughts beyond the rank.
+        mean: (K,) float32 of the catalog's items along them, each of length 1.
     """
 
-    scores: npt.NDArray[np.float16]
+    places: Rows
+    directions: npt.NDArray[np.float16]
+    mean: Scores
 
     @classmethod
-    def of(cls, words: Words, count: int) -> "Topics":
-        """The `count` strongest directions (randomised: Halko et al. 2011)."""
-        scores = np.zeros((words.vectors.shape[0], count), dtype=np.float32)
-        weight = np.bincount(words.vectors.indices, words.vectors.data**2, minlength=words.vectors.shape[1])
-        most = np.sort(np.argsort(-weight, kind="stable")[: min(MOST_WORDS, np.count_nonzero(weight))])
-        used = words.vectors[:, most]
-        found = min(count, *used.shape)
-        if found:
-            left, strength, _ = randomized_svd(
-                used, found, n_iter=POWER_ITERATIONS, power_iteration_normalizer="LU", random_state=SEED
-            )
-            scores[:, :found] = left * np.where(strength > WEAKEST * strength[0], strength, 0)
-        return cls(scores.astype(np.float16))
+    def of(cls, words: Words, count: int, team: Team = ALONE) -> "Topics":
+        """The `count` strongest directions (randomised: Halko et al. 2011).
 
-    @cached_property
-    def _mean(self) -> Scores:
-        return np.asarray(_unit(self.scores).mean(axis=0))
-
-    @cached_property
-    def _squares(self) -> Scores:
-        """(K,) S², 1 beyond the rank."""
-        squares = np.einsum("nk,nk->k", self.scores, self.scores, dtype=np.float32)
-        return np.where(squares > 0, squares, np.float32(1))
-
-    @property
-    def vectors(self) -> Scores:
-        """(N, K) float32 of the items, centred, of length 1, or 0 without a word that others share.
-
-        Made anew each time: those of a large catalog are large.
+        Args:
+            team: whose leader finds them, so that all have the same to the last bit.
         """
-        return self._centred(self.scores)
+        weight = np.bincount(words.vectors.indices, words.vectors.data**2, minlength=words.vectors.shape[1])
+        places = np.sort(np.argsort(-weight, kind="stable")[: min(MOST_WORDS, np.count_nonzero(weight))])
+        used = words.vectors[:, places]
 
-    def read(self, words: sp.csr_matrix, catalog: Words) -> Scores:
-        """(n, K) float32 of other texts, as `vectors` are: folded in as w V = (w Wᵀ) (U S) S⁻².
+        def found() -> npt.NDArray[np.float16]:
+            directions = np.zeros((len(places), count), dtype=np.float16)
+            if most := min(count, *used.shape):
+                _, strength, right = randomized_svd(
+                    used, most, n_iter=POWER_ITERATIONS, power_iteration_normalizer="LU", random_state=SEED
+                )
+                directions[:, :most] = right.T * (strength > WEAKEST * strength[0])
+            return directions
+
+        directions = team.array_from_leader(found, like=np.empty((len(places), count), dtype=np.float16))
+        return cls(places, directions, _unit(_along(used, directions)).mean(axis=0))
+
+    def read(self, words: sp.csr_matrix) -> Scores:
+        """(n, K) float32 of texts, the catalog's or others: centred, of length 1, or 0 without a word that has a say.
 
         Args:
             words: (n, FEATURES) as the catalog weighs them.
-            catalog: those that the topics were found in, and behind them, of items that came later, any.
         """
-        likeness = words @ catalog.vectors[: len(self.scores)].T
-        near = np.unique(likeness.indices)
-        return self._centred((likeness[:, near] @ self.scores[near].astype(np.float32)) / self._squares)
-
-    def _centred(self, scores: npt.NDArray[np.floating]) -> Scores:
-        return np.where(np.any(scores, axis=1, keepdims=True), centred(_unit(scores), self._mean), np.float32(0))
+        scores = _along(words[:, self.places], self.directions)
+        return np.where(np.any(scores, axis=1, keepdims=True), centred(_unit(scores), self.mean), np.float32(0))
 
     def save(self, folder: Path) -> None:
-        """Writes the scores."""
-        save_file({"scores": self.scores}, folder / "topics.safetensors")
+        """Writes the directions, and what they are of."""
+        save_file(
+            {"places": self.places, "directions": self.directions, "mean": self.mean}, folder / "topics.safetensors"
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "Topics":
         """Reads what `save` wrote."""
-        return cls(load_file(folder / "topics.safetensors")["scores"])
+        return cls(**load_file(folder / "topics.safetensors"))
+
+
+def _along(words: sp.csr_matrix, directions: npt.NDArray[np.float16]) -> Scores:
+    """(n, K) float32: W V, of the words that stand in these texts alone."""
+    near = np.unique(words.indices)
+    return np.asarray(words[:, near] @ directions[near].astype(np.float32))
 
 
 def beside(text: Scores, topics: Scores) -> Scores:
@@ -97,6 +94,5 @@ def beside(text: Scores, topics: Scores) -> Scores:
     return _unit(np.concatenate([text, topics], axis=1)) if topics.shape[1] else text
 
 
-def _unit(vectors: npt.NDArray[np.floating]) -> Scores:
-    vectors = np.asarray(vectors, dtype=np.float32)
+def _unit(vectors: Scores) -> Scores:
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6), dtype=np.float32)

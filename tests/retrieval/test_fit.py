@@ -300,7 +300,8 @@ def test_whitened_texts_are_what_all_reads_and_the_map_is_kept(tmp_path):
     found = fitted(vectors=skewed, settings=settings)
     white = TextSpace.of(skewed, whiten=True)(skewed)
     np.testing.assert_array_equal(found.retriever.text, white)
-    np.testing.assert_array_equal(found.retriever.towers.text, beside(white, found.retriever.topics.vectors))
+    topics = found.retriever.topics.read(found.retriever.words.vectors)
+    np.testing.assert_array_equal(found.retriever.towers.text, beside(white, topics))
     assert np.abs(white - centred(skewed)).max() > 0.05
     save_retriever(tmp_path, found, text_vectors="key")
     loaded = load_retriever(tmp_path, texts=TEXTS, text_vectors=skewed, index=FlatIndex)

@@ -35,7 +35,7 @@ def whole() -> Retriever:
     words = _cut_words(made.words)
     topics = Topics.of(words, TOPICS)
     for member in made.towers.members:
-        member.towers.text = torch.from_numpy(beside(made.text, topics.read(made.words.vectors, words)))
+        member.towers.text = torch.from_numpy(beside(made.text, topics.read(made.words.vectors)))
     taken = np.bincount(log.item_rows, minlength=ITEMS)
     stand_ins = find_stand_ins(Likeness(made.text, made.words), taken)
     for member in made.towers.members:

@@ -32,7 +32,7 @@ WORDS = Words.of(TEXTS)
 
 
 def test_items_of_one_kind_stand_together_though_no_two_texts_are_alike():
-    vectors = Topics.of(WORDS, 3).vectors
+    vectors = Topics.of(WORDS, 3).read(WORDS.vectors)
     assert vectors.shape == (N, 3)
     cosine = vectors @ vectors.T
     same = np.equal.outer(np.arange(N) % 3, np.arange(N) % 3)
@@ -41,7 +41,8 @@ def test_items_of_one_kind_stand_together_though_no_two_texts_are_alike():
 
 
 def test_directions_are_singular_vectors_strongest_first():
-    found = Topics.of(WORDS, 5).scores
+    topics = Topics.of(WORDS, 5)
+    found = WORDS.vectors[:, topics.places] @ topics.directions.astype(np.float32)
     used = np.unique(WORDS.vectors.indices)
     strengths = np.linalg.svd(WORDS.vectors[:, used].toarray(), compute_uv=False)[:5]
     np.testing.assert_allclose(np.linalg.norm(found, axis=0), strengths, rtol=2e-3)
@@ -52,15 +53,15 @@ def test_directions_are_singular_vectors_strongest_first():
 @pytest.mark.parametrize("count", [3, 200])
 def test_a_text_of_the_catalog_is_read_as_it_stands_in_it(count):
     topics = Topics.of(WORDS, count)
-    assert topics.scores.shape == (N, count)
-    again = topics.read(WORDS.read(TEXTS[:7]), WORDS)
-    assert (again * topics.vectors[:7]).sum(axis=1).min() > 0.98
+    every = topics.read(WORDS.vectors)
+    assert every.shape == (N, count)
+    np.testing.assert_allclose(topics.read(WORDS.read(TEXTS[:7])), every[:7], atol=1e-6)
 
 
 def test_a_new_text_stands_with_its_kind():
     topics = Topics.of(WORDS, 3)
-    read = topics.read(WORDS.read(["a grinder for espresso", "violin story"]), WORDS)
-    likeness = read @ topics.vectors.T
+    read = topics.read(WORDS.read(["a grinder for espresso", "violin story"]))
+    likeness = read @ topics.read(WORDS.vectors).T
     assert likeness[0, 0::3].min() > 0.9
     assert likeness[0, 1::3].max() < 0
     assert np.linalg.norm(read[1]) == pytest.approx(1)
@@ -70,36 +71,37 @@ def test_a_new_text_stands_with_its_kind():
 def test_a_text_without_a_word_that_others_share_has_no_topics():
     words = Words.of([*TEXTS, "unheard"])
     topics = Topics.of(words, 3)
-    assert not topics.vectors[-1].any()
-    assert not topics.read(words.read(["", "unheard of"]), words).any()
+    assert not topics.read(words.vectors)[-1].any()
+    assert not topics.read(words.read(["", "unheard of"])).any()
 
 
 @pytest.mark.parametrize("texts", [["one"], ["same words"] * 5, ["a", "b", "c"], ["x y", "x y"]])
 def test_few_or_identical_texts_have_finite_vectors(texts):
     words = Words.of(texts)
     topics = Topics.of(words, 8)
-    assert topics.vectors.shape == (len(texts), 8)
-    assert np.isfinite(topics.vectors).all()
-    assert np.isfinite(topics.read(words.read(["same x", ""]), words)).all()
+    vectors = topics.read(words.vectors)
+    assert vectors.shape == (len(texts), 8)
+    assert np.isfinite(vectors).all()
+    assert np.isfinite(topics.read(words.read(["same x", ""]))).all()
 
 
 def test_they_are_found_alike_twice_and_kept_without_a_change(tmp_path):
     topics = Topics.of(WORDS, 4)
-    np.testing.assert_array_equal(Topics.of(WORDS, 4).scores, topics.scores)
+    np.testing.assert_array_equal(Topics.of(WORDS, 4).directions, topics.directions)
     topics.save(tmp_path)
-    np.testing.assert_array_equal(Topics.load(tmp_path).vectors, topics.vectors)
+    np.testing.assert_array_equal(Topics.load(tmp_path).read(WORDS.vectors), topics.read(WORDS.vectors))
 
 
 def test_towers_read_both_alike_and_the_text_as_it_is_where_there_are_no_topics():
-    text, topics = TextSpace.of(text_vectors(N))(text_vectors(N)), Topics.of(WORDS, 3).vectors
+    text, topics = TextSpace.of(text_vectors(N))(text_vectors(N)), Topics.of(WORDS, 3).read(WORDS.vectors)
     both = beside(text, topics)
     np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(both[:, :-3], text / np.sqrt(2), atol=1e-5)
-    assert beside(text, Topics.of(WORDS, 0).vectors) is text
+    assert beside(text, Topics.of(WORDS, 0).read(WORDS.vectors)) is text
 
 
 def test_tuning_sees_what_towers_read():
-    vectors, topics = text_vectors(N), Topics.of(WORDS, 3).vectors
+    vectors, topics = text_vectors(N), Topics.of(WORDS, 3).read(WORDS.vectors)
     read = read_by_towers(torch.from_numpy(vectors), topics=torch.from_numpy(topics))
     np.testing.assert_allclose(read.numpy(), beside(TextSpace.of(vectors)(vectors), topics), atol=1e-5)
 

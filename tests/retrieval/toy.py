@@ -67,7 +67,8 @@ def towers(n_items: int, *, config: TowerConfig = SMALL, seed: int = 0, topics: 
     torch.manual_seed(seed)
     reader = bag_reader(item_texts(n_items)) if isinstance(config, TextConfig) else None
     text = centred(text_vectors(n_items))
-    text = beside(text, Topics.of(Words.of(item_texts(n_items)), topics).vectors)
+    words = Words.of(item_texts(n_items))
+    text = beside(text, Topics.of(words, topics).read(words.vectors))
     model = TwoTowers(torch.from_numpy(text), config, reader=reader)
     with torch.no_grad():
         for name, weight in model.named_parameters():
