@@ -170,6 +170,7 @@ class SharedReranker:
         self._greeting = threading.Lock()
         self._state = (False, 0, "")
         self._looked_at = float("-inf")
+        self._silent = False
         self._look()
 
     @property
@@ -194,8 +195,10 @@ class SharedReranker:
             Crowded: when others were served for too long.
             RerankerFailure: when the hub or its child gave no answer.
         """
-        # What does not answer is not asked again by everybody.
+        # A hub that does not answer is not asked again by everybody; one that does may know better than a moment ago.
         ready, _, trouble = self._look()
+        if not ready and not self._silent:
+            ready, _, trouble = self._look(anew=True)
         if not ready:
             raise RerankerFailure(trouble or "the reranker gave no answer: it is being started")
         found: RerankResult = self._ask(SCORE, list(requests))
@@ -215,13 +218,15 @@ class SharedReranker:
     def close(self) -> None:
         """Leaves the child to the hub, which others ask, too."""
 
-    def _look(self) -> tuple[bool, int, str]:
-        if time.monotonic() - self._looked_at > STATE_S:
+    def _look(self, *, anew: bool = False) -> tuple[bool, int, str]:
+        if anew or time.monotonic() - self._looked_at > STATE_S:
             self._looked_at = time.monotonic()
             try:
                 self._state = self._ask(STATE, within_s=STATE_WAIT_S)
+                self._silent = False
             except RerankerFailure as error:
                 self._state = (False, self._state[1], str(error))
+                self._silent = True
         return self._state
 
     def _ask(self, method: str, *arguments: Any, within_s: float | None = None) -> Any:

@@ -53,6 +53,20 @@ def test_that_it_is_too_busy_is_no_failure(hub: RerankerHub):
         SharedReranker(hub.address, "a", timeout_s=5).score([RerankRequest((), ("x",))])
 
 
+def test_a_child_that_has_just_become_ready_is_asked(
+    hub: RerankerHub, children: dict[str, Child], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("recommend.shared.STATE_S", 60.0)
+    children["a"] = Child()
+    children["a"].is_ready = False
+    found = SharedReranker(hub.address, "a", timeout_s=5)
+    with pytest.raises(RerankerFailure, match="being started"):
+        found.score([RerankRequest((), ("x",))])
+    children["a"].is_ready = True  # which another worker may have told already
+    with pytest.raises(Crowded):
+        found.score([RerankRequest((), ("x",))])
+
+
 def test_every_child_forgets_that_of_the_release_before_too(hub: RerankerHub, children: dict[str, Child]):
     before, now = (SharedReranker(hub.address, key, timeout_s=5) for key in ("before", "now"))
     now.forget()
